@@ -1,0 +1,23 @@
+"""ragkv: reuse precomputed keys and values of retrieved chunks, recompute only what the question attends to."""
+
+from ragkv.decoding import decode, generate
+from ragkv.fusion import Prefill, fused_prefill
+from ragkv.models import load_model
+from ragkv.precompute import precompute
+from ragkv.prompt import Prompt, chat_parts, split_ids
+from ragkv.store import KVStore, StoreError
+
+__all__ = [
+    "KVStore",
+    "Prefill",
+    "Prompt",
+    "StoreError",
+    "chat_parts",
+    "decode",
+    "fused_prefill",
+    "generate",
+    "load_model",
+    "precompute",
+    "split_ids",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,55 @@
+"""Position-causal attention: every query attends to all keys at or before its own position.
+
+One signature for all backends, ``backend(query, key, value, positions, scaling)``:
+
+query
+    ``(batch, heads, queries, head_dim)``, rotated.
+key, value
+    ``(batch, kv_heads, tokens, head_dim)``, the keys rotated; each KV head serves ``heads / kv_heads`` heads.
+positions
+    ``(queries,)``, the queries' positions among the keys, strictly ascending.
+scaling
+    Factor of the products before the softmax.
+
+The result is ``(batch, heads, queries, head_dim)``. ``sdpa`` is the reference, and runs everywhere.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+TILE = 256  # queries that share a mask on a CPU
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float) -> Tensor:
+    """PyTorch's attention. On a CPU the queries go in tiles, and no tile sees keys beyond its last position."""
+    gqa = query.shape[1] != key.shape[1]
+    queries, tokens = query.shape[2], key.shape[2]
+    if queries == tokens:  # ascending positions: every token is asked
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=gqa)
+    tile = TILE if query.device.type == "cpu" else queries
+    parts = []
+    for part, where in zip(query.split(tile, dim=2), positions.split(tile), strict=True):
+        seen = int(where[-1]) + 1 if tile < queries else tokens
+        mask = where[:, None] >= torch.arange(seen, device=where.device)  # (queries, keys)
+        parts.append(
+            scaled_dot_product_attention(
+                part, key[:, :, :seen], value[:, :, :seen], attn_mask=mask, scale=scaling, enable_gqa=gqa
+            )
+        )
+    return torch.cat(parts, dim=2)
+
+
+Backend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+BACKENDS: dict[str, Backend] = {"sdpa": sdpa}
+
+
+def get_backend(name: str) -> Backend:
+    """The attention function of that name; ``"auto"`` is the fastest that is here."""
+    if name == "auto":
+        return sdpa
+    if name not in BACKENDS:
+        raise ValueError(f"unknown attention backend {name!r}: choose one of auto, {', '.join(BACKENDS)}")
+    return BACKENDS[name]

@@ -1,0 +1,54 @@
+"""The fused cache: reused keys and values, fresh ones scattered over them, and an ordinary cache at the end."""
+
+import copy
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+KV = tuple[Tensor, Tensor]
+
+
+def scatter(reused: KV | None, fresh: KV, positions: Tensor, tokens: int) -> KV:
+    """Keys and values of all `tokens` positions: the reused ones first, the fresh ones written over them.
+
+    Parameters
+    ----------
+    reused
+        ``(1, kv_heads, reused, head_dim)`` each, for positions ``0 .. reused - 1``; None for nothing.
+    fresh
+        ``(1, kv_heads, fresh, head_dim)`` each.
+    positions
+        ``(fresh,)``: where the fresh ones stand. Together with the reused ones they cover every position.
+    """
+    if reused is None:
+        return fresh
+    return tuple(_scatter(old, new, positions, tokens) for old, new in zip(reused, fresh, strict=True))  # type: ignore[return-value]
+
+
+def _scatter(old: Tensor, new: Tensor, positions: Tensor, tokens: int) -> Tensor:
+    states = new.new_empty(*new.shape[:2], tokens, new.shape[3])
+    states[:, :, : old.shape[2]] = old
+    return states.index_copy_(2, positions, new)
+
+
+def build_cache(model: PreTrainedModel, layers: list[KV]) -> DynamicCache:
+    """An ordinary transformers cache over these keys (rotated) and values, one pair a layer, without copying them."""
+    cache = DynamicCache(config=model.config)
+    for index, (keys, values) in enumerate(layers):
+        layer = cache.layers[index]
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+    return cache
+
+
+def fork(cache: DynamicCache) -> DynamicCache:
+    """A cache that grows on its own from the same keys and values; the original stays as it is."""
+    branch = copy.copy(cache)
+    branch.layers = [copy.copy(layer) for layer in cache.layers]
+    return branch
+
+
+def cache_bytes(cache: DynamicCache) -> int:
+    """Memory of its keys and values."""
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

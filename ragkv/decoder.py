@@ -1,0 +1,70 @@
+"""One decoder layer in steps, so that tokens may leave between them.
+
+Llama, Mistral, Qwen2 and Qwen3 share their layout in transformers: the steps below call the model's own modules
+(projections, norms, MLP), and no forward of transformers is replaced. Queries and keys come out *before* rotary
+embedding: a stored key can then be rotated to wherever its chunk stands.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def queries(attention: nn.Module, hidden: Tensor) -> Tensor:
+    """Queries before rotation: ``(batch, tokens, hidden)`` to ``(batch, heads, tokens, head_dim)``."""
+    return _heads(attention.q_proj(hidden), attention.head_dim, getattr(attention, "q_norm", None))
+
+
+def keys_values(attention: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys before rotation and values: ``(batch, tokens, hidden)`` to ``(batch, kv_heads, tokens, head_dim)`` each."""
+    keys = _heads(attention.k_proj(hidden), attention.head_dim, getattr(attention, "k_norm", None))
+    return keys, _heads(attention.v_proj(hidden), attention.head_dim)
+
+
+def _heads(projected: Tensor, head_dim: int, norm: nn.Module | None = None) -> Tensor:
+    states = projected.unflatten(-1, (-1, head_dim))  # (batch, tokens, heads, head_dim)
+    if norm is not None:  # Qwen3
+        states = norm(states)
+    return states.transpose(1, 2)
+
+
+def finish(layer: nn.Module, hidden: Tensor, attended: Tensor) -> Tensor:
+    """The rest of a layer after attention: output projection, MLP and the two residual connections.
+
+    Parameters
+    ----------
+    hidden
+        The layer's input, ``(batch, tokens, hidden)``.
+    attended
+        What attention gave, ``(batch, heads, tokens, head_dim)``.
+    """
+    hidden = hidden + layer.self_attn.o_proj(attended.transpose(1, 2).flatten(-2))
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+
+def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The language model's head over the last layer's output: ``(batch, tokens, vocab)``."""
+    norm = model.model.norm
+    return model.lm_head(norm(hidden.to(norm.weight.device)).to(model.lm_head.weight.device))
+
+
+class Rotary:
+    """The model's own rotary embedding (default, llama3, YaRN, ...) for positions ``0 .. tokens - 1``, in float32.
+
+    ``cos`` and ``sin`` carry the family's attention scaling, for fresh and for stored keys alike.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokens: int):
+        embedding = model.model.rotary_emb
+        positions = torch.arange(tokens, device=embedding.inv_freq.device)[None]
+        self.cos, self.sin = embedding(torch.empty(0, device=positions.device), positions)  # (1, tokens, head_dim)
+
+    def __call__(self, states: Tensor, positions: Tensor | slice) -> Tensor:
+        """Rotate ``(batch, heads, tokens, head_dim)`` to `positions`, one per token; the dtype stays."""
+        device = states.device
+        if self.cos.device != device:
+            self.cos, self.sin = self.cos.to(device), self.sin.to(device)
+        cos, sin = self.cos[:, None, positions], self.sin[:, None, positions]  # (1, 1, tokens, head_dim)
+        exact = states.float()
+        left, right = exact.chunk(2, dim=-1)
+        return (exact * cos + torch.cat((-right, left), dim=-1) * sin).to(states.dtype)

@@ -1,0 +1,87 @@
+"""Greedy decoding from a prefilled cache, and the two times that users feel: TTFT and TPOT."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ragkv.cache import fork
+from ragkv.fusion import Prefill
+from ragkv.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was generated.
+
+    Attributes
+    ----------
+    ids
+        The new token ids, without the end-of-sequence token.
+    tpot
+        Seconds per output token: the time from the first new token to the last over the tokens after the first;
+        None if there was only one. The prefill is not in it (TTFT is ``prefill.timings["total"]``).
+    """
+
+    ids: list[int]
+    tpot: float | None
+
+
+@torch.inference_mode()
+def decode(
+    model: PreTrainedModel, prefill: Prefill, *, max_new_tokens: int = 64, on_token: Callable[[int], None] | None = None
+) -> Generation:
+    """Continue greedily until the model's end of sequence or `max_new_tokens`. The prefill stays usable.
+
+    Parameters
+    ----------
+    on_token
+        Called with every new id as it comes, for streaming.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least one")
+    stops, cache = stop_ids(model), fork(prefill.cache)
+    token, ids, start = int(prefill.logits.argmax(-1)), [], perf_counter()
+    steps = 0
+    while token not in stops:
+        ids.append(token)
+        if on_token is not None:
+            on_token(token)
+        if len(ids) == max_new_tokens:
+            break
+        last = torch.tensor([[token]], device=model.model.embed_tokens.weight.device)
+        token = int(model(input_ids=last, past_key_values=cache, use_cache=True).logits[0, -1].argmax())
+        steps += 1
+    return Generation(ids, (perf_counter() - start) / steps if steps else None)
+
+
+def stop_ids(model: PreTrainedModel) -> set[int]:
+    """The ids that end a text."""
+    eos = model.generation_config.eos_token_id if model.generation_config else model.config.eos_token_id
+    return set(eos) if isinstance(eos, list) else {eos} - {None}
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    prefill: Prefill,
+    *,
+    max_new_tokens: int = 64,
+) -> str:
+    """The text that follows `prompt`, greedily.
+
+    Raises
+    ------
+    ValueError
+        `prefill` belongs to another prompt.
+    """
+    if prefill.cache.get_seq_length() != len(prompt.ids):
+        raise ValueError(
+            f"the prefill holds {prefill.cache.get_seq_length()} tokens, the prompt has {len(prompt.ids)}: "
+            "prefill this prompt first"
+        )
+    generation = decode(model, prefill, max_new_tokens=max_new_tokens)
+    return tokenizer.decode(generation.ids, skip_special_tokens=True)

@@ -1,0 +1,98 @@
+"""The reused keys and values of a prompt, layer by layer, from the store to the device."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, device
+
+from ragkv.cache import KV
+from ragkv.prompt import Segment
+from ragkv.store import KVStore, Layout, StoreError
+
+
+class SegmentKV(Protocol):
+    """A segment's values, wherever they come from."""
+
+    def layer(self, index: int) -> Tensor:
+        """Keys before rotation and values, ``(2, kv_heads, tokens, head_dim)``."""
+
+    def surprisal(self) -> Tensor:
+        """``(tokens,)`` in float32."""
+
+
+@dataclass(frozen=True)
+class ComputedSegment:
+    """A segment that was computed just now: `compute_segment`'s result."""
+
+    layers: Tensor
+    scores: Tensor
+
+    def layer(self, index: int) -> Tensor:
+        return self.layers[index]
+
+    def surprisal(self) -> Tensor:
+        return self.scores
+
+
+class ReusedKV:
+    """What a prompt takes from the store, layer by layer.
+
+    Parameters
+    ----------
+    prefix
+        The prompt's prefix, if it has one.
+    rest
+        All other reused segments, in order: the chunks, and the question where it, too, is reused.
+    """
+
+    def __init__(self, prefix: SegmentKV | None, rest: list[SegmentKV]):
+        self._prefix = [prefix] if prefix is not None else []
+        self._rest = rest
+
+    def prefix(self, index: int, to: device) -> KV | None:
+        """One layer of the prefix, or None where there is none."""
+        return _side_by_side(self._prefix, index, to)
+
+    def document(self, index: int, to: device) -> KV | None:
+        """One layer of all that stands behind the prefix."""
+        return _side_by_side(self._rest, index, to)
+
+    def all(self, index: int, to: device) -> KV | None:
+        """One layer of everything reused."""
+        return _side_by_side(self._prefix + self._rest, index, to)
+
+    def surprisal(self) -> Tensor:
+        """Surprisal of the tokens behind the prefix, ``(tokens,)``."""
+        return torch.cat([segment.surprisal() for segment in self._rest])
+
+
+def _side_by_side(segments: list[SegmentKV], index: int, to: device) -> KV | None:
+    """One layer of several segments: keys before rotation and values, ``(1, kv_heads, tokens, head_dim)`` each."""
+    if not segments:
+        return None
+    keys, values = torch.cat([segment.layer(index) for segment in segments], dim=2).to(to)
+    return keys[None], values[None]
+
+
+def open_segments(store: KVStore, layout: Layout, segments: list[Segment]) -> list[SegmentKV]:
+    """The stored segments, their headers checked.
+
+    Raises
+    ------
+    StoreError
+        Some are missing, or a file is damaged.
+    """
+    missing = store.missing(layout, segments)
+    if missing:
+        other = store.other_model(layout)
+        cause = (
+            f"it was written by another model ({other[:12]}..., this one is {layout.model[:12]}...)"
+            if other
+            else "they were not precomputed, or behind another context or in another dtype"
+        )
+        raise StoreError(
+            f"{len(missing)} of the prompt's {len(segments)} segments are not in the store {store.url!r}: {cause}. "
+            "Run precompute(model, [prompt], store) first"
+        )
+    return [store.open(layout, segment) for segment in segments]

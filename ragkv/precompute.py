@@ -1,0 +1,92 @@
+"""Offline: each segment's keys (before rotation), values and surprisal, from one forward pass of its own."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from ragkv import decoder
+from ragkv.attention import get_backend
+from ragkv.models import check_prompt
+from ragkv.prompt import Prompt, Segment
+from ragkv.store import KVStore, Layout
+
+
+@dataclass(frozen=True)
+class Precomputed:
+    """What `precompute` did.
+
+    Attributes
+    ----------
+    segments
+        Distinct segments that the prompts need.
+    shared
+        Further occurrences of these in the prompts, which cost nothing.
+    written, bytes, seconds
+        Segments computed now, their size and the time it took; the others were in the store already.
+    """
+
+    segments: int
+    shared: int
+    written: int
+    bytes: int
+    seconds: float
+
+
+def precompute(model: PreTrainedModel, prompts: Iterable[Prompt], store: KVStore, *, progress: bool = False) -> Precomputed:
+    """Store what the prompts' chunks need. What is stored and whole is not computed again; damaged files are mended.
+
+    Raises
+    ------
+    ValueError
+        A prompt that the model cannot read.
+    StoreError
+        The store cannot be written to.
+    """
+    start, layout = perf_counter(), Layout.of(model)
+    needed = []
+    for prompt in prompts:
+        check_prompt(model, prompt)
+        needed += prompt.segments(model.config.bos_token_id)
+    distinct = list(dict.fromkeys(needed))
+    written = size = 0
+    for segment in tqdm(distinct, "precompute", unit="segment", disable=not progress):
+        if not store.check(layout, segment):
+            size += store.write(layout, segment, *compute_segment(model, segment))
+            written += 1
+    return Precomputed(len(distinct), len(needed) - len(distinct), written, size, perf_counter() - start)
+
+
+@torch.inference_mode()
+def compute_segment(model: PreTrainedModel, segment: Segment) -> tuple[Tensor, Tensor]:
+    """A segment behind its context, from one forward pass.
+
+    Returns
+    -------
+    layers
+        Keys before rotation and values, ``(layers, 2, kv_heads, tokens, head_dim)``, the context's dropped.
+    surprisal
+        -log p of each token given the ones before it, ``(tokens,)`` in float32; 0 for the first one.
+    """
+    ids = torch.tensor([segment.context + segment.ids], device=model.model.embed_tokens.weight.device)
+    skip, tokens = len(segment.context), ids.shape[1]
+    rotary, positions, attend = decoder.Rotary(model, tokens), torch.arange(tokens), get_backend("auto")
+    hidden, layers = model.model.embed_tokens(ids), []
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        hidden = hidden.to(attention.q_proj.weight.device)
+        normed = layer.input_layernorm(hidden)
+        keys, values = decoder.keys_values(attention, normed)
+        layers.append(torch.cat((keys, values))[:, :, skip:].cpu())
+        queries, rotated = (rotary(states, slice(None)) for states in (decoder.queries(attention, normed), keys))
+        attended = attend(queries, rotated, values, positions.to(hidden.device), attention.scaling)
+        hidden = decoder.finish(layer, hidden, attended)
+    logits = decoder.logits(model, hidden[:, skip:-1]).float()
+    surprisal = torch.zeros(len(segment.ids))
+    surprisal[1:] = cross_entropy(logits[0], ids[0, skip + 1 :].to(logits.device), reduction="none").cpu()
+    return torch.stack(layers), surprisal

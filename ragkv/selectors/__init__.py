@@ -1,0 +1,77 @@
+"""Which document tokens to recompute: one small dataclass per method, and a registry by name.
+
+A selector of one's own is a subclass of `ScoringSelector` with a ``scores`` method (or of `Selector` with
+``choose``), decorated with ``@register("its_name")``.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+from ragkv.selectors.a3 import A3
+from ragkv.selectors.a3_blend import A3Blend
+from ragkv.selectors.base import Observation, ScoringSelector, Selector
+from ragkv.selectors.cacheblend import CacheBlend
+from ragkv.selectors.epic import Epic
+from ragkv.selectors.static import Cat, FullPrefill, FullReuse, RandomTokens, Tail
+from ragkv.selectors.surprisal import Surprisal
+
+__all__ = ["ALIASES", "SELECTORS", "Observation", "ScoringSelector", "Selector", "get_selector", "register"]
+
+SELECTORS: dict[str, type[Selector]] = {
+    "full_prefill": FullPrefill,
+    "full_reuse": FullReuse,
+    "a3": A3,
+    "cacheblend": CacheBlend,
+    "epic": Epic,
+    "surprisal": Surprisal,
+    "a3_blend": A3Blend,
+    "tail": Tail,
+    "random": RandomTokens,
+    "cat": Cat,
+}
+ALIASES = {  # names of the research code that the project comes from
+    "no": "full_prefill",
+    "full": "full_reuse",
+    "debug": "a3",
+    "blend": "cacheblend",
+    "attnlink": "epic",
+    "surprisal_chunk": "surprisal",
+    "blend_debug": "a3_blend",
+    "tail_ratio": "tail",
+}
+
+
+def get_selector(name: str, **options: object) -> Selector:
+    """A selector by name or alias, its fields given as `options`.
+
+    Raises
+    ------
+    ValueError
+        An unknown name or field (the message lists those that exist), or a value that is out of range.
+    """
+    kind = SELECTORS.get(ALIASES.get(name, name))
+    if kind is None:
+        known = ", ".join(SELECTORS)
+        aliases = ", ".join(f"{alias} = {target}" for alias, target in ALIASES.items())
+        raise ValueError(f"unknown selector {name!r}: choose one of {known} (or an alias: {aliases})")
+    allowed = [field.name for field in fields(kind) if field.init]
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise ValueError(f"selector {name!r} has no option {', '.join(unknown)}: it takes {', '.join(allowed) or 'none'}")
+    return kind(**options)  # type: ignore[arg-type]
+
+
+def register(name: str) -> Callable[[type[Selector]], type[Selector]]:
+    """Make a selector class known by `name`, for `get_selector` and for the notebooks' parameters.
+
+    Defining a class again under its own name replaces it, as re-running a notebook cell does.
+    """
+
+    def add(kind: type[Selector]) -> type[Selector]:
+        known = SELECTORS.get(name)
+        if name in ALIASES or (known is not None and known.__qualname__ != kind.__qualname__):
+            raise ValueError(f"the selector name {name!r} is taken: choose another")
+        SELECTORS[name] = kind
+        return kind
+
+    return add

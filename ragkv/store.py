@@ -1,0 +1,236 @@
+"""KVStore: segments' keys and values by content, one safetensors file each, on any fsspec file system.
+
+A file's name is the hash of all that determines its values: model, dtype, context and token ids. So prompts that
+share a chunk share its file, and a changed model never meets old values. Files appear whole or not at all, and
+whatever is read is checked: shape, dtype, metadata and the checksum of every tensor used.
+"""
+
+import errno
+import hashlib
+import json
+from dataclasses import dataclass
+from uuid import uuid4
+
+import fsspec
+import safetensors.torch
+import torch
+import xxhash
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ragkv.models import fingerprint
+from ragkv.prompt import Segment
+
+FORMAT = 1
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+class StoreError(RuntimeError):
+    """The store cannot give or take a segment; the message says which, and what to do."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a model's segments look like: its fingerprint, and the layers' shape and dtype."""
+
+    model: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "Layout":
+        config, attention = model.config, model.model.layers[0].self_attn
+        return cls(
+            fingerprint(model), config.num_hidden_layers, config.num_key_value_heads, attention.head_dim, model.dtype
+        )
+
+    def key(self, segment: Segment) -> str:
+        """The segment's name in the store."""
+        return _hash([FORMAT, self.model, _DTYPES[self.dtype], segment.context, segment.ids])
+
+    def tensors(self, segment: Segment) -> dict[str, tuple[str, list[int]]]:
+        """Dtype and shape of every tensor of the segment's file, in the file's order."""
+        shape = [2, self.kv_heads, len(segment.ids), self.head_dim]
+        names = {"surprisal": ("F32", [len(segment.ids)])}
+        names |= {_layer(i): (_DTYPES[self.dtype], shape) for i in range(self.layers)}
+        return names
+
+    def metadata(self, segment: Segment) -> dict:
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "context": _hash(segment.context),
+            "ids": _hash(segment.ids),
+        }
+
+
+def _layer(index: int) -> str:
+    return f"layer.{index:03d}"
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+class KVStore:
+    """Keys (before rotary embedding), values and surprisal of segments.
+
+    Parameters
+    ----------
+    url
+        A folder, or any fsspec URL (``"memory://kv"``, ``"s3://bucket/kv"``).
+    """
+
+    def __init__(self, url: str, **storage_options: object):
+        self.url = str(url)
+        self._files, self._root = fsspec.core.url_to_fs(self.url, **storage_options)
+
+    def path(self, key: str) -> str:
+        """Where the segment with that key lies."""
+        return f"{self._root}/{key[:2]}/{key}.safetensors"
+
+    def keys(self) -> list[str]:
+        """The keys of all stored segments, sorted."""
+        found = self._files.glob(f"{self._root}/*/*.safetensors")
+        return sorted(path.rsplit("/", 1)[-1].removesuffix(".safetensors") for path in found)
+
+    def write(self, layout: Layout, segment: Segment, layers: Tensor, surprisal: Tensor) -> int:
+        """Store a segment and return the file's size in bytes.
+
+        Parameters
+        ----------
+        layers
+            Keys and values, ``(layers, 2, kv_heads, tokens, head_dim)``.
+        surprisal
+            ``(tokens,)`` in float32.
+
+        Raises
+        ------
+        StoreError
+            The folder is read-only or the disk full; what was stored before stays.
+        """
+        tensors = {_layer(i): layer for i, layer in enumerate(layers.cpu().contiguous().unbind())}
+        tensors["surprisal"] = surprisal.float().cpu().contiguous()
+        checksums = {name: _checksum(_bytes(tensor)) for name, tensor in tensors.items()}
+        metadata = layout.metadata(segment) | {"checksums": dict(sorted(checksums.items()))}
+        data = safetensors.torch.save(tensors, {"ragkv": json.dumps(metadata)})
+        path = self.path(layout.key(segment))
+        partial = f"{path}.{uuid4().hex}.partial"
+        try:
+            self._files.makedirs(self._files._parent(path), exist_ok=True)
+            self._files.pipe_file(partial, data)
+            self._files.mv(partial, path)
+        except OSError as error:
+            self._discard(partial)
+            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            raise StoreError(
+                f"cannot write to the store {self.url!r}: {reason}. What was stored before is unharmed: "
+                "make room or choose a folder that can be written to, and run precompute again"
+            ) from error
+        return len(data)
+
+    def _discard(self, path: str) -> None:
+        try:
+            self._files.rm_file(path)
+        except OSError:
+            pass  # it was never made, or cannot be removed either
+
+    def open(self, layout: Layout, segment: Segment) -> "StoredSegment":
+        """The stored segment, its header checked.
+
+        Raises
+        ------
+        KeyError
+            The segment is not in the store.
+        StoreError
+            Its file is damaged.
+        """
+        return StoredSegment(self, layout, segment)
+
+    def check(self, layout: Layout, segment: Segment) -> bool:
+        """Whether the segment is stored and every bit of it is as written."""
+        try:
+            stored = self.open(layout, segment)
+            for name in layout.tensors(segment):
+                stored.read(name)
+        except (KeyError, StoreError):
+            return False
+        return True
+
+    def missing(self, layout: Layout, segments: list[Segment]) -> list[Segment]:
+        """Those of `segments` that have no file."""
+        return [segment for segment in segments if not self._files.exists(self.path(layout.key(segment)))]
+
+    def other_model(self, layout: Layout) -> str | None:
+        """The fingerprint of a model that wrote to this store, if the first file found is another one's."""
+        for key in self.keys()[:1]:
+            header, _ = _read_header(self._files, self.path(key))
+            written_by = json.loads(header["__metadata__"]["ragkv"])["model"]
+            return written_by if written_by != layout.model else None
+        return None
+
+
+class StoredSegment:
+    """A segment's file: each tensor is read on its own and checked against its checksum."""
+
+    def __init__(self, store: KVStore, layout: Layout, segment: Segment):
+        self.path = store.path(layout.key(segment))
+        self._files = store._files
+        try:
+            header, self._start = _read_header(self._files, self.path)
+            metadata = json.loads(header.pop("__metadata__")["ragkv"])
+            self._checksums = metadata.pop("checksums")
+            expected = layout.tensors(segment)
+            found = {name: (entry["dtype"], entry["shape"]) for name, entry in header.items()}
+            self._entries = {name: header[name]["data_offsets"] for name in expected}
+            if found != expected or metadata != layout.metadata(segment):
+                raise ValueError("its header is not what this model and chunk need")
+            if self._files.size(self.path) != self._start + max(stop for _, stop in self._entries.values()):
+                raise ValueError("it is cut short or too long")
+        except FileNotFoundError as error:
+            raise KeyError(self.path) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._damaged(str(error)) from error
+        self._expected = expected
+        self._dtypes = {"F32": torch.float32, _DTYPES[layout.dtype]: layout.dtype}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor of the file, checked."""
+        start, stop = self._entries[name]
+        data = self._files.cat_file(self.path, start=self._start + start, end=self._start + stop)
+        if _checksum(data) != self._checksums.get(name):
+            raise self._damaged(f"{name} does not match its checksum")
+        dtype, shape = self._expected[name]
+        return torch.frombuffer(bytearray(data), dtype=self._dtypes[dtype]).view(shape)
+
+    def layer(self, index: int) -> Tensor:
+        """Keys before rotation and values of one layer, ``(2, kv_heads, tokens, head_dim)``."""
+        return self.read(_layer(index))
+
+    def surprisal(self) -> Tensor:
+        """-log p of each token given those before it in the segment, ``(tokens,)``; 0 for the first."""
+        return self.read("surprisal")
+
+    def _damaged(self, what: str) -> StoreError:
+        return StoreError(
+            f"the store's file {self.path} is damaged ({what}); it was not used. Run precompute again on the same "
+            "prompts: it checks every file and rewrites damaged ones"
+        )
+
+
+def _read_header(files: fsspec.AbstractFileSystem, path: str) -> tuple[dict, int]:
+    """A safetensors file's header, and where its data begin."""
+    size = int.from_bytes(files.cat_file(path, start=0, end=8), "little")
+    if size > 100_000_000:  # the format's own limit
+        raise ValueError("its header's length makes no sense")
+    return json.loads(files.cat_file(path, start=8, end=8 + size)), 8 + size
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+
+
+def _checksum(data: bytes | memoryview) -> str:
+    return xxhash.xxh3_128_hexdigest(data)

@@ -1,0 +1,137 @@
+"""Documents and questions in the small language: what the embedded models are trained and tried on.
+
+A document is a list of sentences of eight tokens. Hidden between plain sentences stand *statements*:
+
+- assignments, ``... wrote VAR KELO 532.`` or ``... wrote VAR MIRA KELO.``: RULER's variable tracking;
+  the value of a variable is found by following its aliases, *hops* of them;
+- needles, ``... keeps KEY Bafoville 17.``: RULER's retrieval, with other keys as distractors, asked for one
+  at a time or several together;
+- homes and films, ``... visited HOME Dadan Rimoville.``, then ``... praised FILM Babax Dadan.``: a question over
+  two passages, as in 2WikiMultihopQA; a person is introduced before the film that they made.
+
+The value stands right after its name in statement and question; without that, training from scratch does not
+learn to look a name up (see the notebook on the embedded models).
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+from ragkv.tiny import language as words
+
+SENTENCE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question over a document.
+
+    Attributes
+    ----------
+    text
+        What the user asks.
+    answer_prefix
+        How the answer begins: part of the prompt.
+    completion
+        What a perfect model says after it.
+    answers
+        The values that count, all of which must be found.
+    """
+
+    text: str
+    answer_prefix: str
+    completion: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """Sentences (lists of eight words) and the questions that they answer; no two ask about the same statement."""
+
+    sentences: list[list[str]]
+    questions: list[Question]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(sentence[:-1]) + sentence[-1] for sentence in self.sentences)
+
+
+def _sentence(rng: Random, verb: str, *rest: str) -> list[str]:
+    return [rng.choice(words.TIMES), "the", rng.choice(words.PEOPLE), verb, *rest, "."]
+
+
+def _filler(rng: Random) -> list[str]:
+    return _sentence(rng, rng.choice(words.VERBS), "the", rng.choice(words.ADJECTIVES), rng.choice(words.NOUNS))
+
+
+def ask(*pairs: tuple[str, str]) -> Question:
+    """A question for the value of each subject, the pairs being (subject, value)."""
+    subjects, values = zip(*pairs, strict=True)
+    said = " ".join(f"{subject} {value}" for subject, value in pairs)
+    return Question(
+        text=f"Find {' '.join(subjects)}?",
+        answer_prefix=subjects[0],
+        completion=said.removeprefix(f"{subjects[0]} "),
+        answers=values,
+    )
+
+
+def make_document(
+    rng: Random,
+    sentences: int,
+    *,
+    chains: int = 0,
+    hops: int = 0,
+    needles: int = 0,
+    together: int = 1,
+    films: int = 0,
+    single_hop: bool = False,
+) -> Document:
+    """A document of `sentences` sentences with the given statements at random places.
+
+    Parameters
+    ----------
+    chains, hops
+        Chains of assignments: one value and `hops` aliases each; the question is about the last alias.
+    needles, together
+        Keys with a number each; a question asks for `together` of them.
+    films, single_hop
+        Films with a person each, and that person's home. The question asks for the home by the film; with
+        `single_hop`, as training does to teach the steps, also for the person by the film or the home by the person.
+
+    Raises
+    ------
+    ValueError
+        The statements do not fit into the sentences.
+    """
+    groups: list[list[list[str]]] = []  # statements whose order is kept
+    questions = []
+    names = rng.sample(words.VARIABLES, chains * (hops + 1))
+    values = rng.sample(words.NUMBERS, chains + needles)
+    for chain in range(chains):
+        chain_names = names[chain * (hops + 1) : (chain + 1) * (hops + 1)]
+        targets = [values[chain], *chain_names]
+        groups.append([_sentence(rng, "wrote", "VAR", *pair) for pair in zip(chain_names, targets, strict=False)])
+        questions.append(ask((f"VAR {chain_names[-1]}", values[chain])))
+    cities = rng.sample(words.CITIES, needles + films)
+    keys = list(zip(cities[:needles], values[chains:], strict=True))
+    groups += [[_sentence(rng, "keeps", "KEY", *key)] for key in keys]
+    for start in range(0, needles - together + 1, together):
+        questions.append(ask(*((f"KEY {city}", value) for city, value in keys[start : start + together])))
+    for film, who, city in zip(
+        rng.sample(words.FILMS, films), rng.sample(words.WHO, films), cities[needles:], strict=True
+    ):
+        groups.append([_sentence(rng, "visited", "HOME", who, city), _sentence(rng, "praised", "FILM", film, who)])
+        about = [(f"HOME FILM {film}", city), (f"FILM {film}", who), (f"HOME {who}", city)]
+        questions.append(ask(rng.choice(about) if single_hop else about[0]))
+
+    statements = sum(map(len, groups))
+    if statements > sentences:
+        raise ValueError(f"{statements} statements do not fit into {sentences} sentences: ask for fewer, or a longer document")
+    owners = [group for group, members in enumerate(groups) for _ in members]
+    rng.shuffle(owners)
+    queues = [iter(group) for group in groups]
+    text = [_filler(rng) for _ in range(sentences)]
+    for place, owner in zip(sorted(rng.sample(range(sentences), statements)), owners, strict=True):
+        text[place] = next(queues[owner])
+    rng.shuffle(questions)
+    return Document(text, questions)
