@@ -15,7 +15,7 @@ from ragkv.selectors.epic import Epic
 from ragkv.selectors.static import Cat, FullPrefill, FullReuse, RandomTokens, Tail
 from ragkv.selectors.surprisal import Surprisal
 
-__all__ = ["ALIASES", "SELECTORS", "Observation", "ScoringSelector", "Selector", "get_selector", "register"]
+__all__ = ["ALIASES", "SELECTORS", "Observation", "ScoringSelector", "Selector", "get_selector", "register", "selector_options"]
 
 SELECTORS: dict[str, type[Selector]] = {
     "full_prefill": FullPrefill,
@@ -49,16 +49,25 @@ def get_selector(name: str, **options: object) -> Selector:
     ValueError
         An unknown name or field (the message lists those that exist), or a value that is out of range.
     """
+    kind, allowed = _kind(name), selector_options(name)
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise ValueError(f"selector {name!r} has no option {', '.join(unknown)}: it takes {', '.join(allowed) or 'none'}")
+    return kind(**options)  # type: ignore[arg-type]
+
+
+def selector_options(name: str) -> list[str]:
+    """The options that a selector takes."""
+    return [field.name for field in fields(_kind(name)) if field.init]
+
+
+def _kind(name: str) -> type[Selector]:
     kind = SELECTORS.get(ALIASES.get(name, name))
     if kind is None:
         known = ", ".join(SELECTORS)
         aliases = ", ".join(f"{alias} = {target}" for alias, target in ALIASES.items())
         raise ValueError(f"unknown selector {name!r}: choose one of {known} (or an alias: {aliases})")
-    allowed = [field.name for field in fields(kind) if field.init]
-    unknown = sorted(set(options) - set(allowed))
-    if unknown:
-        raise ValueError(f"selector {name!r} has no option {', '.join(unknown)}: it takes {', '.join(allowed) or 'none'}")
-    return kind(**options)  # type: ignore[arg-type]
+    return kind
 
 
 def register(name: str) -> Callable[[type[Selector]], type[Selector]]:

@@ -13,7 +13,7 @@ The value stands right after its name in statement and question; without that, t
 learn to look a name up (see the notebook on the embedded models).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from ragkv.tiny import language as words
@@ -35,12 +35,15 @@ class Question:
         What a perfect model says after it.
     answers
         The values that count, all of which must be found.
+    evidence
+        The sentences that the answer follows from, in order.
     """
 
     text: str
     answer_prefix: str
     completion: str
     answers: tuple[str, ...]
+    evidence: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,12 @@ class Document:
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(sentence[:-1]) + sentence[-1] for sentence in self.sentences)
+        return " ".join(map(sentence_text, self.sentences))
+
+
+def sentence_text(sentence: list[str]) -> str:
+    """The words as a person writes them: the full stop follows without a space."""
+    return " ".join(sentence[:-1]) + sentence[-1]
 
 
 def _sentence(rng: Random, verb: str, *rest: str) -> list[str]:
@@ -104,25 +112,26 @@ def make_document(
         The statements do not fit into the sentences.
     """
     groups: list[list[list[str]]] = []  # statements whose order is kept
-    questions = []
+    questions: list[tuple[Question, list[int]]] = []  # each with the groups that it asks about
     names = rng.sample(words.VARIABLES, chains * (hops + 1))
     values = rng.sample(words.NUMBERS, chains + needles)
     for chain in range(chains):
         chain_names = names[chain * (hops + 1) : (chain + 1) * (hops + 1)]
         targets = [values[chain], *chain_names]
         groups.append([_sentence(rng, "wrote", "VAR", *pair) for pair in zip(chain_names, targets, strict=False)])
-        questions.append(ask((f"VAR {chain_names[-1]}", values[chain])))
+        questions.append((ask((f"VAR {chain_names[-1]}", values[chain])), [chain]))
     cities = rng.sample(words.CITIES, needles + films)
     keys = list(zip(cities[:needles], values[chains:], strict=True))
     groups += [[_sentence(rng, "keeps", "KEY", *key)] for key in keys]
     for start in range(0, needles - together + 1, together):
-        questions.append(ask(*((f"KEY {city}", value) for city, value in keys[start : start + together])))
+        asked = range(start, start + together)
+        questions.append((ask(*((f"KEY {keys[i][0]}", keys[i][1]) for i in asked)), [chains + i for i in asked]))
     for film, who, city in zip(
         rng.sample(words.FILMS, films), rng.sample(words.WHO, films), cities[needles:], strict=True
     ):
         groups.append([_sentence(rng, "visited", "HOME", who, city), _sentence(rng, "praised", "FILM", film, who)])
         about = [(f"HOME FILM {film}", city), (f"FILM {film}", who), (f"HOME {who}", city)]
-        questions.append(ask(rng.choice(about) if single_hop else about[0]))
+        questions.append((ask(rng.choice(about) if single_hop else about[0]), [len(groups) - 1]))
 
     statements = sum(map(len, groups))
     if statements > sentences:
@@ -131,7 +140,15 @@ def make_document(
     rng.shuffle(owners)
     queues = [iter(group) for group in groups]
     text = [_filler(rng) for _ in range(sentences)]
+    places: list[list[int]] = [[] for _ in groups]
     for place, owner in zip(sorted(rng.sample(range(sentences), statements)), owners, strict=True):
         text[place] = next(queues[owner])
+        places[owner].append(place)
     rng.shuffle(questions)
-    return Document(text, questions)
+    return Document(
+        text,
+        [
+            replace(question, evidence=tuple(sorted(place for group in about for place in places[group])))
+            for question, about in questions
+        ],
+    )

@@ -1,0 +1,61 @@
+# `make reproduce` and `make test` are all that is needed: both install into .venv first.
+
+PROFILE ?= tiny
+PYTHON ?= python3
+CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+TORCH ?= torch
+ifdef CPU
+TORCH = torch --index-url https://download.pytorch.org/whl/cpu
+endif
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONWARNINGS = ignore::DeprecationWarning
+INSTALLED = .venv/.installed
+# Jobs run side by side, one core each; a small model gains nothing from more.
+ONE_THREAD = OMP_NUM_THREADS=1 TQDM_MININTERVAL=5 JUPYTER_PLATFORM_DIRS=1 TOKENIZERS_PARALLELISM=false
+SNAKEMAKE = $(ONE_THREAD) snakemake -s workflow/Snakefile --cores $(CORES) --rerun-triggers mtime params input
+
+.PHONY: help setup reproduce dry-run test lint lab notebooks bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo '  options: PROFILE=<file in params/>, CORES=<n>, CPU=1 (PyTorch without CUDA), TORCH=<pip requirement>'
+
+setup: $(INSTALLED)  ## install everything into .venv (CPU=1: PyTorch without CUDA's libraries)
+
+$(INSTALLED): pyproject.toml
+	test -d .venv || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --upgrade pip
+	.venv/bin/python -m pip install --quiet $(TORCH)
+	.venv/bin/python -m pip install --quiet -e '.[notebooks,test,lint]'
+	touch $@
+
+reproduce: $(INSTALLED)  ## run what is missing or changed of a profile, up to its report
+	$(SNAKEMAKE) --config profile=$(PROFILE) --rerun-incomplete --quiet rules
+	@echo "report: outputs/$(PROFILE)/report.html"
+
+dry-run: $(INSTALLED)  ## say what `make reproduce` would run
+	$(SNAKEMAKE) --config profile=$(PROFILE) --dry-run --quiet
+
+test: $(INSTALLED)  ## the tests, then the notebooks on a few prompts
+	$(ONE_THREAD) python -m pytest tests -n $(CORES)
+	$(ONE_THREAD) python -m pytest --nbval-lax notebooks
+
+lint: $(INSTALLED)  ## ruff (notebooks too) and mypy
+	ruff check .
+	ruff format --check .
+	mypy
+
+lab: $(INSTALLED)  ## open the notebooks in JupyterLab
+	jupyter lab notebooks
+
+notebooks: $(INSTALLED)  ## run the committed notebooks again in place, on a few prompts
+	cd notebooks && $(ONE_THREAD) jupyter nbconvert --to notebook --execute --inplace --ClearMetadataPreprocessor.enabled=True \
+	  --ClearMetadataPreprocessor.preserve_cell_metadata_mask='[("tags")]' *.ipynb
+
+bench: $(INSTALLED)  ## fused prefill against full prefill, and precompute against a plain forward, on this machine
+	python -m ragkv.bench
+
+clean:  ## remove outputs/ (recorded results stay) and the virtual environment
+	find outputs -mindepth 1 -maxdepth 1 ! -name .gitkeep ! -name reference -exec rm -rf {} +
+	rm -rf .venv .snakemake

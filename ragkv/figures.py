@@ -1,0 +1,118 @@
+"""Every figure, drawn from a results table; one style, readable by the colour-blind and in grey."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999"]  # Okabe and Ito
+MARKERS = "osD^vP*X"
+BASELINES = {"full_prefill": "--", "full_reuse": ":"}  # methods without a ratio: a line across
+
+
+def _axes(width: float, height: float):  # type: ignore[no-untyped-def]
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def accuracy_over_ratio(rows: pd.DataFrame, title: str) -> Figure:
+    """Mean score over the share of recomputed document tokens, a line per method."""
+    figure, axes = _axes(6.4, 4)
+    for method, style in BASELINES.items():
+        score = rows.loc[rows["method"] == method, "score"].mean()
+        if not np.isnan(score):
+            axes.axhline(score, linestyle=style, color="#555555", linewidth=1.2, label=method.replace("_", " "))
+    for index, (method, points) in enumerate(_curves(rows).items()):
+        axes.plot(
+            points.index * 100, points, label=method, color=COLOURS[index % 8], marker=MARKERS[index % 8], markersize=5
+        )
+    axes.set(xlabel="recomputed document tokens (%)", ylabel="accuracy", ylim=(-0.03, 1.05), title=title)
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    return figure
+
+
+def _curves(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """Mean score by ratio of every method that was run at several ratios, best first."""
+    means = rows.groupby(["method", "ratio"], sort=False)["score"].mean()
+    curves = {method: means[method].sort_index() for method in rows["method"].unique()}
+    several = {method: curve for method, curve in curves.items() if len(curve) > 1}
+    return dict(sorted(several.items(), key=lambda item: -item[1].mean()))
+
+
+def recomputed_tokens(
+    selected: Mapping[str, Sequence[int]], document: int, chunks: Sequence[int], evidence: Sequence[int], title: str
+) -> Figure:
+    """Which document tokens each method recomputes in one prompt, with chunk boundaries and evidence.
+
+    Parameters
+    ----------
+    selected
+        Indices within the document by method.
+    document
+        The document's length in tokens.
+    chunks
+        Where chunks begin.
+    evidence
+        Indices of the tokens that the answer follows from.
+    """
+    figure, axes = _axes(9, 0.7 + 0.42 * (len(selected) + 1))
+    lines = {"evidence": evidence, **selected}
+    for row, (name, tokens) in enumerate(lines.items()):
+        hits = set(tokens) & set(evidence)
+        axes.eventplot(sorted(set(tokens) - hits), lineoffsets=row, linelengths=0.7, linewidths=1, colors="#9AB8CC")
+        axes.eventplot(sorted(hits), lineoffsets=row, linelengths=0.8, linewidths=1.4, colors="#D55E00")
+    for start in chunks:
+        axes.axvline(start, color="#BBBBBB", linewidth=0.6, zorder=0)
+    axes.set(yticks=range(len(lines)), yticklabels=list(lines), xlim=(0, document), xlabel="token of the document", title=title)
+    axes.invert_yaxis()
+    return figure
+
+
+def attention_map(attention: np.ndarray, chunks: Sequence[int], evidence: Sequence[int], title: str) -> Figure:
+    """The question's attention over the document, ``(layers, document)``, each layer to its own maximum."""
+    figure, axes = _axes(9, 3.2)
+    shown = attention / attention.max(axis=1, keepdims=True)
+    image = axes.imshow(np.sqrt(shown), aspect="auto", cmap="cividis", interpolation="nearest", origin="lower")
+    for start in chunks:
+        axes.axvline(start, color="white", linewidth=0.4, alpha=0.6)
+    axes.plot(evidence, [len(attention) - 0.3] * len(evidence), "|", color="#D55E00", markersize=7, clip_on=False)
+    axes.set(xlabel="token of the document (evidence marked above)", ylabel="layer", title=title)
+    axes.title.set_position((0.5, 1.1))
+    figure.colorbar(image, label="attention, square root", shrink=0.85)
+    return figure
+
+
+def ttft_by_method(rows: pd.DataFrame, title: str) -> Figure:
+    """Median TTFT of each method and ratio, with the time to load and to select, full prefill marked."""
+    table = rows.groupby(["method", "ratio"], sort=False)[["ttft", "load", "select"]].median() * 1e3
+    figure, axes = _axes(6.4, 0.8 + 0.24 * len(table))
+    labels = [method if method in BASELINES else f"{method} {ratio:.0%}" for method, ratio in table.index]
+    rest = table["ttft"] - table["load"] - table["select"]
+    left = np.zeros(len(table))
+    for name, part, colour in (
+        ("load", table["load"], "#56B4E9"),
+        ("select", table["select"], "#E69F00"),
+        ("compute", rest, "#666666"),
+    ):
+        axes.barh(labels, part, left=left, label=name, color=colour, height=0.7)
+        left += part.to_numpy()
+    if ("full_prefill", 1.0) in table.index:
+        axes.axvline(table.loc[("full_prefill", 1.0), "ttft"], linestyle="--", color="black", linewidth=1)
+    axes.set(xlabel="median TTFT (ms)", title=title)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=8)
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def save(figure: Figure, path: Path, source: Mapping[str, object]) -> Path:
+    """Write a PNG whose metadata say where its numbers come from."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    described = ", ".join(f"{key} {value}" for key, value in source.items())
+    figure.savefig(path, dpi=150, metadata={"Software": "ragkv", "Source": described})
+    return path

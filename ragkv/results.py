@@ -1,0 +1,157 @@
+"""Results on disk: the one place that knows where things lie under outputs/, and how they are written and read.
+
+::
+
+    outputs/<profile>/report.html, report/          the report, its figures (PNG) and tables (CSV)
+    outputs/<profile>/store/                        K/V segments, shared by all benchmarks of the profile
+    outputs/<profile>/<model>/<benchmark>/
+        prompts.json precompute.json                what the chunking and precompute notebooks wrote
+        <task>.parquet <task>.json                  a row per (prompt, selector, ratio); summary with provenance
+        <task>.<parameters>.partial.jsonl           rows so far, while an evaluation runs or after it was interrupted
+        tokens.json                                 selected tokens and attention in one prompt
+        notebooks/                                  the executed notebooks
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+import ragkv
+from ragkv.models import fingerprint
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Paths of one profile, model and benchmark."""
+
+    root: Path
+    profile: str
+    model: str
+    benchmark: str
+
+    @property
+    def profile_folder(self) -> Path:
+        return self.root / self.profile
+
+    @property
+    def folder(self) -> Path:
+        return self.profile_folder / Path(self.model).name / self.benchmark
+
+    @property
+    def store(self) -> str:
+        return str(self.profile_folder / "store")
+
+    @property
+    def prompts(self) -> Path:
+        return self.folder / "prompts.json"
+
+    @property
+    def precompute(self) -> Path:
+        return self.folder / "precompute.json"
+
+    @property
+    def tokens(self) -> Path:
+        return self.folder / "tokens.json"
+
+    def rows(self, task: str) -> Path:
+        return self.folder / f"{task}.parquet"
+
+    def summary(self, task: str) -> Path:
+        return self.folder / f"{task}.json"
+
+    def partial(self, task: str, parameters: str) -> Path:
+        return self.folder / f"{task}.{parameters}.partial.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.profile_folder / "report.html"
+
+    @property
+    def report_folder(self) -> Path:
+        return self.profile_folder / "report"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value`; the file appears whole or not at all."""
+    _replace(path, lambda partial: partial.write_text(json.dumps(value, indent=1) + "\n"))
+
+
+def write_rows(path: Path, rows: pd.DataFrame) -> None:
+    """Write a results table as parquet; the file appears whole or not at all."""
+    _replace(path, lambda partial: rows.to_parquet(partial, index=False))
+
+
+def _replace(path: Path, write) -> None:  # type: ignore[no-untyped-def]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    os.replace(partial, path)
+
+
+def read_json(path: Path, made_by: str) -> dict:
+    """Read what a notebook wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        With the name of the notebook that makes the file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there yet: run the notebook {made_by} first, or `make reproduce`")
+    return json.loads(path.read_text())
+
+
+def read_partial(path: Path) -> list[dict]:
+    """The rows of an interrupted evaluation; a last line that was cut off is dropped, and computed again."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def append_rows(path: Path, rows: Iterable[dict]) -> None:
+    """Add rows to the file of an evaluation in progress, in one write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def provenance(model: PreTrainedModel) -> dict[str, str | int | bool]:
+    """What a result depends on: versions, device, the model's fingerprint and the commit."""
+    device = next(model.parameters()).device
+    return {
+        "ragkv": ragkv.__version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "model": fingerprint(model),
+    }
+
+
+def commit() -> str:
+    """The git commit of the code, marked when files differ from it; ``"unknown"`` outside a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("-modified" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
