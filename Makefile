@@ -12,10 +12,10 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS = ignore::DeprecationWarning
 INSTALLED = .venv/.installed
 # Jobs run side by side, one core each; a small model gains nothing from more.
-ONE_THREAD = OMP_NUM_THREADS=1 TQDM_MININTERVAL=5 JUPYTER_PLATFORM_DIRS=1 TOKENIZERS_PARALLELISM=false
+ONE_THREAD = OMP_NUM_THREADS=1 TQDM_MININTERVAL=5 JUPYTER_PLATFORM_DIRS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
 SNAKEMAKE = $(ONE_THREAD) snakemake -s workflow/Snakefile --cores $(CORES) --rerun-triggers mtime params input
 
-.PHONY: help setup reproduce dry-run test lint lab notebooks bench clean
+.PHONY: help setup reproduce dry-run record test lint lab notebooks bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,8 +50,14 @@ lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	jupyter lab notebooks
 
 notebooks: $(INSTALLED)  ## run the committed notebooks again in place, on a few prompts
-	cd notebooks && $(ONE_THREAD) jupyter nbconvert --to notebook --execute --inplace --ClearMetadataPreprocessor.enabled=True \
-	  --ClearMetadataPreprocessor.preserve_cell_metadata_mask='[("tags")]' *.ipynb
+	cd notebooks && TQDM_DISABLE=1 $(ONE_THREAD) jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False *.ipynb
+
+record:  ## keep a profile's summaries, tables and figures under outputs/reference/, to be committed
+	mkdir -p outputs/reference/$(PROFILE)
+	cp outputs/$(PROFILE)/report/* outputs/reference/$(PROFILE)/
+	cd outputs/$(PROFILE) && for file in */*/*.json; do case $$file in *prompts.json|*tokens.json) ;; \
+	  *) install -D -m 644 $$file ../reference/$(PROFILE)/$$file ;; esac; done
 
 bench: $(INSTALLED)  ## fused prefill against full prefill, and precompute against a plain forward, on this machine
 	python -m ragkv.bench

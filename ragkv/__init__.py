@@ -4,7 +4,7 @@ from ragkv.decoding import decode, generate
 from ragkv.fusion import Prefill, fused_prefill
 from ragkv.models import load_model
 from ragkv.precompute import precompute
-from ragkv.prompt import Prompt, chat_parts, split_ids
+from ragkv.prompt import Prompt, chat_parts, encode, split_ids
 from ragkv.store import KVStore, StoreError
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "StoreError",
     "chat_parts",
     "decode",
+    "encode",
     "fused_prefill",
     "generate",
     "load_model",

@@ -2,9 +2,9 @@
 
 import copy
 
-import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 KV = tuple[Tensor, Tensor]
 
@@ -23,7 +23,7 @@ def scatter(reused: KV | None, fresh: KV, positions: Tensor, tokens: int) -> KV:
     """
     if reused is None:
         return fresh
-    return tuple(_scatter(old, new, positions, tokens) for old, new in zip(reused, fresh, strict=True))  # type: ignore[return-value]
+    return tuple(_scatter(old, new, positions, tokens) for old, new in zip(reused, fresh, strict=True))
 
 
 def _scatter(old: Tensor, new: Tensor, positions: Tensor, tokens: int) -> Tensor:
@@ -32,13 +32,14 @@ def _scatter(old: Tensor, new: Tensor, positions: Tensor, tokens: int) -> Tensor
     return states.index_copy_(2, positions, new)
 
 
-def build_cache(model: PreTrainedModel, layers: list[KV]) -> DynamicCache:
+def build_cache(layers: list[KV]) -> DynamicCache:
     """An ordinary transformers cache over these keys (rotated) and values, one pair a layer, without copying them."""
-    cache = DynamicCache(config=model.config)
-    for index, (keys, values) in enumerate(layers):
-        layer = cache.layers[index]
+    cache = DynamicCache()  # full layers, also for a model with a sliding window: its masks do the rest
+    for keys, values in layers:
+        layer = DynamicLayer()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
     return cache
 
 

@@ -1,94 +1,26 @@
-"""The notebooks' parameters, validated, and the evaluation: (prompts x methods) to a table of results."""
+"""What a notebook runs: a profile's prompts, and their evaluation, (prompts x methods) to a table of results."""
 
 import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
 
 import pandas as pd
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ragkv.benchmarks import BENCHMARKS, Example, build_prompt, get_task
+from ragkv.benchmarks import Example, build_prompt, get_task
 from ragkv.decoding import decode
 from ragkv.fusion import fused_prefill
 from ragkv.models import fingerprint
+from ragkv.parameters import Parameters, Profile, TaskParameters, load_profile
 from ragkv.prompt import Prompt
-from ragkv.results import Outputs, append_rows, provenance, read_json, read_partial, write_json, write_rows
-from ragkv.selectors import Selector, get_selector, selector_options
+from ragkv.results import Outputs, append_rows, provenance, read_json, read_partial, read_rows, write_json, write_rows
 from ragkv.store import KVStore
 
 
-class _Parameters(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MethodParameters(_Parameters):
-    """A selector and its options; those with a ratio run once per ratio of the task."""
-
-    selector: str
-    label: str | None = None
-    options: dict[str, Any] = {}
-    ratios: list[float] | None = None
-
-    @property
-    def name(self) -> str:
-        return self.label or self.selector
-
-    def selectors(self, ratios: list[float]) -> list[Selector]:
-        """The selector at each ratio."""
-        if "ratio" not in selector_options(self.selector):
-            return [get_selector(self.selector, **self.options)]
-        return [get_selector(self.selector, ratio=r, **self.options) for r in self.ratios or ratios]
-
-
-class TaskParameters(_Parameters):
-    """How many prompts, how long a document in tokens, and the ratios to recompute."""
-
-    prompts: int = Field(ge=1)
-    length: int = Field(ge=8)
-    ratios: list[float] = [0.15]
-    seed: int = 0
-
-
-class Profile(_Parameters):
-    """What one file in params/ says: which models, benchmark, tasks and methods, and how to run them."""
-
-    models: list[str] = Field(min_length=1)
-    benchmark: str
-    tasks: dict[str, TaskParameters] = Field(min_length=1)
-    methods: list[MethodParameters] = Field(min_length=1)
-    chunk_tokens: int = Field(default=512, ge=1)
-    context: Literal["bos", "prefix"] = "bos"
-    max_new_tokens: int = Field(default=64, ge=1)
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    backend: str = "auto"
-
-    @field_validator("benchmark")
-    @classmethod
-    def _known_benchmark(cls, name: str) -> str:
-        if name not in BENCHMARKS:
-            raise ValueError(f"unknown benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}")
-        return name
-
-    def model_post_init(self, _: object) -> None:
-        for name, task in self.tasks.items():
-            get_task(self.benchmark, name)
-            for method in self.methods:
-                method.selectors(task.ratios)
-
-    def task(self, name: str) -> TaskParameters:
-        if name not in self.tasks:
-            raise ValueError(f"the profile has no task {name!r}: choose one of {', '.join(self.tasks)}")
-        return self.tasks[name]
-
-
-class Experiment(_Parameters):
+class Experiment(Parameters):
     """A profile and one of its models: what a notebook runs.
 
     Examples
@@ -110,18 +42,12 @@ class Experiment(_Parameters):
         ValueError
             No such file, or a parameter that is unknown or out of range; the message says which and what is allowed.
         """
-        folder = Path(root) / "params"
-        path = folder / f"{profile}.yaml"
-        if not path.exists():
-            known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
-            raise ValueError(f"no profile {profile!r} in {folder.resolve()}: there are {known}")
-        try:
-            parameters = Profile.model_validate(yaml.safe_load(path.read_text()))
-        except (ValidationError, yaml.YAMLError) as error:
-            raise ValueError(f"{path}: {_plain(error)}") from None
+        parameters = load_profile(profile, Path(root) / "params")
         chosen = model or parameters.models[0]
         if chosen not in parameters.models:
-            raise ValueError(f"profile {profile!r} has no model {chosen!r}: choose one of {', '.join(parameters.models)}")
+            raise ValueError(
+                f"profile {profile!r} has no model {chosen!r}: choose one of {', '.join(parameters.models)}"
+            )
         return cls(name=profile, root=Path(root), model=chosen, profile=parameters)
 
     @property
@@ -154,23 +80,25 @@ class Experiment(_Parameters):
         written = read_json(self.outputs.prompts, "01_chunking.ipynb")
         return {task: [Prompt(**fields) for fields in some] for task, some in written.items()}
 
+    def rows(self, task: str) -> pd.DataFrame:
+        """The results that `evaluate` wrote.
 
-def _plain(error: Exception) -> str:
-    """Pydantic's errors as one line: where, what."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    lines = []
-    for problem in error.errors(include_url=False):
-        where = ".".join(map(str, problem["loc"])) or "profile"
-        what = "there is no such parameter" if problem["type"] == "extra_forbidden" else problem["msg"]
-        lines.append(f"{where}: {what}")
-    if any(problem["type"] == "extra_forbidden" for problem in error.errors()):
-        lines.append(f"a profile's parameters are {', '.join(Profile.model_fields)}")
-    return "; ".join(lines)
+        Raises
+        ------
+        FileNotFoundError
+            The task was not evaluated yet.
+        """
+        self.profile.task(task)
+        return read_rows(self.outputs.rows(task), f"03_evaluation.ipynb for the task {task!r}")
 
 
 def evaluate(
-    experiment: Experiment, task: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, progress: bool = True
+    experiment: Experiment,
+    task: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Answer every prompt of a task with every method; a row each, also written to the experiment's outputs.
 
@@ -192,7 +120,8 @@ def evaluate(
     done = {(row["prompt"], row["method"], row["ratio"]) for row in rows}
 
     fused_prefill(model, prompts[0], store, methods[0][1], backend=profile.backend)  # first-call costs are no TTFT
-    for prompt, example in zip(tqdm(prompts, task, unit="prompt", disable=not progress), examples, strict=True):
+    shown = tqdm(prompts, task, unit="prompt") if progress else prompts
+    for prompt, example in zip(shown, examples, strict=True):
         new = []
         for method, selector in methods:
             if (example.id, method.name, selector.ratio) in done:
@@ -230,7 +159,8 @@ def evaluate(
         {
             "task": task,
             "summary": summarise(table).to_dict("records"),
-            "parameters": json.loads(profile.model_dump_json()) | {"profile": experiment.name, "model": experiment.model},
+            "parameters": json.loads(profile.model_dump_json())
+            | {"profile": experiment.name, "model": experiment.model},
             "provenance": provenance(model),
         },
     )

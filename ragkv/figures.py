@@ -62,13 +62,19 @@ def recomputed_tokens(
     """
     figure, axes = _axes(9, 0.7 + 0.42 * (len(selected) + 1))
     lines = {"evidence": evidence, **selected}
-    for row, (name, tokens) in enumerate(lines.items()):
+    for row, tokens in enumerate(lines.values()):
         hits = set(tokens) & set(evidence)
         axes.eventplot(sorted(set(tokens) - hits), lineoffsets=row, linelengths=0.7, linewidths=1, colors="#9AB8CC")
         axes.eventplot(sorted(hits), lineoffsets=row, linelengths=0.8, linewidths=1.4, colors="#D55E00")
     for start in chunks:
         axes.axvline(start, color="#BBBBBB", linewidth=0.6, zorder=0)
-    axes.set(yticks=range(len(lines)), yticklabels=list(lines), xlim=(0, document), xlabel="token of the document", title=title)
+    axes.set(
+        yticks=range(len(lines)),
+        yticklabels=list(lines),
+        xlim=(0, document),
+        xlabel="token of the document",
+        title=title,
+    )
     axes.invert_yaxis()
     return figure
 

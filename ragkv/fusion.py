@@ -85,7 +85,7 @@ def fused_prefill(
     with clock("total"):
         _check(model, prompt, selector)
         with clock("open"):
-            reuse = _open(model, prompt, store, selector) if selector.reuses else ReusedKV(None, [])
+            reuse = _open(model, prompt, store, selector) if selector.reuses else ReusedKV([], [], [])
         tokens = len(prompt.ids)
         rotary = decoder.Rotary(model, tokens)
         active = torch.arange(len(prompt.prefix) if selector.reuses else 0, tokens)  # what is being computed
@@ -112,7 +112,9 @@ def fused_prefill(
             if selects and selector.observes:
                 with clock("select"):
                     question = decoder.queries(attention, normed[:, -len(prompt.question) :])
-                    kept = _choose(selector, _observe(prompt, index, attention, rotary, question, fresh, reuse)).to(device)
+                    kept = _choose(selector, _observe(prompt, index, attention, rotary, question, fresh, reuse)).to(
+                        device
+                    )
                 hidden, normed, active = hidden[:, kept], normed[:, kept], active[kept]
 
             queries = rotary(decoder.queries(attention, normed), active)
@@ -121,7 +123,7 @@ def fused_prefill(
         logits = decoder.logits(model, hidden[:, -1:])[:, 0]
         if logits.device.type == "cuda":
             torch.cuda.synchronize(logits.device)
-    return Prefill(logits, build_cache(model, layers), active.cpu(), clock.seconds)
+    return Prefill(logits, build_cache(layers), active.cpu(), clock.seconds)
 
 
 def _check(model: PreTrainedModel, prompt: Prompt, selector: Selector) -> None:
@@ -138,11 +140,12 @@ def _open(model: PreTrainedModel, prompt: Prompt, store: KVStore | None, selecto
         raise ValueError(f"{type(selector).__name__} reuses stored chunks: give it a KVStore")
     needed = prompt.segments(model.config.bos_token_id)
     segments = open_segments(store, Layout.of(model), needed)
-    prefix = segments.pop(0) if prompt.prefix else None
+    prefix, chunks = segments[: bool(prompt.prefix)], segments[bool(prompt.prefix) :]
+    question = []
     if not selector.recomputes_question:
-        context = needed[-1].context
-        segments.append(ComputedSegment(*compute_segment(model, Segment(prompt.question, context))))
-    return ReusedKV(prefix, segments)
+        context = needed[-1].context if needed else ()
+        question.append(ComputedSegment(*compute_segment(model, Segment(prompt.question, context))))
+    return ReusedKV(prefix, chunks, question)
 
 
 def _stored(reuse: ReusedKV, index: int, prompt: Prompt, active: Tensor) -> KV | None:
@@ -153,7 +156,13 @@ def _stored(reuse: ReusedKV, index: int, prompt: Prompt, active: Tensor) -> KV |
 
 
 def _observe(
-    prompt: Prompt, index: int, attention: nn.Module, rotary: decoder.Rotary, question: Tensor, fresh: KV, reuse: ReusedKV
+    prompt: Prompt,
+    index: int,
+    attention: nn.Module,
+    rotary: decoder.Rotary,
+    question: Tensor,
+    fresh: KV,
+    reuse: ReusedKV,
 ) -> Observation:
     """What the selector sees of this layer; the stored document is loaded only if it asks for it."""
     start = len(prompt.prefix)
@@ -185,6 +194,6 @@ def _choose(selector: Selector, seen: Observation) -> Tensor:
     if document == 0:
         return rows
     chosen = torch.unique(selector.choose(seen).cpu())
-    if chosen.numel() and not (0 <= chosen[0] and chosen[-1] < document):
+    if chosen.numel() and not (chosen[0] >= 0 and chosen[-1] < document):
         raise ValueError(f"{type(selector).__name__} chose a token outside the document's {document}")
     return torch.cat((chosen, rows))

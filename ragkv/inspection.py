@@ -5,10 +5,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ragkv.benchmarks import evidence_tokens
+from ragkv.experiment import Experiment
 from ragkv.fusion import fused_prefill
 from ragkv.prompt import Prompt
+from ragkv.results import write_json
 from ragkv.selectors.a3 import question_attention
 from ragkv.selectors.base import Observation, Selector
 from ragkv.store import KVStore
@@ -41,7 +44,39 @@ def attention_by_layer(model: PreTrainedModel, prompt: Prompt, store: KVStore) -
     return torch.stack(layers)
 
 
-def selected_document_tokens(prompt: Prompt, positions: list[int]) -> list[int]:
-    """Positions in the prompt as indices within the document; the question's are left out."""
+def look_at(
+    experiment: Experiment,
+    task: str,
+    number: int,
+    ratio: float,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict:
+    """One evaluated prompt closely, as the figures and the report want it; also written to the experiment's outputs.
+
+    Returns
+    -------
+    dict
+        ``prompt, question, answers, ratio``; and as indices within the document: ``document`` (its length),
+        ``chunks`` (where they begin), ``evidence``, ``selected`` (by method), ``attention`` (`attention_by_layer`).
+    """
+    example, prompt = experiment.examples(task)[number], experiment.prompts()[task][number]
+    rows = experiment.rows(task)
+    rows = rows[(rows["prompt"] == example.id) & (rows["ratio"] == ratio)]
     span = prompt.document_span
-    return [int(position) - span.start for position in positions if position in span]
+    view = {
+        "prompt": example.id,
+        "question": example.question,
+        "answers": example.answers,
+        "ratio": ratio,
+        "document": len(span),
+        "chunks": [chunk.start - span.start for chunk in prompt.chunk_spans],
+        "evidence": evidence_tokens(tokenizer, example),
+        "selected": {
+            row.method: [int(position) - span.start for position in row.recomputed if position in span]
+            for row in rows.itertuples()
+        },
+        "attention": attention_by_layer(model, prompt, experiment.store).tolist(),
+    }
+    write_json(experiment.outputs.tokens, view)
+    return view

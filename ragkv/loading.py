@@ -1,5 +1,6 @@
 """The reused keys and values of a prompt, layer by layer, from the store to the device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,34 +41,31 @@ class ReusedKV:
 
     Parameters
     ----------
-    prefix
-        The prompt's prefix, if it has one.
-    rest
-        All other reused segments, in order: the chunks, and the question where it, too, is reused.
+    prefix, chunks, question
+        The segments of each part that is reused, in order; none where there is nothing to reuse.
     """
 
-    def __init__(self, prefix: SegmentKV | None, rest: list[SegmentKV]):
-        self._prefix = [prefix] if prefix is not None else []
-        self._rest = rest
+    def __init__(self, prefix: Sequence[SegmentKV], chunks: Sequence[SegmentKV], question: Sequence[SegmentKV]):
+        self._prefix, self._chunks, self._question = prefix, chunks, question
 
     def prefix(self, index: int, to: device) -> KV | None:
-        """One layer of the prefix, or None where there is none."""
+        """One layer of the prefix, or None where nothing of it is reused."""
         return _side_by_side(self._prefix, index, to)
 
     def document(self, index: int, to: device) -> KV | None:
-        """One layer of all that stands behind the prefix."""
-        return _side_by_side(self._rest, index, to)
+        """One layer of the chunks."""
+        return _side_by_side(self._chunks, index, to)
 
     def all(self, index: int, to: device) -> KV | None:
         """One layer of everything reused."""
-        return _side_by_side(self._prefix + self._rest, index, to)
+        return _side_by_side([*self._prefix, *self._chunks, *self._question], index, to)
 
     def surprisal(self) -> Tensor:
-        """Surprisal of the tokens behind the prefix, ``(tokens,)``."""
-        return torch.cat([segment.surprisal() for segment in self._rest])
+        """Surprisal of the document's tokens, ``(document,)``."""
+        return torch.cat([segment.surprisal() for segment in self._chunks])
 
 
-def _side_by_side(segments: list[SegmentKV], index: int, to: device) -> KV | None:
+def _side_by_side(segments: Sequence[SegmentKV], index: int, to: device) -> KV | None:
     """One layer of several segments: keys before rotation and values, ``(1, kv_heads, tokens, head_dim)`` each."""
     if not segments:
         return None

@@ -56,7 +56,10 @@ def load_model(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but PyTorch sees no GPU here: use device='cpu', or install PyTorch with CUDA")
+        raise ValueError(
+            f"device {device!r} was asked for, but PyTorch sees no GPU here: use device='cpu', or install "
+            "PyTorch with CUDA"
+        )
     source = _WEIGHTS / name if str(name) in embedded_models() else name
     on_cpu = device_map is None and device == "cpu"
     precision = DTYPES.get(dtype, torch.float32 if on_cpu else "auto")
@@ -67,8 +70,8 @@ def load_model(
         )
     except OSError as error:
         raise ValueError(
-            f"model {str(name)!r} could not be loaded: it is none of the embedded ones ({', '.join(embedded_models())}), "
-            f"and as a local folder or hub id it failed: {str(error).splitlines()[0]}"
+            f"model {str(name)!r} could not be loaded: it is none of the embedded ones "
+            f"({', '.join(embedded_models())}), and as a local folder or hub id it failed: {str(error).splitlines()[0]}"
         ) from error
     if device_map is None:
         model = model.to(device)
@@ -90,8 +93,8 @@ def check_model(model: PreTrainedModel) -> None:
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     if rope not in ROPE_TYPES:
         raise ValueError(
-            f"rotary embedding of type {rope!r}: its frequencies depend on the length, so stored keys cannot be placed; "
-            f"supported are {', '.join(ROPE_TYPES)}"
+            f"rotary embedding of type {rope!r}: its frequencies depend on the length, so stored keys cannot be "
+            f"placed; supported are {', '.join(ROPE_TYPES)}"
         )
     if any(weight.device.type == "meta" for weight in model.parameters()):
         raise ValueError("some weights are offloaded: give device_map only devices whose memory holds them")
@@ -114,12 +117,21 @@ def check_prompt(model: PreTrainedModel, prompt: Prompt) -> None:
     window = sliding_window(model)
     if window is not None and tokens > window:
         raise ValueError(
-            f"the model attends through a sliding window of {window} tokens, and the prompt has {tokens}: reuse needs full "
-            "attention. Use a shorter prompt, or a checkpoint whose window is off (config.sliding_window = null)"
+            f"the model attends through a sliding window of {window} tokens, and the prompt has {tokens}: reuse "
+            "needs full attention. Use a shorter prompt, or a checkpoint whose window is off "
+            "(config.sliding_window = null)"
         )
-    low, high = min(prompt.ids), max(prompt.ids)
-    if low < 0 or high >= config.vocab_size:
-        raise ValueError(f"token id {low if low < 0 else high} is outside the model's vocabulary of {config.vocab_size}")
+    segments = prompt.segments(config.bos_token_id)
+    longest = max((len(segment.context) + len(segment.ids) for segment in segments), default=0)
+    if longest > config.max_position_embeddings:
+        raise ValueError(
+            f"a chunk and its context have {longest} tokens, more than the model's {config.max_position_embeddings} "
+            "positions: use shorter chunks or contexts"
+        )
+    used = set(prompt.ids).union(*(segment.context for segment in segments))
+    outside = [token for token in sorted(used) if not 0 <= token < config.vocab_size]
+    if outside:
+        raise ValueError(f"token id {outside[0]} is outside the model's vocabulary of {config.vocab_size}")
 
 
 def sliding_window(model: PreTrainedModel) -> int | None:
@@ -137,9 +149,11 @@ _fingerprints: WeakKeyDictionary[PreTrainedModel, tuple[tuple, str]] = WeakKeyDi
 def fingerprint(model: PreTrainedModel) -> str:
     """The model's identity: a hash of its configuration and of every weight's bits.
 
-    It does not depend on the device or on where the model came from; changed weights change it.
+    It does not depend on the device or on where the model came from; changed weights change it. It is computed once
+    per model and again when its weights were replaced or changed in place; PyTorch keeps no record of changes in place
+    through ``.data``: load the model again after such.
     """
-    state = tuple((p.data_ptr(), p._version) for p in model.parameters())
+    state = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
     remembered = _fingerprints.get(model)
     if remembered is None or remembered[0] != state:
         _fingerprints[model] = remembered = (state, _fingerprint(model))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ragkv import decoder
 from ragkv.attention import get_backend
-from ragkv.models import check_prompt
+from ragkv.models import check_model, check_prompt
 from ragkv.prompt import Prompt, Segment
 from ragkv.store import KVStore, Layout
 
@@ -38,16 +38,19 @@ class Precomputed:
     seconds: float
 
 
-def precompute(model: PreTrainedModel, prompts: Iterable[Prompt], store: KVStore, *, progress: bool = False) -> Precomputed:
+def precompute(
+    model: PreTrainedModel, prompts: Iterable[Prompt], store: KVStore, *, progress: bool = False
+) -> Precomputed:
     """Store what the prompts' chunks need. What is stored and whole is not computed again; damaged files are mended.
 
     Raises
     ------
     ValueError
-        A prompt that the model cannot read.
+        A model that is not supported, or a prompt that it cannot read.
     StoreError
         The store cannot be written to.
     """
+    check_model(model)
     start, layout = perf_counter(), Layout.of(model)
     needed = []
     for prompt in prompts:
@@ -55,7 +58,7 @@ def precompute(model: PreTrainedModel, prompts: Iterable[Prompt], store: KVStore
         needed += prompt.segments(model.config.bos_token_id)
     distinct = list(dict.fromkeys(needed))
     written = size = 0
-    for segment in tqdm(distinct, "precompute", unit="segment", disable=not progress):
+    for segment in tqdm(distinct, "precompute", unit="segment") if progress else distinct:
         if not store.check(layout, segment):
             size += store.write(layout, segment, *compute_segment(model, segment))
             written += 1

@@ -70,7 +70,9 @@ class Prompt:
             if not chunk:
                 raise ValueError(f"chunk {number} of {len(self.chunks)} is empty: leave empty chunks out")
         if self.contexts is not None and len(self.contexts) != len(self.chunks):
-            raise ValueError(f"{len(self.contexts)} contexts for {len(self.chunks)} chunks: give one per chunk, or none at all")
+            raise ValueError(
+                f"{len(self.contexts)} contexts for {len(self.chunks)} chunks: give one per chunk, or none at all"
+            )
 
     @cached_property
     def ids(self) -> Ids:

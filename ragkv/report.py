@@ -14,27 +14,17 @@ from ragkv.results import read_json
 _EVALUATION, _TOKENS = "03_evaluation.ipynb", "04_selected_tokens.ipynb"
 
 
-def read_rows(experiment: Experiment) -> dict[str, pd.DataFrame]:
-    """The results of every task of the experiment.
-
-    Raises
-    ------
-    FileNotFoundError
-        A task was not evaluated yet; the message names it.
-    """
-    rows = {}
-    for task in experiment.profile.tasks:
-        path = experiment.outputs.rows(task)
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is not there yet: run the notebook {_EVALUATION} for the task {task!r} first, or `make reproduce`")
-        rows[task] = pd.read_parquet(path)
-    return rows
+def accuracy_by_ratio(rows: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy by method, a column per ratio, in the order of the rows."""
+    means = rows.groupby(["method", "ratio"], sort=False)["score"].mean().unstack()
+    return means.reindex(rows["method"].unique())[sorted(means.columns)]
 
 
-def accuracy_table(rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Accuracy by method and ratio, a column per task."""
-    columns = {task: table.groupby(["method", "ratio"], sort=False)["score"].mean() for task, table in rows.items()}
-    return pd.DataFrame(columns)
+def accuracy_by_task(rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Accuracy by method and ratio, a column per task, for the ratios that every task has."""
+    means = {task: table.groupby(["method", "ratio"], sort=False)["score"].mean() for task, table in rows.items()}
+    order = [key for key in next(iter(means.values())).index if all(key in mean.index for mean in means.values())]
+    return pd.DataFrame({task: mean.reindex(order) for task, mean in means.items()}).reindex(order)
 
 
 def times_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -57,15 +47,19 @@ def write_report(profile: str, root: str | Path) -> Path:
 
 def _section(experiment: Experiment) -> dict:
     """One model's tables and figures, written beside the page."""
-    outputs, rows = experiment.outputs, read_rows(experiment)
+    outputs, rows = experiment.outputs, {task: experiment.rows(task) for task in experiment.profile.tasks}
     folder, name = outputs.report_folder, Path(experiment.model).name
     summaries = {task: read_json(outputs.summary(task), _EVALUATION) for task in rows}
     source = next(iter(summaries.values()))["provenance"]
     tokens = read_json(outputs.tokens, _TOKENS)
     main = max(rows, key=lambda task: len(rows[task]))  # the task with the full grid
-    accuracy, times = accuracy_table(rows), times_table(rows[main])
-    for table, kind in ((accuracy, "accuracy"), (times, "times")):
-        folder.mkdir(parents=True, exist_ok=True)
+    tables = {
+        "accuracy": accuracy_by_ratio(rows[main]),
+        "tasks": accuracy_by_task(rows),
+        "times": times_table(rows[main]),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, table in tables.items():
         table.to_csv(folder / f"{name}-{kind}.csv", float_format="%.4f")
     place = {"document": tokens["document"], "chunks": tokens["chunks"], "evidence": tokens["evidence"]}
     prompts = rows[main]["prompt"].nunique()
@@ -75,7 +69,10 @@ def _section(experiment: Experiment) -> dict:
             tokens["selected"], title=f"recomputed tokens at {tokens['ratio']:.0%}, {tokens['prompt']}", **place
         ),
         "attention": figures.attention_map(
-            np.array(tokens["attention"]), place["chunks"], place["evidence"], f"attention of the question, {tokens['prompt']}"
+            np.array(tokens["attention"]),
+            place["chunks"],
+            place["evidence"],
+            f"attention of the question, {tokens['prompt']}",
         ),
         "ttft": figures.ttft_by_method(rows[main], f"{name}, {main}, {source['device']}"),
     }
@@ -90,10 +87,9 @@ def _section(experiment: Experiment) -> dict:
         "prompts": prompts,
         "tokens": tokens,
         "precompute": read_json(outputs.precompute, "02_precompute.ipynb"),
-        "accuracy": _html(accuracy),
-        "times": _html(times),
+        "tables": {kind: _html(table) for kind, table in tables.items()},
         "images": images,
-        "csv": [f"report/{name}-{kind}.csv" for kind in ("accuracy", "times")],
+        "csv": [f"report/{name}-{kind}.csv" for kind in tables],
         "tasks": {task: parameters.model_dump() for task, parameters in experiment.profile.tasks.items()},
         "parameters": experiment.profile.model_dump(exclude={"tasks", "methods", "models"}),
         "provenance": source,
@@ -102,5 +98,7 @@ def _section(experiment: Experiment) -> dict:
 
 def _html(table: pd.DataFrame) -> str:
     shown = table.reset_index()
-    shown["ratio"] = shown["ratio"].map("{:.0%}".format)
+    if "ratio" in shown:
+        shown["ratio"] = shown["ratio"].map("{:.0%}".format)
+    shown.columns = [f"{column:.0%}" if isinstance(column, float) else column for column in shown.columns]
     return shown.to_html(index=False, na_rep="", float_format="%.2f", border=0)

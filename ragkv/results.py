@@ -12,11 +12,13 @@
         notebooks/                                  the executed notebooks
 """
 
+import errno
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,24 +92,46 @@ def write_rows(path: Path, rows: pd.DataFrame) -> None:
     _replace(path, lambda partial: rows.to_parquet(partial, index=False))
 
 
-def _replace(path: Path, write) -> None:  # type: ignore[no-untyped-def]
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        os.replace(partial, path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise OSError(
+            f"cannot write {path}: {reason}. What was computed before is kept: make room or choose a root that can be "
+            "written to, and run the same again"
+        ) from error
 
 
 def read_json(path: Path, made_by: str) -> dict:
-    """Read what a notebook wrote.
+    """Read what the notebook `made_by` wrote.
 
     Raises
     ------
     FileNotFoundError
         With the name of the notebook that makes the file.
     """
+    return json.loads(_there(path, made_by).read_text())
+
+
+def read_rows(path: Path, made_by: str) -> pd.DataFrame:
+    """Read a results table; errors as in `read_json`."""
+    return pd.read_parquet(_there(path, made_by))
+
+
+def _there(path: Path, made_by: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there yet: run the notebook {made_by} first, or `make reproduce`")
-    return json.loads(path.read_text())
+    return path
 
 
 def read_partial(path: Path) -> list[dict]:
@@ -123,9 +147,10 @@ def read_partial(path: Path) -> list[dict]:
 
 def append_rows(path: Path, rows: Iterable[dict]) -> None:
     """Add rows to the file of an evaluation in progress, in one write."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def provenance(model: PreTrainedModel) -> dict[str, str | int | bool]:

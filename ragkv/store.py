@@ -8,6 +8,7 @@ whatever is read is checked: shape, dtype, metadata and the checksum of every te
 import errno
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -51,7 +52,7 @@ class Layout:
         return _hash([FORMAT, self.model, _DTYPES[self.dtype], segment.context, segment.ids])
 
     def tensors(self, segment: Segment) -> dict[str, tuple[str, list[int]]]:
-        """Dtype and shape of every tensor of the segment's file, in the file's order."""
+        """Dtype and shape of every tensor of the segment's file."""
         shape = [2, self.kv_heads, len(segment.ids), self.head_dim]
         names = {"surprisal": ("F32", [len(segment.ids)])}
         names |= {_layer(i): (_DTYPES[self.dtype], shape) for i in range(self.layers)}
@@ -132,10 +133,8 @@ class KVStore:
         return len(data)
 
     def _discard(self, path: str) -> None:
-        try:
+        with suppress(OSError):  # it was never made, or cannot be removed either
             self._files.rm_file(path)
-        except OSError:
-            pass  # it was never made, or cannot be removed either
 
     def open(self, layout: Layout, segment: Segment) -> "StoredSegment":
         """The stored segment, its header checked.
@@ -165,8 +164,8 @@ class KVStore:
 
     def other_model(self, layout: Layout) -> str | None:
         """The fingerprint of a model that wrote to this store, if the first file found is another one's."""
-        for key in self.keys()[:1]:
-            header, _ = _read_header(self._files, self.path(key))
+        with suppress(OSError, ValueError, LookupError, TypeError):  # a damaged file tells nothing
+            header, _ = _read_header(self._files, self.path(self.keys()[0]))
             written_by = json.loads(header["__metadata__"]["ragkv"])["model"]
             return written_by if written_by != layout.model else None
         return None

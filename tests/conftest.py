@@ -19,45 +19,45 @@ from ragkv.selectors import SELECTORS, get_selector
 
 torch.set_num_threads(1)
 settings.register_profile(
-    "ragkv", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    "ragkv", database=None, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("ragkv")
 
 VOCAB = 200
 BOS = 1
-SHAPE = dict(
-    vocab_size=VOCAB,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    max_position_embeddings=512,
-    bos_token_id=BOS,
-    eos_token_id=2,
-    pad_token_id=0,
-    tie_word_embeddings=False,
-)
+SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "bos_token_id": BOS,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
 CONFIGS = {
     "llama": lambda **options: LlamaConfig(**SHAPE | options),
-    "mistral": lambda **options: MistralConfig(**SHAPE | dict(sliding_window=None) | options),
+    "mistral": lambda **options: MistralConfig(**SHAPE | {"sliding_window": None} | options),
     "qwen2": lambda **options: Qwen2Config(**SHAPE | options),
     "qwen3": lambda **options: Qwen3Config(**SHAPE | options),
 }
 FAMILIES = list(CONFIGS)
 ROPES = {
-    "default": dict(rope_type="default", rope_theta=10_000.0),
-    "linear": dict(rope_type="linear", rope_theta=10_000.0, factor=3.0),
-    "llama3": dict(
-        rope_type="llama3",
-        rope_theta=10_000.0,
-        factor=8.0,
-        low_freq_factor=1.0,
-        high_freq_factor=4.0,
-        original_max_position_embeddings=64,
-    ),
-    "yarn": dict(rope_type="yarn", rope_theta=10_000.0, factor=4.0, original_max_position_embeddings=128),
+    "default": {"rope_type": "default", "rope_theta": 10_000.0},
+    "linear": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 3.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 128},
 }
 RATIO_SELECTORS = sorted(name for name in SELECTORS if name not in ("full_prefill", "full_reuse", "cat"))
 

@@ -50,7 +50,9 @@ def test_the_steps_are_the_layers_own_forward(family, rope):
     for layer in model.model.layers:
         attention = layer.self_attn
         attention.config._attn_implementation = "eager"
-        expected = layer(hidden, attention_mask=mask, position_embeddings=model.model.rotary_emb(hidden, positions[None]))
+        expected = layer(
+            hidden, attention_mask=mask, position_embeddings=model.model.rotary_emb(hidden, positions[None])
+        )
         normed = layer.input_layernorm(hidden)
         keys, values = decoder.keys_values(attention, normed)
         queries = rotary(decoder.queries(attention, normed), positions)

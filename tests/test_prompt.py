@@ -1,5 +1,6 @@
 """Prompts: where tokens stand, which segments they need, and the parts of a chat turn."""
 
+from itertools import chain
 from random import Random
 
 import pytest
@@ -18,9 +19,9 @@ some_ids = st.lists(st.integers(0, 99), min_size=1, max_size=9)
 @given(ids, st.lists(some_ids, max_size=5), some_ids)
 def test_spans_cut_the_ids_into_their_parts(prefix, chunks, question):
     prompt = Prompt(prefix, chunks, question)
-    assert prompt.ids == tuple(prefix + sum(chunks, []) + question)
+    assert prompt.ids == (*prefix, *chain(*chunks), *question)
     assert [[prompt.ids[i] for i in span] for span in prompt.chunk_spans] == chunks
-    assert [prompt.ids[i] for i in prompt.document_span] == sum(chunks, [])
+    assert [prompt.ids[i] for i in prompt.document_span] == list(chain(*chunks))
     assert [prompt.ids[i] for i in prompt.question_span] == question
     everything = [*range(len(prefix)), *prompt.document_span, *prompt.question_span]
     assert everything == list(range(len(prompt.ids)))
@@ -97,7 +98,7 @@ def test_a_chat_turn_has_exactly_one_bos(template):
     prefix, question = chat_parts(tokenizer, "Read the notes below.", "Find VAR BABA?", "VAR BABA")
     assert prefix[0] == tokenizer.bos_token_id
     assert (prefix + question).count(tokenizer.bos_token_id) == 1
-    said = "Read the notes below .".split(), "Find VAR BABA ?".split()
+    said = ["Read", "the", "notes", "below", "."], ["Find", "VAR", "BABA", "?"]
     assert prefix[-5:] == [WORD_IDS[word] for word in said[0]]
     assert question[:4] == [WORD_IDS[word] for word in said[1]]
     assert question[-2:] == [WORD_IDS["VAR"], WORD_IDS["BABA"]]

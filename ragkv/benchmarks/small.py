@@ -3,6 +3,7 @@
 from functools import partial
 from itertools import accumulate
 from random import Random
+from typing import Any
 
 from ragkv.benchmarks.base import Example, Task
 from ragkv.benchmarks.metrics import all_answers
@@ -11,7 +12,7 @@ from ragkv.tiny.corpus import SENTENCE_TOKENS, make_document, sentence_text
 INSTRUCTION = "Read the notes below."
 
 
-def _examples(name: str, statements: dict[str, int], count: int, length: int, seed: int) -> list[Example]:
+def _examples(name: str, statements: dict[str, Any], count: int, length: int, seed: int) -> list[Example]:
     """`count` examples; number i is the same whatever the count."""
     examples = []
     for number in range(count):
@@ -32,7 +33,7 @@ def _examples(name: str, statements: dict[str, int], count: int, length: int, se
     return examples
 
 
-_STATEMENTS = {
+_STATEMENTS: dict[str, dict[str, Any]] = {
     "vt_1": {"chains": 10, "hops": 1},
     "vt_2": {"chains": 10, "hops": 2},
     "vt_3": {"chains": 10, "hops": 3},

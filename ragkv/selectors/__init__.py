@@ -15,7 +15,16 @@ from ragkv.selectors.epic import Epic
 from ragkv.selectors.static import Cat, FullPrefill, FullReuse, RandomTokens, Tail
 from ragkv.selectors.surprisal import Surprisal
 
-__all__ = ["ALIASES", "SELECTORS", "Observation", "ScoringSelector", "Selector", "get_selector", "register", "selector_options"]
+__all__ = [
+    "ALIASES",
+    "SELECTORS",
+    "Observation",
+    "ScoringSelector",
+    "Selector",
+    "get_selector",
+    "register",
+    "selector_options",
+]
 
 SELECTORS: dict[str, type[Selector]] = {
     "full_prefill": FullPrefill,
@@ -52,7 +61,9 @@ def get_selector(name: str, **options: object) -> Selector:
     kind, allowed = _kind(name), selector_options(name)
     unknown = sorted(set(options) - set(allowed))
     if unknown:
-        raise ValueError(f"selector {name!r} has no option {', '.join(unknown)}: it takes {', '.join(allowed) or 'none'}")
+        raise ValueError(
+            f"selector {name!r} has no option {', '.join(unknown)}: it takes {', '.join(allowed) or 'none'}"
+        )
     return kind(**options)  # type: ignore[arg-type]
 
 
@@ -78,7 +89,8 @@ def register(name: str) -> Callable[[type[Selector]], type[Selector]]:
 
     def add(kind: type[Selector]) -> type[Selector]:
         known = SELECTORS.get(name)
-        if name in ALIASES or (known is not None and known.__qualname__ != kind.__qualname__):
+        same = known is not None and (known.__module__, known.__qualname__) == (kind.__module__, kind.__qualname__)
+        if name in ALIASES or (known is not None and not same):
             raise ValueError(f"the selector name {name!r} is taken: choose another")
         SELECTORS[name] = kind
         return kind

@@ -56,5 +56,7 @@ def _shares(scores: Tensor) -> Tensor:
 
 
 def _ranks(scores: Tensor) -> Tensor:
-    """0 for the lowest score to 1 for the highest."""
-    return scores.argsort(stable=True).argsort().float() / max(1, scores.numel() - 1)
+    """0 for the lowest score to 1 for the highest; of equal ones the first ranks higher."""
+    places = scores.argsort(descending=True, stable=True).argsort()
+    highest = scores.numel() - 1
+    return (highest - places).float() / max(1, highest)

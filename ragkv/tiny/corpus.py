@@ -135,7 +135,9 @@ def make_document(
 
     statements = sum(map(len, groups))
     if statements > sentences:
-        raise ValueError(f"{statements} statements do not fit into {sentences} sentences: ask for fewer, or a longer document")
+        raise ValueError(
+            f"{statements} statements do not fit into {sentences} sentences: ask for fewer, or a longer document"
+        )
     owners = [group for group, members in enumerate(groups) for _ in members]
     rng.shuffle(owners)
     queues = [iter(group) for group in groups]

@@ -99,7 +99,8 @@ def new_model(family: str, seed: int) -> PreTrainedModel:
 
 def copy_example(rng: Random, length: int) -> tuple[list[int], list[int]]:
     """Random segments of 6 to 20 tokens, most of them said before; targets are the repeated tokens."""
-    ids, targets, segments = [BOS], [IGNORE], []
+    ids, targets = [BOS], [IGNORE]
+    segments: list[list[int]] = []
     while len(ids) < length:
         if segments and rng.random() < 0.6:
             segment = rng.choice(segments)
@@ -148,7 +149,7 @@ def _ids(text: str) -> list[int]:
 
 
 class Batches(IterableDataset):
-    """Endless batches ``(ids, answers, language)``, each ``(batch, length)``; targets are -100 where nothing is asked."""
+    """Endless batches ``(ids, answers, language)``, each ``(batch, length)``; targets are -100 where nothing counts."""
 
     def __init__(self, stage: Stage, tokens: int, seed: int):
         self.stage, self.seed = stage, seed
@@ -166,7 +167,9 @@ class Batches(IterableDataset):
                     language = [IGNORE] * len(ids)
                 else:
                     ids, answers, language = document_example(rng, self.stage)
-                rows.append([_fit(row, self.length, fill) for row, fill in ((ids, PAD), (answers, IGNORE), (language, IGNORE))])
+                rows.append(
+                    [_fit(row, self.length, fill) for row, fill in ((ids, PAD), (answers, IGNORE), (language, IGNORE))]
+                )
             yield torch.tensor(rows).transpose(0, 1)  # (3, batch, length)
 
 
@@ -207,16 +210,24 @@ def train(
     rest = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
         [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}],
-        lr=peak, betas=(0.9, 0.98), fused=device.type == "cuda",
+        lr=peak,
+        betas=(0.9, 0.98),
+        fused=device.type == "cuda",
     )
-    start, done, progress = monotonic(), 0.0, tqdm(unit="step", mininterval=5)
+    start, until, progress = monotonic(), 0.0, tqdm(unit="step", mininterval=5)
     step = 0
     for stage in stages:
-        loader = DataLoader(Batches(stage, tokens, seed), batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None, pin_memory=device.type == "cuda")
-        until = done + stage.share
+        loader = DataLoader(
+            Batches(stage, tokens, seed),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=8 if workers else None,
+            pin_memory=device.type == "cuda",
+        )
+        until += stage.share
         for batch in loader:
-            done = max(done, step / steps if steps else (monotonic() - start) / seconds)
-            if done >= until:
+            done = step / steps if steps else (monotonic() - start) / seconds
+            if done >= min(until, 1.0):
                 break
             ids, answers, language = batch.to(device, non_blocking=True)
             for group in optimizer.param_groups:
@@ -235,7 +246,9 @@ def train(
             step += 1
             progress.update()
             if step % 100 == 0:
-                progress.set_postfix_str(f"{stage.sentences} sentences, answers {losses[0].item():.3f}, words {losses[1].item():.3f}")
+                progress.set_postfix_str(
+                    f"{stage.sentences} sentences, answers {losses[0].item():.3f}, words {losses[1].item():.3f}"
+                )
     progress.close()
     if out is not None:
         save(model, out)

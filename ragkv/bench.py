@@ -1,0 +1,123 @@
+"""``python -m ragkv.bench``: speed on this machine, as ratios of times taken in one run.
+
+Fused prefill by selector against full prefill, and precompute against a plain forward pass.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from random import Random
+from statistics import quantiles
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel
+
+from ragkv.fusion import fused_prefill
+from ragkv.models import load_model
+from ragkv.precompute import compute_segment, precompute
+from ragkv.prompt import Prompt, split_ids
+from ragkv.results import provenance, write_json
+from ragkv.selectors import Selector, get_selector
+from ragkv.store import KVStore
+
+SELECTORS = ("full_reuse", "epic", "cacheblend", "a3")
+
+
+def measure(runs: dict[str, Callable[[], object]], repeats: int) -> pd.DataFrame:
+    """Time each function `repeats` times, in turns, after one call that does not count.
+
+    Returns
+    -------
+    DataFrame
+        ``p20, p50, p80`` in milliseconds, and ``speed-up`` of the first over each by the medians; indexed by name.
+    """
+    for run in runs.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = perf_counter()
+            run()
+            times[name].append((perf_counter() - start) * 1e3)
+    fifths = {name: quantiles(values, n=10, method="inclusive") for name, values in times.items()}
+    table = pd.DataFrame({name: {"p20": q[1], "p50": q[4], "p80": q[7]} for name, q in fifths.items()}).T
+    table["speed-up"] = table["p50"].iloc[0] / table["p50"]
+    return table
+
+
+def random_prompt(model: PreTrainedModel, tokens: int, chunk_tokens: int) -> Prompt:
+    """A prompt of `tokens` random ids, eight of them the question: latency does not depend on what is said."""
+    rng = Random(0)
+    ids = [rng.randrange(3, model.config.vocab_size) for _ in range(tokens)]
+    return Prompt(ids[:2], split_ids(ids[2:-8], chunk_tokens), ids[-8:])
+
+
+def prefill_times(model: PreTrainedModel, tokens: int, ratio: float, chunk_tokens: int, repeats: int) -> pd.DataFrame:
+    """TTFT of a full prefill, by transformers and by this package, and of fused prefills from a store on disk."""
+    prompt = random_prompt(model, tokens, chunk_tokens)
+    ids = torch.tensor([prompt.ids], device=model.device)
+
+    @torch.inference_mode()
+    def plain() -> int:
+        return int(model(ids, logits_to_keep=1).logits[0, -1].argmax())
+
+    with TemporaryDirectory() as folder:
+        store = KVStore(folder)
+        precompute(model, [prompt], store)
+        selectors = {"full_prefill": get_selector("full_prefill")}
+        for name in SELECTORS:
+            selectors[name] = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=ratio)
+
+        def fused(selector: Selector) -> int:
+            return int(fused_prefill(model, prompt, store, selector).logits.argmax())
+
+        runs: dict[str, Callable[[], object]] = {"transformers": plain}
+        runs |= {name: partial(fused, selector) for name, selector in selectors.items()}
+        return measure(runs, repeats)
+
+
+def precompute_times(model: PreTrainedModel, chunk_tokens: int, repeats: int) -> pd.DataFrame:
+    """A plain forward pass over one chunk, and precompute's pass over it."""
+    prompt = random_prompt(model, chunk_tokens + 10, chunk_tokens)
+    segment = prompt.segments(None)[1]
+    ids = torch.tensor([segment.ids], device=model.device)
+    plain = torch.inference_mode()(lambda: model(ids).logits)
+    return measure({"plain forward": plain, "precompute": lambda: compute_segment(model, segment)}, repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m ragkv.bench", description=__doc__)
+    parser.add_argument("--model", default="tiny-llama")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--tokens", type=int, default=2048, help="prompt length (default: %(default)s)")
+    parser.add_argument("--ratio", type=float, default=0.15)
+    parser.add_argument("--chunk-tokens", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--out", type=Path, help="also write the rows, with their provenance, to this JSON file")
+    options = parser.parse_args()
+    model, _ = load_model(options.model, device=options.device, dtype=options.dtype)
+    prefill = prefill_times(model, options.tokens, options.ratio, options.chunk_tokens, options.repeats)
+    offline = precompute_times(model, options.chunk_tokens, options.repeats)
+    source = provenance(model)
+    print(f"{options.model} on {source['device']}, {source['threads']} threads, {source['dtype']}; milliseconds")
+    print(
+        f"\nTTFT, {options.tokens} tokens, ratio {options.ratio}, chunks of {options.chunk_tokens}\n{prefill.round(2)}"
+    )
+    print(f"\none chunk of {options.chunk_tokens} tokens\n{offline.round(2)}")
+    if options.out:
+        rows = {
+            name: json.loads(table.to_json(orient="index"))
+            for name, table in (("prefill", prefill), ("precompute", offline))
+        }
+        given = {name: str(value) for name, value in vars(options).items() if name != "out"}
+        write_json(options.out, rows | {"parameters": given, "provenance": source})
+
+
+if __name__ == "__main__":
+    main()
