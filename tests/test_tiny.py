@@ -225,7 +225,7 @@ def small(monkeypatch):
 
 @pytest.mark.usefixtures("small")
 def test_so_many_steps_give_the_same_model():
-    models = [train.train("llama", steps=4, tokens=512, seed=seed, stages=STAGES) for seed in (3, 3, 4)]
+    models = [train.train("llama", device="cpu", steps=4, tokens=512, seed=seed, stages=STAGES) for seed in (3, 3, 4)]
     weights = [torch.cat([p.detach().view(-1) for p in model.parameters()]) for model in models]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -235,7 +235,7 @@ def test_so_many_steps_give_the_same_model():
 
 @pytest.mark.usefixtures("small")
 def test_what_is_trained_can_be_loaded(tmp_path):
-    trained = train.train("llama", steps=2, tokens=256, out=tmp_path, stages=STAGES)
+    trained = train.train("llama", device="cpu", steps=2, tokens=256, out=tmp_path, stages=STAGES)
     model, its_tokenizer = load_model(tmp_path, device="cpu", dtype="bfloat16")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters(), strict=True))
     assert its_tokenizer.get_vocab() == language.WORD_IDS
@@ -276,5 +276,5 @@ def test_exactly_so_many_steps_are_made(steps, monkeypatch):
     made = []
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: made.append(1))
     stages = tuple(train.Stage(stage.share, 8, 0) for stage in train.STAGES)
-    train.train("llama", steps=steps, tokens=16, stages=stages)
+    train.train("llama", device="cpu", steps=steps, tokens=16, stages=stages)
     assert len(made) == steps

@@ -14,6 +14,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32768, help="tokens per step (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0, help="processes that make documents (use some on a GPU)")
+    parser.add_argument("--device", default="auto", help="auto is the GPU if there is one")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and tokenizer")
     arguments = vars(parser.parse_args())
     train(arguments.pop("family"), **arguments)

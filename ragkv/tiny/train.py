@@ -187,6 +187,7 @@ def train(
     language_weight: float = 0.1,
     seed: int = 0,
     workers: int = 0,
+    device: str = "auto",
     out: Path | None = None,
     stages: tuple[Stage, ...] = STAGES,
 ) -> PreTrainedModel:
@@ -201,9 +202,9 @@ def train(
     language_weight
         Weight of the loss on the document's own words; it makes surprisal mean something.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = new_model(family, seed).to(device)
-    if device.type == "cuda":
+    place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    model = new_model(family, seed).to(place)
+    if place.type == "cuda":
         for layer in model.model.layers:
             layer.compile(dynamic=False)
     decay = [p for p in model.parameters() if p.dim() >= 2]
@@ -212,7 +213,7 @@ def train(
         [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}],
         lr=peak,
         betas=(0.9, 0.98),
-        fused=device.type == "cuda",
+        fused=place.type == "cuda",
     )
     start, until, progress = monotonic(), 0.0, tqdm(unit="step", mininterval=5)
     step = 0
@@ -222,17 +223,17 @@ def train(
             batch_size=None,
             num_workers=workers,
             prefetch_factor=8 if workers else None,
-            pin_memory=device.type == "cuda",
+            pin_memory=place.type == "cuda",
         )
         until += stage.share
         for batch in loader:
             done = step / steps if steps else (monotonic() - start) / seconds
             if done >= min(until, 1.0):
                 break
-            ids, answers, language = batch.to(device, non_blocking=True)
+            ids, answers, language = batch.to(place, non_blocking=True)
             for group in optimizer.param_groups:
                 group["lr"] = peak * min(1.0, (step + 1) / 100, max(0.0, 1.0 - done) / 0.3)
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(place.type, torch.bfloat16):
                 logits = model(input_ids=ids[:, :-1], use_cache=False).logits.float()
             losses = [
                 torch.nn.functional.cross_entropy(logits.flatten(0, 1), t[:, 1:].flatten(), ignore_index=IGNORE)

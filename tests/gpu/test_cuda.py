@@ -1,0 +1,81 @@
+"""The core on a GPU: the same numbers as on a CPU, and as the model's own forward there."""
+
+from random import Random
+
+import pytest
+import torch
+from conftest import RATIO_SELECTORS, fuse, make_model, memory_store, random_prompt, relative_error
+
+from ragkv import decode, fused_prefill, generate, load_model, precompute
+from ragkv.benchmarks import build_prompt, get_task
+from ragkv.selectors import get_selector
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GPUS = torch.cuda.device_count()
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@torch.inference_mode()
+def plain(model, prompt):
+    return model(torch.tensor([prompt.ids], device=model.device)).logits[:, -1]
+
+
+@pytest.mark.parametrize("name", RATIO_SELECTORS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_recomputing_everything_is_a_full_prefill(family, name, dtype):
+    model, prompt = make_model(family).to("cuda", dtype), random_prompt(Random(0))
+    found = fuse(model, prompt, name, ratio=1.0).logits
+    assert found.device.type == "cuda"
+    assert relative_error(found, plain(model, prompt)) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", ["a3", "cacheblend", "epic", "surprisal", "a3_blend"])
+def test_partial_recomputation_is_as_on_the_cpu(family, name):
+    prompt = random_prompt(Random(1))
+    here, there = (fuse(make_model(family).to(device), prompt, name, ratio=0.3) for device in ("cpu", "cuda"))
+    assert torch.equal(here.selected, there.selected)
+    assert relative_error(there.logits.cpu(), here.logits) <= 1e-4
+
+
+def test_a_store_written_on_a_gpu_serves_a_cpu(family):
+    store, prompt = memory_store(), random_prompt(Random(2))
+    precompute(make_model(family).to("cuda"), [prompt], store)
+    found = fused_prefill(make_model(family), prompt, store, get_selector("full_reuse"))
+    assert relative_error(found.logits, fuse(make_model(family), prompt, "full_reuse").logits) <= 1e-4
+
+
+def test_decoding_is_transformers_own(family):
+    model, prompt = make_model(family).cuda(), random_prompt(Random(3))
+    model.generation_config.eos_token_id = None
+    ids = torch.tensor([prompt.ids], device="cuda")
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+    assert (
+        decode(model, fuse(model, prompt, "a3", ratio=1.0), max_new_tokens=8).ids
+        == expected[0, ids.shape[1] :].tolist()
+    )
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-mistral", "tiny-qwen"])
+def test_the_embedded_models_answer_in_bfloat16(name):
+    model, tokenizer = load_model(name)
+    assert (model.device.type, model.dtype) == ("cuda", torch.bfloat16)
+    task, store, score = get_task("small", "multikey"), memory_store(), 0.0
+    for example in task.examples(10, 1024, 0):
+        prompt = build_prompt(tokenizer, example, 64)
+        precompute(model, [prompt], store)
+        prefill = fused_prefill(model, prompt, store, get_selector("a3", ratio=0.15))
+        score += task.score(generate(model, tokenizer, prompt, prefill, max_new_tokens=8), example.answers)
+    assert score >= 8
+
+
+@pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
+def test_layers_over_two_gpus_give_the_same(tmp_path, family):
+    model, prompt = make_model(family), random_prompt(Random(4))
+    model.save_pretrained(tmp_path)
+    last = len(model.model.layers) - 1
+    places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1}
+    places |= {f"model.layers.{i}": int(i == last) for i in range(last + 1)}
+    split = type(model).from_pretrained(tmp_path, device_map=places, dtype=torch.float32)
+    here, there = (fuse(m, prompt, "a3", ratio=0.3) for m in (model, split))
+    assert relative_error(there.logits.cpu(), here.logits) <= 1e-4
+    assert len(decode(split, there, max_new_tokens=4).ids) > 0
