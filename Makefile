@@ -15,7 +15,7 @@ INSTALLED = .venv/.installed
 ONE_THREAD = OMP_NUM_THREADS=1 TQDM_MININTERVAL=5 JUPYTER_PLATFORM_DIRS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
 SNAKEMAKE = $(ONE_THREAD) snakemake -s workflow/Snakefile --cores $(CORES) --rerun-triggers mtime params input
 
-.PHONY: help setup reproduce dry-run record test lint lab notebooks bench clean
+.PHONY: help setup reproduce unlock dry-run record test lint lab notebooks bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ $(INSTALLED): pyproject.toml
 reproduce: $(INSTALLED)  ## run what is missing or changed of a profile, up to its report
 	$(SNAKEMAKE) --config profile=$(PROFILE) --rerun-incomplete --quiet rules
 	@echo "report: outputs/$(PROFILE)/report.html"
+
+unlock: $(INSTALLED)  ## after a killed `make reproduce`: let the next one run
+	$(SNAKEMAKE) --config profile=$(PROFILE) --unlock
 
 dry-run: $(INSTALLED)  ## say what `make reproduce` would run
 	$(SNAKEMAKE) --config profile=$(PROFILE) --dry-run --quiet
