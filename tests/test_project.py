@@ -53,7 +53,7 @@ def test_readme_code_runs(tmp_path):
     library, selector = blocks
     assert len([line for line in library.splitlines() if line.strip()]) <= 15
     script = tmp_path / "readme.py"
-    script.write_text(f"import torch\n{library}\n{selector}\n")
+    script.write_text(f"{library}\n{selector}\n")
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("414 ")
