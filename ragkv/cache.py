@@ -48,8 +48,3 @@ def fork(cache: DynamicCache) -> DynamicCache:
     branch = copy.copy(cache)
     branch.layers = [copy.copy(layer) for layer in cache.layers]
     return branch
-
-
-def cache_bytes(cache: DynamicCache) -> int:
-    """Memory of its keys and values."""
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

@@ -21,12 +21,7 @@ from ragkv.store import KVStore
 
 
 class Experiment(Parameters):
-    """A profile and one of its models: what a notebook runs.
-
-    Examples
-    --------
-    >>> experiment = Experiment.load("tiny", root="..")  # doctest: +SKIP
-    """
+    """A profile and one of its models: what a notebook runs."""
 
     name: str
     root: Path
