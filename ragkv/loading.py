@@ -1,6 +1,7 @@
 """The reused keys and values of a prompt, layer by layer, from the store to the device."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,7 +82,11 @@ def open_segments(store: KVStore, layout: Layout, segments: list[Segment]) -> li
     StoreError
         Some are missing, or a file is damaged.
     """
-    missing = store.missing(layout, segments)
+    opened: list[SegmentKV] = []
+    for segment in segments:
+        with suppress(KeyError):  # missing ones are counted below
+            opened.append(store.open(layout, segment))
+    missing = len(segments) - len(opened)
     if missing:
         other = store.other_model(layout)
         cause = (
@@ -90,7 +95,7 @@ def open_segments(store: KVStore, layout: Layout, segments: list[Segment]) -> li
             else "they were not precomputed, or behind another context or in another dtype"
         )
         raise StoreError(
-            f"{len(missing)} of the prompt's {len(segments)} segments are not in the store {store.url!r}: {cause}. "
+            f"{missing} of the prompt's {len(segments)} segments are not in the store {store.url!r}: {cause}. "
             "Run precompute(model, [prompt], store) first"
         )
-    return [store.open(layout, segment) for segment in segments]
+    return opened

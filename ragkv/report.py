@@ -49,10 +49,9 @@ def _section(experiment: Experiment) -> dict:
     """One model's tables and figures, written beside the page."""
     outputs, rows = experiment.outputs, {task: experiment.rows(task) for task in experiment.profile.tasks}
     folder, name = outputs.report_folder, Path(experiment.model).name
-    summaries = {task: read_json(outputs.summary(task), _EVALUATION) for task in rows}
-    source = next(iter(summaries.values()))["provenance"]
-    tokens = read_json(outputs.tokens, _TOKENS)
     main = max(rows, key=lambda task: len(rows[task]))  # the task with the full grid
+    source = read_json(outputs.summary(main), _EVALUATION)["provenance"]
+    tokens = read_json(outputs.tokens, _TOKENS)
     tables = {
         "accuracy": accuracy_by_ratio(rows[main]),
         "tasks": accuracy_by_task(rows),
