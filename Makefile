@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
 	.venv/bin/python -m pip install --quiet $(TORCH)
-	.venv/bin/python -m pip install --quiet -e '.[notebooks,test,lint]'
+	.venv/bin/python -m pip install --quiet -e '.[hub,notebooks,test,lint]'
 	touch $@
 
 reproduce: $(INSTALLED)  ## run what is missing or changed of a profile, up to its report
@@ -37,8 +37,9 @@ reproduce: $(INSTALLED)  ## run what is missing or changed of a profile, up to i
 unlock: $(INSTALLED)  ## after a killed `make reproduce`: let the next one run
 	$(SNAKEMAKE) --config profile=$(PROFILE) --unlock
 
-dry-run: $(INSTALLED)  ## say what `make reproduce` would run
+dry-run: $(INSTALLED)  ## say what `make reproduce` would run, and what it would take: GPU-hours, gigabytes
 	$(SNAKEMAKE) --config profile=$(PROFILE) --dry-run --quiet
+	python -m ragkv.planning $(PROFILE)
 
 test: $(INSTALLED)  ## the tests, then the notebooks on a few prompts
 	$(ONE_THREAD) python -m pytest tests -n $(CORES)
@@ -59,7 +60,7 @@ notebooks: $(INSTALLED)  ## run the committed notebooks again in place, on a few
 record:  ## keep a profile's summaries, tables and figures under outputs/reference/, to be committed
 	mkdir -p outputs/reference/$(PROFILE)
 	cp outputs/$(PROFILE)/report/* outputs/reference/$(PROFILE)/
-	cd outputs/$(PROFILE) && for file in */*/*.json; do case $$file in *prompts.json|*tokens.json) ;; \
+	cd outputs/$(PROFILE) && for file in */*.json */*/*.json; do case $$file in *prompts.json|*tokens.json) ;; \
 	  *) install -D -m 644 $$file ../reference/$(PROFILE)/$$file ;; esac; done
 
 bench: $(INSTALLED)  ## fused prefill against full prefill, and precompute against a plain forward, on this machine

@@ -2,7 +2,7 @@
 
 from ragkv.decoding import decode, generate
 from ragkv.fusion import Prefill, fused_prefill
-from ragkv.models import load_model
+from ragkv.models import load_model, load_tokenizer
 from ragkv.precompute import precompute
 from ragkv.prompt import Prompt, chat_parts, encode, split_ids
 from ragkv.store import KVStore, StoreError
@@ -18,6 +18,7 @@ __all__ = [
     "fused_prefill",
     "generate",
     "load_model",
+    "load_tokenizer",
     "precompute",
     "split_ids",
 ]

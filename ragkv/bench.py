@@ -1,6 +1,6 @@
 """``python -m ragkv.bench``: speed on this machine, as ratios of times taken in one run.
 
-Fused prefill by selector against full prefill, and precompute against a plain forward pass.
+Fused prefill by selector against full prefill, precompute against a plain forward pass, chunking against tokenisation.
 """
 
 import argparse
@@ -12,15 +12,18 @@ from random import Random
 from statistics import quantiles
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import get_args
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ragkv.benchmarks import haystack
+from ragkv.chunking import By, chunk_document
 from ragkv.fusion import fused_prefill
 from ragkv.models import load_model
 from ragkv.precompute import compute_segment, precompute
-from ragkv.prompt import Prompt, split_ids
+from ragkv.prompt import Prompt, encode, split_ids
 from ragkv.results import provenance, write_json
 from ragkv.selectors import Selector, get_selector
 from ragkv.store import KVStore
@@ -90,6 +93,16 @@ def precompute_times(model: PreTrainedModel, chunk_tokens: int, repeats: int) ->
     return measure({"plain forward": plain, "precompute": lambda: compute_segment(model, segment)}, repeats)
 
 
+def chunking_times(tokenizer: PreTrainedTokenizerBase, tokens: int, repeats: int) -> pd.DataFrame:
+    """Tokenisation of a document of `tokens` tokens alone, and with cutting it."""
+    sentences = haystack.fill(haystack.generated(Random(0)), tokenizer, tokens)
+    document = "\n\n".join(" ".join(sentences[i : i + 8]) for i in range(0, len(sentences), 8))
+    runs: dict[str, Callable[[], object]] = {"tokenisation": lambda: encode(tokenizer, document)}
+    for by in get_args(By):
+        runs[f"chunks by {by}"] = partial(chunk_document, tokenizer, document, by=by)
+    return measure(runs, repeats)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ragkv.bench", description=__doc__)
     parser.add_argument("--model", default="tiny-llama")
@@ -101,19 +114,21 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--out", type=Path, help="also write the rows, with their provenance, to this JSON file")
     options = parser.parse_args()
-    model, _ = load_model(options.model, device=options.device, dtype=options.dtype)
+    model, tokenizer = load_model(options.model, device=options.device, dtype=options.dtype)
     prefill = prefill_times(model, options.tokens, options.ratio, options.chunk_tokens, options.repeats)
     offline = precompute_times(model, options.chunk_tokens, options.repeats)
+    chunking = chunking_times(tokenizer, 10_000, options.repeats)
     source = provenance(model)
     print(f"{options.model} on {source['device']}, {source['threads']} threads, {source['dtype']}; milliseconds")
     print(
         f"\nTTFT, {options.tokens} tokens, ratio {options.ratio}, chunks of {options.chunk_tokens}\n{prefill.round(2)}"
     )
     print(f"\none chunk of {options.chunk_tokens} tokens\n{offline.round(2)}")
+    print(f"\na document of 10,000 tokens\n{chunking.round(2)}")
     if options.out:
         rows = {
             name: json.loads(table.to_json(orient="index"))
-            for name, table in (("prefill", prefill), ("precompute", offline))
+            for name, table in (("prefill", prefill), ("precompute", offline), ("chunking", chunking))
         }
         given = {name: str(value) for name, value in vars(options).items() if name != "out"}
         write_json(options.out, rows | {"parameters": given, "provenance": source})

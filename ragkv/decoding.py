@@ -31,7 +31,12 @@ class Generation:
 
 @torch.inference_mode()
 def decode(
-    model: PreTrainedModel, prefill: Prefill, *, max_new_tokens: int = 64, on_token: Callable[[int], None] | None = None
+    model: PreTrainedModel,
+    prefill: Prefill,
+    *,
+    max_new_tokens: int = 64,
+    on_token: Callable[[int], None] | None = None,
+    ended: Callable[[list[int]], bool] | None = None,
 ) -> Generation:
     """Continue greedily until the model's end of sequence or `max_new_tokens`. The prefill stays usable.
 
@@ -39,6 +44,8 @@ def decode(
     ----------
     on_token
         Called with every new id as it comes, for streaming.
+    ended
+        Says of the ids so far whether they are the whole answer; asked after every one.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least one")
@@ -49,7 +56,7 @@ def decode(
         ids.append(token)
         if on_token is not None:
             on_token(token)
-        if len(ids) == max_new_tokens:
+        if len(ids) == max_new_tokens or (ended is not None and ended(ids)):
             break
         last = torch.tensor([[token]], device=model.model.embed_tokens.weight.device)
         token = int(model(input_ids=last, past_key_values=cache, use_cache=True).logits[0, -1].argmax())

@@ -44,6 +44,58 @@ def _curves(rows: pd.DataFrame) -> dict[str, pd.Series]:
     return dict(sorted(several.items(), key=lambda item: -item[1].mean()))
 
 
+def score_by_method(summary: pd.DataFrame, title: str) -> Figure:
+    """Mean score of each method and ratio with its 95 % interval; one panel, full prefill marked.
+
+    Parameters
+    ----------
+    summary
+        As `ragkv.comparison.summarise` gives it.
+    """
+    figure, axes = _axes(6.4, 0.9 + 0.24 * len(summary))
+    labels = [_label(*key) for key in zip(summary["method"], summary["ratio"], strict=True)]
+    spread = [summary["score"] - summary["low"], summary["high"] - summary["score"]]
+    axes.errorbar(summary["score"], range(len(labels)), xerr=spread, fmt="ko", ecolor="#777777", capsize=3)
+    full = summary.loc[summary["method"] == "full_prefill", "score"]
+    if len(full):
+        axes.axvline(full.iloc[0], linestyle="--", color="#555555", linewidth=1)
+    axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel="score, 95 % interval", title=title)
+    axes.set_xlim(-0.03, 1.03)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.25)
+    return figure
+
+
+def heat_maps(grids: Mapping[tuple[str, float], pd.DataFrame], title: str) -> Figure:
+    """Scores over depth and length, a panel per method and ratio with the mean in its title.
+
+    Parameters
+    ----------
+    grids
+        As `ragkv.comparison.grid` gives them.
+    """
+    across = min(4, len(grids))
+    down = -(-len(grids) // across)
+    figure = Figure(figsize=(2.5 * across + 0.6, 2.5 * down + 0.4), layout="constrained")
+    panels: list = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
+    for panel, (key, table) in zip(panels, grids.items(), strict=False):
+        image = panel.imshow(table, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+        panel.set_title(f"{_label(*key)}: {table.to_numpy().mean():.2f}", fontsize=9)
+        panel.set_xticks(range(table.shape[1]), [f"{length:g}" for length in table.columns], rotation=45, fontsize=8)
+        panel.set_yticks(range(table.shape[0]), [f"{depth:g}" for depth in table.index], fontsize=8)
+    for panel in panels[len(grids) :]:
+        panel.set_visible(False)
+    figure.supxlabel("length (tokens)", fontsize=10)
+    figure.supylabel("depth (%)", fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    figure.colorbar(image, ax=figure.axes, label="score", shrink=0.8)
+    return figure
+
+
+def _label(method: str, ratio: float) -> str:
+    return method if method in BASELINES else f"{method} {ratio:.0%}"
+
+
 def recomputed_tokens(
     selected: Mapping[str, Sequence[int]], document: int, chunks: Sequence[int], evidence: Sequence[int], title: str
 ) -> Figure:
@@ -97,7 +149,7 @@ def ttft_by_method(rows: pd.DataFrame, title: str) -> Figure:
     """Median TTFT of each method and ratio, with the time to load and to select, full prefill marked."""
     table = rows.groupby(["method", "ratio"], sort=False)[["ttft", "load", "select"]].median() * 1e3
     figure, axes = _axes(6.4, 0.8 + 0.24 * len(table))
-    labels = [method if method in BASELINES else f"{method} {ratio:.0%}" for method, ratio in table.index]
+    labels = [_label(*key) for key in table.index]
     rest = table["ttft"] - table["load"] - table["select"]
     left = np.zeros(len(table))
     for name, part, colour in (

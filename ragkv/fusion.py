@@ -17,12 +17,12 @@ from transformers import DynamicCache, PreTrainedModel
 from ragkv import decoder
 from ragkv.attention import get_backend
 from ragkv.cache import KV, build_cache, scatter
-from ragkv.loading import ComputedSegment, ReusedKV, open_segments
+from ragkv.loading import ReusedKV, SegmentInMemory, Segments, open_segments
 from ragkv.models import check_model, check_prompt
 from ragkv.precompute import compute_segment
 from ragkv.prompt import Prompt, Segment
 from ragkv.selectors import Observation, Selector
-from ragkv.store import KVStore, Layout
+from ragkv.store import Layout
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,15 @@ class _Clock:
 
 @torch.inference_mode()
 def fused_prefill(
-    model: PreTrainedModel, prompt: Prompt, store: KVStore | None, selector: Selector, *, backend: str = "auto"
+    model: PreTrainedModel, prompt: Prompt, store: Segments | None, selector: Selector, *, backend: str = "auto"
 ) -> Prefill:
     """Prefill `prompt` from stored segments, recomputing what `selector` chooses.
 
     Parameters
     ----------
     store
-        Holds the prompt's segments (see `precompute`); None is enough for selectors that reuse nothing.
+        Holds the prompt's segments (see `precompute`): a KVStore, or one read ahead (`ragkv.loading.ReadAhead`). None
+        is enough for selectors that reuse nothing.
     backend
         Attention backend, see `ragkv.attention`.
 
@@ -134,7 +135,7 @@ def _check(model: PreTrainedModel, prompt: Prompt, selector: Selector) -> None:
         raise ValueError(f"selection layer {selector.layer}: this model's layers are 0 to {layers - 1}")
 
 
-def _open(model: PreTrainedModel, prompt: Prompt, store: KVStore | None, selector: Selector) -> ReusedKV:
+def _open(model: PreTrainedModel, prompt: Prompt, store: Segments | None, selector: Selector) -> ReusedKV:
     """The prompt's stored segments; the question's own, computed now, where the selector reuses it."""
     if store is None:
         raise ValueError(f"{type(selector).__name__} reuses stored chunks: give it a KVStore")
@@ -144,7 +145,7 @@ def _open(model: PreTrainedModel, prompt: Prompt, store: KVStore | None, selecto
     question = []
     if not selector.recomputes_question:
         context = needed[-1].context if needed else ()
-        question.append(ComputedSegment(*compute_segment(model, Segment(prompt.question, context))))
+        question.append(SegmentInMemory(*compute_segment(model, Segment(prompt.question, context))))
     return ReusedKV(prefix, chunks, question)
 
 

@@ -5,9 +5,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from ragkv.benchmarks import evidence_tokens
 from ragkv.experiment import Experiment
 from ragkv.fusion import fused_prefill
 from ragkv.prompt import Prompt
@@ -45,38 +44,35 @@ def attention_by_layer(model: PreTrainedModel, prompt: Prompt, store: KVStore) -
 
 
 def look_at(
-    experiment: Experiment,
-    task: str,
-    number: int,
-    ratio: float,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    experiment: Experiment, benchmark: str, task: str, number: int, ratio: float, model: PreTrainedModel
 ) -> dict:
     """One evaluated prompt closely, as the figures and the report want it; also written to the experiment's outputs.
 
     Returns
     -------
     dict
-        ``prompt, question, answers, ratio``; and as indices within the document: ``document`` (its length),
-        ``chunks`` (where they begin), ``evidence``, ``selected`` (by method), ``attention`` (`attention_by_layer`).
+        ``benchmark, task, prompt, question, answers, ratio``; and as indices within the document: ``document`` (its
+        length), ``chunks`` (where they begin), ``evidence``, ``selected`` (by method), ``attention``
+        (`attention_by_layer`).
     """
-    example, prompt = experiment.examples(task)[number], experiment.prompts()[task][number]
-    rows = experiment.rows(task)
-    rows = rows[(rows["prompt"] == example.id) & (rows["ratio"] == ratio)]
-    span = prompt.document_span
+    item, rows = experiment.items(benchmark, task)[number], experiment.rows(benchmark, task)
+    rows = rows[(rows["prompt"] == item.id) & (rows["ratio"] == ratio)]
+    span = item.prompt.document_span
     view = {
-        "prompt": example.id,
-        "question": example.question,
-        "answers": example.answers,
+        "benchmark": benchmark,
+        "task": task,
+        "prompt": item.id,
+        "question": item.question,
+        "answers": item.answers,
         "ratio": ratio,
         "document": len(span),
-        "chunks": [chunk.start - span.start for chunk in prompt.chunk_spans],
-        "evidence": evidence_tokens(tokenizer, example),
+        "chunks": [chunk.start - span.start for chunk in item.prompt.chunk_spans],
+        "evidence": item.evidence,
         "selected": {
             row.method: [int(position) - span.start for position in row.recomputed if position in span]
             for row in rows.itertuples()
         },
-        "attention": attention_by_layer(model, prompt, experiment.store).tolist(),
+        "attention": attention_by_layer(model, item.prompt, experiment.store).tolist(),
     }
     write_json(experiment.outputs.tokens, view)
     return view

@@ -1,6 +1,7 @@
 """The reused keys and values of a prompt, layer by layer, from the store to the device."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,10 +25,10 @@ class SegmentKV(Protocol):
 
 
 @dataclass(frozen=True)
-class ComputedSegment:
-    """A segment that was computed just now: `compute_segment`'s result."""
+class SegmentInMemory:
+    """A segment in memory: `compute_segment`'s result, or read from the store ahead of its use."""
 
-    layers: Tensor
+    layers: Sequence[Tensor] | Tensor
     scores: Tensor
 
     def layer(self, index: int) -> Tensor:
@@ -35,6 +36,55 @@ class ComputedSegment:
 
     def surprisal(self) -> Tensor:
         return self.scores
+
+
+class Segments(Protocol):
+    """Where stored segments come from: a KVStore, or one read ahead."""
+
+    url: str
+
+    def open(self, layout: Layout, segment: Segment) -> SegmentKV:
+        """The stored segment."""
+
+    def other_model(self, layout: Layout) -> str | None:
+        """The fingerprint of another model that wrote here."""
+
+
+class ReadAhead:
+    """A store whose segments are read into memory by a thread of their own, before they are needed.
+
+    What is not read ahead comes from the store itself. Segments of the last two calls of `fetch` stay in memory.
+    """
+
+    def __init__(self, store: KVStore, layout: Layout):
+        self.url, self._store, self._layout = store.url, store, layout
+        self._thread = ThreadPoolExecutor(1, "read-ahead")
+        self._fetched: list[dict[Segment, Future[SegmentInMemory]]] = []
+
+    def fetch(self, segments: Iterable[Segment]) -> None:
+        """Begin to read these segments; returns at once."""
+        before = self._fetched[-1] if self._fetched else {}
+        now = {s: before.get(s) or self._thread.submit(self._read, s) for s in segments}
+        self._fetched = [before, now]
+
+    def wait(self) -> None:
+        """Until everything asked for is read, so that reading disturbs no timing."""
+        wait(self._fetched[-1].values() if self._fetched else [])
+
+    def open(self, layout: Layout, segment: Segment) -> SegmentKV:
+        """The segment from memory or from the store; what went wrong while reading it is raised here."""
+        if layout == self._layout:
+            for fetched in reversed(self._fetched):
+                if segment in fetched:
+                    return fetched[segment].result()
+        return self._store.open(layout, segment)
+
+    def other_model(self, layout: Layout) -> str | None:
+        return self._store.other_model(layout)
+
+    def _read(self, segment: Segment) -> SegmentInMemory:
+        stored = self._store.open(self._layout, segment)
+        return SegmentInMemory([stored.layer(i) for i in range(self._layout.layers)], stored.surprisal())
 
 
 class ReusedKV:
@@ -74,7 +124,7 @@ def _side_by_side(segments: Sequence[SegmentKV], index: int, to: device) -> KV |
     return keys[None], values[None]
 
 
-def open_segments(store: KVStore, layout: Layout, segments: list[Segment]) -> list[SegmentKV]:
+def open_segments(store: Segments, layout: Layout, segments: list[Segment]) -> list[SegmentKV]:
     """The stored segments, their headers checked.
 
     Raises

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -60,23 +62,39 @@ def load_model(
             f"device {device!r} was asked for, but PyTorch sees no GPU here: use device='cpu', or install "
             "PyTorch with CUDA"
         )
-    source = _WEIGHTS / name if str(name) in embedded_models() else name
     on_cpu = device_map is None and device == "cpu"
     precision = DTYPES.get(dtype, torch.float32 if on_cpu else "auto")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    with _found(name):
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=precision, device_map=device_map, trust_remote_code=trust_remote_code
+            model_source(name), dtype=precision, device_map=device_map, trust_remote_code=trust_remote_code
         )
+    if device_map is None:
+        model = model.to(device)
+    check_model(model)
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A model's tokenizer alone; `name` and errors as in `load_model`."""
+    with _found(name):
+        return AutoTokenizer.from_pretrained(model_source(name), trust_remote_code=trust_remote_code)
+
+
+def model_source(name: str | Path) -> str | Path:
+    """Where `from_pretrained` finds a model: an embedded one's folder, or the name itself."""
+    return _WEIGHTS / name if str(name) in embedded_models() else name
+
+
+@contextmanager
+def _found(name: str | Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ValueError(
             f"model {str(name)!r} could not be loaded: it is none of the embedded ones "
             f"({', '.join(embedded_models())}), and as a local folder or hub id it failed: {str(error).splitlines()[0]}"
         ) from error
-    if device_map is None:
-        model = model.to(device)
-    check_model(model)
-    return model.eval(), tokenizer
 
 
 def check_model(model: PreTrainedModel) -> None:

@@ -131,15 +131,26 @@ def split_ids(ids: Sequence[int], size: int) -> list[Ids]:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of `text` alone, without BOS or other special tokens added."""
-    return tokenizer(text, add_special_tokens=False).input_ids
+    """Token ids of `text` as they are within a longer text, without BOS or other special tokens added."""
+    before, skip = guard(tokenizer)
+    return tokenizer(before + text, add_special_tokens=False).input_ids[skip:]
+
+
+def guard(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
+    """What to put before a text that stands within a longer one, and how many tokens that is.
+
+    Llama-2's and Mistral's tokenizers put a space before every text that they are given, which would set the parts of
+    a prompt apart; behind a line break, which they never merge with what follows, it goes with the guard.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer("\n", add_special_tokens=False).input_ids)
+    return ("\n", len(tokens)) if tokens[:1] == ["\N{LOWER ONE EIGHTH BLOCK}"] else ("", 0)
 
 
 _DOCUMENT = "\N{BULLET}document\N{BULLET}"  # stands for the document while the chat template is filled in
 
 
 def chat_parts(
-    tokenizer: PreTrainedTokenizerBase, instruction: str, question: str, answer_prefix: str = ""
+    tokenizer: PreTrainedTokenizerBase, before: str, after: str, answer_prefix: str = "", *, chat: bool = True
 ) -> tuple[list[int], list[int]]:
     """The ids before and after the document in a user's turn of the tokenizer's chat template.
 
@@ -148,27 +159,27 @@ def chat_parts(
 
     Parameters
     ----------
-    instruction, question
-        The texts before and after the document.
+    before, after
+        The texts around the document, put together with it as they are.
     answer_prefix
         How the answer begins: put after the assistant's header.
+    chat
+        False leaves the chat template out.
 
     Returns
     -------
     prefix, question
         Token ids.
     """
-    content = "\n".join(filter(None, [instruction, _DOCUMENT, question]))
-    if tokenizer.chat_template:
+    text = before + _DOCUMENT + after
+    if chat and tokenizer.chat_template:
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
-    else:
-        text = content + "\n"
-    before, after = text.split(_DOCUMENT)
-    prefix = encode(tokenizer, before)
+    start, end = text.split(_DOCUMENT)
+    prefix = tokenizer(start, add_special_tokens=False).input_ids
     bos = tokenizer.bos_token_id
     adds_bos = bos is not None and tokenizer("").input_ids[:1] == [bos]
     if adds_bos and prefix[:1] != [bos]:
         prefix = [bos, *prefix]
-    return prefix, encode(tokenizer, after + answer_prefix)
+    return prefix, encode(tokenizer, end + answer_prefix)

@@ -6,25 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from jinja2 import Environment
+from matplotlib.figure import Figure
 
 from ragkv import figures
-from ragkv.experiment import Experiment, summarise
+from ragkv.comparison import grid, metrics, scores_by_task, summarise
+from ragkv.experiment import Experiment
 from ragkv.results import read_json
 
-_EVALUATION, _TOKENS = "03_evaluation.ipynb", "04_selected_tokens.ipynb"
-
-
-def accuracy_by_ratio(rows: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy by method, a column per ratio, in the order of the rows."""
-    means = rows.groupby(["method", "ratio"], sort=False)["score"].mean().unstack()
-    return means.reindex(rows["method"].unique())[sorted(means.columns)]
-
-
-def accuracy_by_task(rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Accuracy by method and ratio, a column per task, for the ratios that every task has."""
-    means = {task: table.groupby(["method", "ratio"], sort=False)["score"].mean() for task, table in rows.items()}
-    order = [key for key in next(iter(means.values())).index if all(key in mean.index for mean in means.values())]
-    return pd.DataFrame({task: mean.reindex(order) for task, mean in means.items()}).reindex(order)
+Rows = dict[str, pd.DataFrame]  # a benchmark's results by task
+LABELS = {"longbench": None, "needle": "length", "ruler": "length"}  # what a task's results are told apart by
 
 
 def times_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -38,66 +28,122 @@ def times_table(rows: pd.DataFrame) -> pd.DataFrame:
 def write_report(profile: str, root: str | Path) -> Path:
     """Draw and write the report of all models of a profile; returns the page's path."""
     models = Experiment.load(profile, root=root).profile.models
-    sections = [_section(Experiment.load(profile, model=model, root=root)) for model in models]
+    experiments = [Experiment.load(profile, model=model, root=root) for model in models]
+    results = {
+        e.model: {b: {t: e.rows(b, t) for t in s.tasks} for b, s in e.profile.benchmarks.items()} for e in experiments
+    }
+    sections = [_Section(experiment, results[experiment.model]).whole() for experiment in experiments]
+    overview = _overview(results)
+    overview.to_csv(experiments[0].outputs.report_folder / "overview.csv", float_format="%.4f")
     page = Environment(autoescape=True).from_string(files("ragkv").joinpath("report.html.jinja").read_text())
-    path = Experiment.load(profile, root=root).outputs.report
-    path.write_text(page.render(profile=profile, sections=sections))
+    path = experiments[0].outputs.report
+    path.write_text(page.render(profile=profile, sections=sections, overview=_html(overview)))
     return path
 
 
-def _section(experiment: Experiment) -> dict:
+def _overview(results: dict[str, dict[str, Rows]]) -> pd.DataFrame:
+    """Each benchmark's average for each model, by method and the ratios that all were run with."""
+    columns = {
+        f"{Path(model).name}, {benchmark}": scores_by_task(rows, LABELS[benchmark])["average"]
+        for model, benchmarks in results.items()
+        for benchmark, rows in benchmarks.items()
+    }
+    order = next(iter(columns.values())).index
+    return pd.DataFrame(columns).reindex(order).dropna()
+
+
+class _Section:
     """One model's tables and figures, written beside the page."""
-    outputs, rows = experiment.outputs, {task: experiment.rows(task) for task in experiment.profile.tasks}
-    folder, name = outputs.report_folder, Path(experiment.model).name
-    main = max(rows, key=lambda task: len(rows[task]))  # the task with the full grid
-    source = read_json(outputs.summary(main), _EVALUATION)["provenance"]
-    tokens = read_json(outputs.tokens, _TOKENS)
-    tables = {
-        "accuracy": accuracy_by_ratio(rows[main]),
-        "tasks": accuracy_by_task(rows),
-        "times": times_table(rows[main]),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind, table in tables.items():
-        table.to_csv(folder / f"{name}-{kind}.csv", float_format="%.4f")
-    place = {"document": tokens["document"], "chunks": tokens["chunks"], "evidence": tokens["evidence"]}
-    prompts = rows[main]["prompt"].nunique()
-    drawn = {
-        "accuracy": figures.accuracy_over_ratio(rows[main], f"{name}, {main}, {prompts} prompts"),
-        "recomputed": figures.recomputed_tokens(
+
+    def __init__(self, experiment: Experiment, results: dict[str, Rows]):
+        self.experiment, self.results = experiment, results
+        self.outputs, self.name = experiment.outputs, Path(experiment.model).name
+        self.outputs.report_folder.mkdir(parents=True, exist_ok=True)
+        self.csv: list[str] = []
+
+    def whole(self) -> dict:
+        tokens = read_json(self.outputs.tokens, "06_selected_tokens.ipynb")
+        chunking = pd.DataFrame(read_json(self.outputs.chunking, "01_chunking.ipynb"))
+        self.source = read_json(self.outputs.summary(tokens["benchmark"], tokens["task"]), "")["provenance"]
+        return {
+            "model": self.experiment.model,
+            "benchmarks": [self._benchmark(name, rows) for name, rows in self.results.items()],
+            "chunking": chunking.to_html(index=False, border=0),
+            "precompute": read_json(self.outputs.precompute, "02_precompute.ipynb"),
+            "tokens": tokens,
+            "images": self._tokens(tokens),
+            "csv": self.csv,
+            "parameters": self.experiment.profile.model_dump(exclude={"benchmarks", "methods", "models"}),
+            "provenance": self.source,
+        }
+
+    def _benchmark(self, name: str, rows: Rows) -> dict:
+        """Scores of all tasks; the task with most rows closely."""
+        main = max(rows, key=lambda task: len(rows[task]))
+        several = [task for task, table in rows.items() if table.groupby("method")["ratio"].nunique().max() > 1]
+        found = {
+            "name": name,
+            "main": main,
+            "prompts": rows[main]["prompt"].nunique(),
+            "several": main in several,
+            "scores": self._table(f"{name}-scores", scores_by_task(rows, LABELS[name])),
+            "intervals": self._table(f"{name}-{main}", _intervals(rows[main])),
+            "metrics": self._table(f"{name}-metrics", metrics(rows[main])),
+            "times": self._table(f"{name}-times", times_table(rows[main])),
+            "parameters": self.experiment.profile.benchmark(name).model_dump(),
+        }
+        title = f"{self.name}, {name}, {main}"
+        found["figure"] = self._image(name, self._figure(rows[main], main in several, title))
+        found["ttft"] = self._image(
+            f"{name}-ttft", figures.ttft_by_method(rows[main], f"{title}, {self.source['device']}")
+        )
+        return found
+
+    def _figure(self, rows: pd.DataFrame, several: bool, title: str) -> Figure:
+        if "depth" in rows:
+            return figures.heat_maps(grid(rows), title)
+        if several:
+            return figures.accuracy_over_ratio(rows, f"{title}, {rows['prompt'].nunique()} prompts")
+        return figures.score_by_method(summarise(rows), f"{title}, {rows['prompt'].nunique()} prompts")
+
+    def _tokens(self, tokens: dict) -> dict[str, Path]:
+        place = {"document": tokens["document"], "chunks": tokens["chunks"], "evidence": tokens["evidence"]}
+        recomputed = figures.recomputed_tokens(
             tokens["selected"], title=f"recomputed tokens at {tokens['ratio']:.0%}, {tokens['prompt']}", **place
-        ),
-        "attention": figures.attention_map(
+        )
+        attention = figures.attention_map(
             np.array(tokens["attention"]),
-            place["chunks"],
-            place["evidence"],
+            tokens["chunks"],
+            tokens["evidence"],
             f"attention of the question, {tokens['prompt']}",
-        ),
-        "ttft": figures.ttft_by_method(rows[main], f"{name}, {main}, {source['device']}"),
-    }
-    images = {
-        kind: figures.save(figure, folder / f"{name}-{kind}.png", source).relative_to(outputs.profile_folder)
-        for kind, figure in drawn.items()
-    }
-    return {
-        "model": experiment.model,
-        "benchmark": experiment.profile.benchmark,
-        "main": main,
-        "prompts": prompts,
-        "tokens": tokens,
-        "precompute": read_json(outputs.precompute, "02_precompute.ipynb"),
-        "tables": {kind: _html(table) for kind, table in tables.items()},
-        "images": images,
-        "csv": [f"report/{name}-{kind}.csv" for kind in tables],
-        "tasks": {task: parameters.model_dump() for task, parameters in experiment.profile.tasks.items()},
-        "parameters": experiment.profile.model_dump(exclude={"tasks", "methods", "models"}),
-        "provenance": source,
-    }
+        )
+        return {"recomputed": self._image("recomputed", recomputed), "attention": self._image("attention", attention)}
+
+    def _image(self, kind: str, figure: Figure) -> Path:
+        path = figures.save(figure, self.outputs.report_folder / f"{self.name}-{kind}.png", self.source)
+        return path.relative_to(self.outputs.profile_folder)
+
+    def _table(self, kind: str, table: pd.DataFrame) -> str:
+        table.to_csv(self.outputs.report_folder / f"{self.name}-{kind}.csv", float_format="%.4f")
+        self.csv.append(f"report/{self.name}-{kind}.csv")
+        return _html(table)
+
+
+def _intervals(rows: pd.DataFrame) -> pd.DataFrame:
+    """Score and difference to full prefill with their intervals, ready to print."""
+    table = summarise(rows).set_index(["method", "ratio"])
+    shown = {"score": table["score"], "95 %": _range(table, "low", "high")}
+    if "difference" in table:
+        shown["to full prefill"] = table["difference"]
+        shown["95 % of it"] = _range(table, "difference_low", "difference_high")
+    return pd.DataFrame(shown)
+
+
+def _range(table: pd.DataFrame, low: str, high: str) -> pd.Series:
+    return table[low].map("{:.2f}".format) + " … " + table[high].map("{:.2f}".format)
 
 
 def _html(table: pd.DataFrame) -> str:
     shown = table.reset_index()
-    if "ratio" in shown:
-        shown["ratio"] = shown["ratio"].map("{:.0%}".format)
-    shown.columns = [f"{column:.0%}" if isinstance(column, float) else column for column in shown.columns]
+    shown["ratio"] = shown["ratio"].map("{:.0%}".format)
     return shown.to_html(index=False, na_rep="", float_format="%.2f", border=0)

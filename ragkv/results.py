@@ -4,12 +4,14 @@
 
     outputs/<profile>/report.html, report/          the report, its figures (PNG) and tables (CSV)
     outputs/<profile>/store/                        K/V segments, shared by all benchmarks of the profile
-    outputs/<profile>/<model>/<benchmark>/
-        prompts.json precompute.json                what the chunking and precompute notebooks wrote
-        <task>.parquet <task>.json                  a row per (prompt, selector, ratio); summary with provenance
-        <task>.<parameters>.partial.jsonl           rows so far, while an evaluation runs or after it was interrupted
+    outputs/<profile>/<model>/
+        chunking.json precompute.json               what the chunking and precompute notebooks found
         tokens.json                                 selected tokens and attention in one prompt
         notebooks/                                  the executed notebooks
+    outputs/<profile>/<model>/<benchmark>/
+        <task>.prompts.json                         the task's prompts, with what their evaluation needs
+        <task>.parquet <task>.json                  a row per (prompt, method, ratio); summary with provenance
+        <task>.<parameters>.partial.jsonl           rows so far, while an evaluation runs or after it was interrupted
 """
 
 import errno
@@ -18,7 +20,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +35,11 @@ from ragkv.models import fingerprint
 
 @dataclass(frozen=True)
 class Outputs:
-    """Paths of one profile, model and benchmark."""
+    """Paths of one profile and model."""
 
     root: Path
     profile: str
     model: str
-    benchmark: str
 
     @property
     def profile_folder(self) -> Path:
@@ -46,15 +47,15 @@ class Outputs:
 
     @property
     def folder(self) -> Path:
-        return self.profile_folder / Path(self.model).name / self.benchmark
+        return self.profile_folder / Path(self.model).name
 
     @property
     def store(self) -> str:
         return str(self.profile_folder / "store")
 
     @property
-    def prompts(self) -> Path:
-        return self.folder / "prompts.json"
+    def chunking(self) -> Path:
+        return self.folder / "chunking.json"
 
     @property
     def precompute(self) -> Path:
@@ -64,14 +65,17 @@ class Outputs:
     def tokens(self) -> Path:
         return self.folder / "tokens.json"
 
-    def rows(self, task: str) -> Path:
-        return self.folder / f"{task}.parquet"
+    def prompts(self, benchmark: str, task: str) -> Path:
+        return self.folder / benchmark / f"{task}.prompts.json"
 
-    def summary(self, task: str) -> Path:
-        return self.folder / f"{task}.json"
+    def rows(self, benchmark: str, task: str) -> Path:
+        return self.folder / benchmark / f"{task}.parquet"
 
-    def partial(self, task: str, parameters: str) -> Path:
-        return self.folder / f"{task}.{parameters}.partial.jsonl"
+    def summary(self, benchmark: str, task: str) -> Path:
+        return self.folder / benchmark / f"{task}.json"
+
+    def partial(self, benchmark: str, task: str, parameters: str) -> Path:
+        return self.folder / benchmark / f"{task}.{parameters}.partial.jsonl"
 
     @property
     def report(self) -> Path:
@@ -82,9 +86,9 @@ class Outputs:
         return self.profile_folder / "report"
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, indent: int | None = 1) -> None:
     """Write `value`; the file appears whole or not at all."""
-    _replace(path, lambda partial: partial.write_text(json.dumps(value, indent=1) + "\n"))
+    _replace(path, lambda partial: partial.write_text(json.dumps(value, indent=indent) + "\n"))
 
 
 def write_rows(path: Path, rows: pd.DataFrame) -> None:
@@ -135,14 +139,17 @@ def _there(path: Path, made_by: str) -> Path:
 
 
 def read_partial(path: Path) -> list[dict]:
-    """The rows of an interrupted evaluation; a last line that was cut off is dropped, and computed again."""
+    """The rows of an interrupted evaluation; a line that was cut off is dropped, and computed again."""
     if not path.exists():
         return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    rows = []
+    lines = path.read_text().splitlines()
+    for line in lines:
+        with suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    if len(rows) < len(lines) or not path.read_bytes().endswith(b"\n"):
+        _replace(path, lambda partial: partial.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+    return rows
 
 
 def append_rows(path: Path, rows: Iterable[dict]) -> None:

@@ -7,15 +7,20 @@ import pytest
 import yaml
 
 from ragkv import load_model, precompute
-from ragkv.experiment import Experiment, evaluate, summarise
+from ragkv.comparison import interval, scores_by_task, summarise
+from ragkv.evaluation import evaluate
+from ragkv.experiment import Experiment
 from ragkv.results import read_partial, write_rows
 
 PROFILE = {
     "models": ["tiny-llama"],
-    "benchmark": "small",
     "chunk_tokens": 64,
-    "max_new_tokens": 4,
-    "tasks": {"needle": {"prompts": 3, "length": 160, "ratios": [0.1, 1.0]}},
+    "benchmarks": {
+        "ruler": {
+            "source": "tiny",
+            "tasks": {"vt_1": {"prompts": 3, "lengths": [256], "ratios": [0.1, 1.0], "max_new_tokens": 4}},
+        }
+    },
     "methods": [{"selector": "full_prefill"}, {"selector": "full_reuse"}, {"selector": "a3"}],
 }
 
@@ -36,8 +41,19 @@ def tiny():
 def ready(tmp_path, tiny):
     """An experiment whose prompts are chunked and precomputed."""
     experiment = write_profile(tmp_path)
-    precompute(tiny[0], experiment.chunk(tiny[1])["needle"], experiment.store)
+    experiment.chunk(tiny[1])
+    precompute(tiny[0], [item.prompt for item in experiment.items("ruler", "vt_1")], experiment.store)
     return experiment
+
+
+def run(experiment, tiny):
+    """Evaluate from scratch: what was finished before is forgotten."""
+    experiment.outputs.summary("ruler", "vt_1").unlink(missing_ok=True)
+    return evaluate(experiment, "ruler", "vt_1", *tiny, progress=False)
+
+
+def ruler(tasks):
+    return {"benchmarks": {"ruler": {"source": "tiny", "tasks": tasks}}}
 
 
 def without_times(rows):
@@ -45,7 +61,7 @@ def without_times(rows):
 
 
 def test_rows_cover_every_prompt_method_and_ratio(ready, tiny):
-    rows = evaluate(ready, "needle", *tiny, progress=False)
+    rows = run(ready, tiny)
     assert len(rows) == 3 * (1 + 1 + 2)
     assert not rows.duplicated(["prompt", "method", "ratio"]).any()
     for row in rows.itertuples():
@@ -53,53 +69,150 @@ def test_rows_cover_every_prompt_method_and_ratio(ready, tiny):
         prefix = 7 if row.method == "full_prefill" else 0
         assert len(row.recomputed) == int(row.ratio * row.document_tokens) + question + prefix
         assert 0 <= row.load + row.select <= row.ttft
-    written = pd.read_parquet(ready.outputs.rows("needle"))
+    written = pd.read_parquet(ready.outputs.rows("ruler", "vt_1"))
     assert written["prediction"].tolist() == rows["prediction"].tolist()
-    summary = json.loads(ready.outputs.summary("needle").read_text())
+    summary = json.loads(ready.outputs.summary("ruler", "vt_1").read_text())
     assert {"torch", "transformers", "device", "commit", "model"} <= set(summary["provenance"])
     assert len(summary["summary"]) == len(summarise(rows)) == 4
 
 
 def test_the_same_parameters_give_the_same_table(ready, tiny):
-    first, second = (without_times(evaluate(ready, "needle", *tiny, progress=False)) for _ in range(2))
+    first, second = (without_times(run(ready, tiny)) for _ in range(2))
     pd.testing.assert_frame_equal(first, second)
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(ready, tiny, monkeypatch, after):
-    from ragkv import experiment as module
+    from ragkv import evaluation as module
 
-    whole = without_times(evaluate(ready, "needle", *tiny, progress=False))
+    whole = without_times(run(ready, tiny))
     real, calls = module.append_rows, []
 
     def interrupted(path, rows):
         if len(calls) == after:
             with path.open("a") as file:
-                file.write('{"prompt": "needle-00')  # a line cut off by the interruption
+                file.write('{"prompt": "vt_1-256-00')  # a line cut off by the interruption
             raise KeyboardInterrupt
         calls.append(path)
         real(path, rows)
 
     monkeypatch.setattr(module, "append_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(ready, "needle", *tiny, progress=False)
+        run(ready, tiny)
     resumed = []
     monkeypatch.setattr(module, "append_rows", lambda path, rows: (resumed.extend(rows), real(path, rows)))
-    pd.testing.assert_frame_equal(without_times(evaluate(ready, "needle", *tiny, progress=False)), whole)
+    pd.testing.assert_frame_equal(without_times(run(ready, tiny)), whole)
     assert len(resumed) == (3 - after) * 4
-    assert not list(ready.outputs.folder.glob("*.partial*"))
+    assert not list(ready.outputs.folder.glob("*/*.partial*"))
 
 
 def test_rows_of_other_parameters_are_not_mixed_in(ready, tiny):
-    from ragkv.experiment import _identity
+    from ragkv.evaluation import _identity
 
-    prompts, task = ready.prompts()["needle"], ready.profile.task("needle")
-    same = _identity(tiny[0], task, ready.profile, prompts)
-    other = ready.profile.model_copy(update={"max_new_tokens": 5})
-    assert same == _identity(tiny[0], task, ready.profile, prompts)
-    assert (
-        len({same, _identity(tiny[0], task, other, prompts), _identity(tiny[0], task, ready.profile, prompts[:2])}) == 3
+    items, task = ready.items("ruler", "vt_1"), ready.parameters("ruler", "vt_1")
+    same = _identity(tiny[0], task, ready.profile, items)
+    longer = task.model_copy(update={"max_new_tokens": 5})
+    finer = ready.profile.model_copy(update={"methods": ready.profile.methods[:1]})
+    assert same == _identity(tiny[0], task, ready.profile, items)
+    others = [(longer, ready.profile, items), (task, finer, items), (task, ready.profile, items[:2])]
+    assert len({same, *(_identity(tiny[0], *other) for other in others)}) == 4
+
+
+def test_what_is_finished_is_read_again(ready, tiny, monkeypatch):
+    from ragkv import evaluation as module
+
+    first = run(ready, tiny)
+    monkeypatch.setattr(module, "fused_prefill", None)  # nothing may be computed
+    pd.testing.assert_frame_equal(evaluate(ready, "ruler", "vt_1", *tiny, progress=False), first)
+    monkeypatch.undo()
+    write_profile(ready.root, methods=[{"selector": "full_reuse"}])
+    other = Experiment.load("p", root=ready.root)
+    assert set(evaluate(other, "ruler", "vt_1", *tiny, progress=False)["method"]) == {"full_reuse"}
+
+
+def test_read_ahead_gives_what_the_store_gives(ready, tiny):
+    from ragkv.loading import ReadAhead
+    from ragkv.prompt import Segment
+    from ragkv.store import Layout
+
+    layout, segments = Layout.of(tiny[0]), ready.items("ruler", "vt_1")[0].prompt.segments(1)
+    ahead = ReadAhead(ready.store, layout)
+    ahead.fetch(segments)
+    ahead.wait()
+    for segment in segments:
+        read, stored = ahead.open(layout, segment), ready.store.open(layout, segment)
+        assert all((read.layer(i) == stored.layer(i)).all() for i in range(layout.layers))
+        assert (read.surprisal() == stored.surprisal()).all()
+    unknown = Segment((5, 6))
+    ahead.fetch([unknown])
+    with pytest.raises(KeyError):
+        ahead.open(layout, unknown)
+
+
+def test_an_answer_ends_at_the_stop_text(ready, tiny, monkeypatch):
+    """The task's stop text ends decoding, as LongBench's samsum wants it."""
+    from dataclasses import replace
+
+    from ragkv.benchmarks.ruler import Ruler
+
+    free = run(ready, tiny)
+    first = free.loc[free["method"] == "full_prefill", "prediction"].iloc[0]
+    monkeypatch.setattr(Ruler, "task", lambda self, name, real=Ruler.task: replace(real(self, name), stop=first[-1]))
+    cut = run(ready, tiny)
+    assert cut.loc[cut["method"] == "full_prefill", "prediction"].iloc[0] == first
+    assert (cut["prediction"].str.len() <= free["prediction"].str.len()).all()
+
+
+def rows_of(scores):
+    """Rows of two methods, a score per prompt each."""
+    return pd.DataFrame(
+        {
+            "prompt": f"p{i}",
+            "method": method,
+            "ratio": ratio,
+            "score": score,
+            "ttft": 1.0,
+            "tpot": None,
+            "length": i % 2,
+        }
+        for (method, ratio), values in scores.items()
+        for i, score in enumerate(values)
     )
+
+
+def test_summary_compares_prompt_by_prompt():
+    rows = rows_of({("full_prefill", 1.0): [1, 1, 0, 1], ("a3", 0.1): [1, 0, 0, 1], ("a3", 0.5): [1, 1, 0, 1]})
+    table = summarise(rows).set_index(["method", "ratio"])
+    assert table["score"].tolist() == [0.75, 0.5, 0.75]
+    assert table.loc[("a3", 0.1), "difference"] == -0.25
+    assert table.loc[("a3", 0.5), ["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
+    assert ((table["low"] <= table["score"]) & (table["score"] <= table["high"])).all()
+    by_length = summarise(rows, by=["length"])
+    assert by_length.loc[(by_length["length"] == 0) & (by_length["ratio"] == 0.1), "score"].item() == 0.5
+    assert len(by_length) == 6
+
+
+def test_interval_is_that_of_the_mean():
+    """Against the normal approximation, which holds for many values."""
+    import numpy as np
+
+    values = np.random.default_rng(1).normal(3, 2, size=2000)
+    found = interval(values)
+    error = 1.96 * values.std() / len(values) ** 0.5
+    assert found["mean"] == pytest.approx(values.mean())
+    assert found["mean_low"] == pytest.approx(values.mean() - error, abs=0.2 * error)
+    assert found["mean_high"] == pytest.approx(values.mean() + error, abs=0.2 * error)
+    assert interval(values) == found
+    assert np.isnan(interval(np.array([]))["mean"])
+
+
+def test_scores_by_task_and_length():
+    one, two = rows_of({("a3", 0.1): [1, 0, 1, 0], ("tail", 0.1): [0, 0, 0, 1]}), rows_of({("a3", 0.1): [1, 1]})
+    table = scores_by_task({"one": one, "two": two}, "length")
+    assert table.index.tolist() == [("a3", 0.1)]  # what every task was run with
+    assert table.loc[("a3", 0.1)].to_dict() == {
+        "one, 0": 1.0, "one, 1": 0.0, "two, 0": 1.0, "two, 1": 1.0, "average": 0.75
+    }  # fmt: skip
 
 
 def test_a_cut_off_line_is_dropped(tmp_path):
@@ -107,26 +220,33 @@ def test_a_cut_off_line_is_dropped(tmp_path):
     path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
     assert read_partial(path) == [{"a": 1}, {"a": 2}]
     assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
+    path.write_text('{"a": 1}\n{"a"{"a": 3}\n{"a": 2}\n')  # cut off, and gone on by an older version
+    assert read_partial(path) == [{"a": 1}, {"a": 2}]
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"chunk_tokens": 0}, "chunk_tokens"),
-        ({"benchmark": "none"}, "choose one of small"),
-        ({"tasks": {"vt_9": {"prompts": 1, "length": 64}}}, "vt_3"),
-        ({"tasks": {"needle": {"prompts": 0, "length": 64}}}, "tasks.needle.prompts"),
+        ({"benchmarks": {"none": {}}}, "choose one of longbench, needle, ruler"),
+        (ruler({"vt_9": {}}), "vt_3"),
+        (ruler({"vt_1": {"prompts": 0}}), "ruler: tasks.vt_1.prompts"),
+        (ruler({"vt_1": {"ratios": [1.5]}}), "from 0 to 1"),
+        (ruler({"vt_1": {"promts": 1}}), "tasks.vt_1.promts: there is no such parameter"),
         ({"methods": [{"selector": "best"}]}, "cacheblend"),
         ({"methods": [{"selector": "a3", "options": {"kernl": 3}}]}, "kernel"),
-        ({"tasks": {"needle": {"prompts": 1, "length": 64, "ratios": [1.5]}}}, "from 0 to 1"),
         ({"methods": [{"selector": "a3"}, {"selector": "a3", "options": {"layer": 2}}]}, "label"),
         ({"chunk_size": 64}, "there is no such parameter"),
         ({"context": "everything"}, "context"),
+        ({"extends": "p"}, "in a circle, p -> p"),
+        ({"extends": "q"}, "no profile 'q'"),
     ],
 )
 def test_bad_parameters_are_named(tmp_path, changes, said):
-    with pytest.raises(ValueError, match=r"p\.yaml") as error:
+    with pytest.raises(ValueError) as error:
         write_profile(tmp_path, **changes)
+    assert "\n" not in str(error.value)
+    assert "p.yaml" in str(error.value) or "no profile" in str(error.value)
     assert said in str(error.value)
 
 
@@ -136,12 +256,22 @@ def test_unknown_profile_model_and_task_name_what_there_is(tmp_path):
         Experiment.load("q", root=tmp_path)
     with pytest.raises(ValueError, match="tiny-llama"):
         Experiment.load("p", model="gpt", root=tmp_path)
-    with pytest.raises(ValueError, match="needle"):
-        experiment.rows("vt_1")
+    with pytest.raises(ValueError, match="vt_1"):
+        experiment.rows("ruler", "vt_2")
+    with pytest.raises(ValueError, match="choose one of ruler"):
+        experiment.rows("needle", "single")
     with pytest.raises(FileNotFoundError, match="01_chunking"):
-        experiment.prompts()
-    with pytest.raises(FileNotFoundError, match="03_evaluation"):
-        experiment.rows("needle")
+        experiment.items("ruler", "vt_1")
+    with pytest.raises(FileNotFoundError, match="of the benchmark ruler for the task 'vt_1'"):
+        experiment.rows("ruler", "vt_1")
+
+
+def test_a_profile_that_extends_another_changes_what_it_says(tmp_path):
+    base = write_profile(tmp_path).profile
+    (tmp_path / "params" / "q.yaml").write_text("extends: p\nchunk_tokens: 32\n")
+    changed = Experiment.load("q", root=tmp_path).profile
+    assert changed.chunk_tokens == 32
+    assert changed == base.model_copy(update={"chunk_tokens": 32})
 
 
 def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from ragkv.benchmarks import BENCHMARKS
 from ragkv.experiment import Experiment
 from ragkv.selectors import SELECTORS
 
@@ -44,7 +45,7 @@ def test_notebook_is_in_order(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)
 def test_profiles_are_valid(path):
-    assert Experiment.load(path.stem, root=ROOT).profile.tasks
+    assert Experiment.load(path.stem, root=ROOT).tasks
 
 
 def test_readme_code_runs(tmp_path):
@@ -57,6 +58,21 @@ def test_readme_code_runs(tmp_path):
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("414 ")
+
+
+def test_readme_profile_is_valid(tmp_path):
+    (profile,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params/mine.yaml").write_text(profile)
+    assert Experiment.load("mine", root=tmp_path).tasks == [("longbench", "hotpotqa")]
+
+
+def test_readme_names_every_benchmark_notebook_and_profile():
+    text = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in text for name in BENCHMARKS)
+    assert all(f"`{path.stem}`" in text for path in NOTEBOOKS)
+    profiles = {path.stem for path in (ROOT / "params").glob("*.yaml")} - {"paper", "smoke"}
+    assert all(name in text for name in profiles)
 
 
 def test_readme_names_every_selector():

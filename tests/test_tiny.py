@@ -17,6 +17,7 @@ from ragkv.prompt import encode
 from ragkv.selectors import get_selector
 from ragkv.tiny import language, train
 from ragkv.tiny.corpus import SENTENCE_TOKENS, make_document
+from ragkv.tiny.tasks import RULER_TASKS, longbench_records, needle_example, ruler_example
 
 tokenizer = lru_cache(language.build_tokenizer)
 
@@ -40,6 +41,7 @@ def test_no_word_has_two_roles():
         "FILMS",
         "WHO",
         "NUMBERS",
+        "HEADERS",
     ]
     every = [word for part in parts for word in getattr(language, part) if word not in language.PUNCTUATION]
     assert sorted(every + language.PUNCTUATION) == sorted(language.VOCABULARY)
@@ -166,6 +168,70 @@ def test_too_many_statements_are_refused(options):
     make_document(Random(0), statements, **options)
     with pytest.raises(ValueError, match=f"{statements} statements do not fit into {statements - 1} sentences"):
         make_document(Random(0), statements - 1, **options)
+
+
+@given(st.integers(0, 99), st.integers(1, 6), st.integers(1, 9), st.sampled_from([(1, 1), (3, 1), (1, 4)]))
+def test_keys_with_several_values_and_passages(seed, keys, size, form):
+    """Read back by patterns: every value stands behind its key, in the order in which it is asked for."""
+    values_per_key, numbers = form
+    document = make_document(
+        Random(seed), 30, needles=keys, values_per_key=values_per_key, numbers_per_value=numbers, per_passage=size
+    )
+    said = re.findall(r"KEY (\w+)((?: \d+)+)\.", document.text)
+    assert len(said) == keys * values_per_key
+    for question in document.questions:
+        key = question.answer_prefix.split()[1]
+        assert list(question.answers) == [value.strip() for name, value in said if name == key]
+        assert all(len(answer.split()) == numbers for answer in question.answers)
+        evidence = " ".join(" ".join(document.sentences[i]) for i in question.evidence)
+        assert evidence.count(f"KEY {key} ") == values_per_key
+    headers = [i for i, sentence in enumerate(document.sentences) if sentence[0] == "Passage"]
+    assert headers == list(range(0, len(document.sentences), size + 1))
+    assert re.findall(r"Passage (\d+):", document.text) == [str(n) for n in range(1, len(headers) + 1)]
+
+
+def test_noise_is_one_sentence_again_and_again():
+    document = make_document(Random(0), 20, needles=2, noise=True)
+    assert len({" ".join(sentence) for sentence in document.sentences}) == 3
+
+
+def test_more_keys_than_names_are_refused():
+    with pytest.raises(ValueError, match=f"there are names for {len(language.CITIES)}"):
+        make_document(Random(0), 400, needles=len(language.CITIES) + 1)
+
+
+@pytest.mark.parametrize("name", RULER_TASKS)
+def test_ruler_tasks_in_the_small_language(name):
+    first, again = (ruler_example(name, 512, 0, 3) for _ in range(2))
+    assert first == again
+    assert ruler_example(name, 512, 1, 3).document != first.document
+    text = first.before + first.text + first.after + first.answer_prefix + " " + " ".join(first.answers)
+    assert 512 - 64 <= len(encode(tokenizer(), text)) <= 512
+    assert language.WORD_IDS["<unk>"] not in encode(tokenizer(), text)
+    evidence = " ".join(first.document[start:stop] for start, stop in first.evidence)
+    assert all(re.search(rf"\b{answer}\b", evidence) for answer in first.answers)
+    with pytest.raises(ValueError, match=rf"{name} at a length of 64 tokens"):
+        ruler_example(name, 64, 0, 0)
+
+
+@pytest.mark.parametrize("depth", [0, 25, 100])
+def test_a_needle_stands_at_its_depth(depth):
+    example = needle_example("single", 512, depth, 0, 0)
+    (start, stop) = example.evidence[0]
+    assert example.answers[0] in example.document[start:stop]
+    assert start / (len(example.document) - (stop - start)) == pytest.approx(depth / 100, abs=0.03)
+    assert len(encode(tokenizer(), example.document)) == 512
+
+
+def test_two_hop_records_have_longbenchs_format():
+    record, *rest = longbench_records(3, 512, 0)
+    fields = ["_id", "all_classes", "answers", "context", "dataset", "input", "language", "length"]
+    assert sorted(record) == fields
+    assert longbench_records(1, 512, 0) == [record]
+    reader, film = Reader(record["context"]), record["input"].split()[-1]
+    assert reader.answer(f"HOME FILM {film}") == record["answers"][0]
+    assert record["context"].startswith("Passage 1: ")
+    assert len(rest) == 2
 
 
 def questions(task, count):

@@ -1,5 +1,6 @@
 """`make reproduce`'s DAG, headless: it runs to the report, does nothing twice, and stops with the notebook's error."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,18 +11,20 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PROFILE = {
-    "models": ["tiny-llama"],
-    "benchmark": "small",
+    "models": ["tiny-llama", "tiny-qwen"],
     "chunk_tokens": 64,
-    "max_new_tokens": 4,
-    "tasks": {"needle": {"prompts": 2, "length": 160, "ratios": [0.15]}},
+    "benchmarks": {
+        "longbench": {"source": "tiny", "tasks": {"2wikimqa": {"prompts": 2, "length": 512}}},
+        "needle": {"haystack": "tiny", "tasks": {"single": {"lengths": [128], "depths": [0, 100]}}},
+        "ruler": {"source": "tiny", "tasks": {"vt_1": {"prompts": 2, "lengths": [256], "ratios": [0.15, 0.3]}}},
+    },
     "methods": [{"selector": "full_prefill"}, {"selector": "full_reuse"}, {"selector": "a3"}],
 }
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of what the workflow needs, with a profile of two prompts."""
+    """A copy of what the workflow needs, with a profile of two prompts a task."""
     root = tmp_path_factory.mktemp("project")
     for folder in ("workflow", "notebooks"):
         shutil.copytree(ROOT / folder, root / folder)
@@ -39,16 +42,18 @@ def test_the_report_is_made_once_and_again_when_parameters_change(project):
     first = run(project, PROFILE)
     assert first.returncode == 0, first.stderr[-3000:]
     page = (project / "outputs/p/report.html").read_text()
-    assert "tiny-llama" in page
-    assert (project / "outputs/p/report/tiny-llama-accuracy.png").stat().st_size > 5000
-    assert "full_reuse" in (project / "outputs/p/report/tiny-llama-accuracy.csv").read_text()
-    assert (project / "outputs/p/tiny-llama/small/notebooks/03_evaluation-needle.ipynb").exists()
+    for model in PROFILE["models"]:
+        assert f'<h2 id="{model}">' in page
+        for benchmark in PROFILE["benchmarks"]:
+            assert (project / f"outputs/p/report/{model}-{benchmark}.png").stat().st_size > 5000
+            assert "full_reuse" in (project / f"outputs/p/report/{model}-{benchmark}-scores.csv").read_text()
+    assert (project / "outputs/p/tiny-llama/notebooks/05_ruler.ipynb").exists()
 
     assert "Nothing to be done" in run(project, PROFILE).stderr
-    changed = PROFILE | {"max_new_tokens": 3}
-    planned = run(project, changed, "--dry-run").stdout
-    assert "evaluation" in planned
-    assert "chunking" not in planned
+    methods = PROFILE | {"methods": PROFILE["methods"][:2]}
+    planned = run(project, methods, "--dry-run").stdout
+    assert re.search(r"^ruler +2$", planned, re.M)  # both models'
+    assert not re.search(r"^chunking", planned, re.M)
 
     failed = run(project, PROFILE | {"models": ["no-such-model"]})
     assert failed.returncode != 0

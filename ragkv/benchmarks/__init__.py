@@ -1,24 +1,10 @@
-"""Benchmarks by name, and their tasks."""
+"""Benchmarks by name: each is the parameters that a profile gives it, and makes its tasks' examples from them."""
 
-from ragkv.benchmarks import small
-from ragkv.benchmarks.base import Example, Task, build_prompt, evidence_tokens
+from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters
+from ragkv.benchmarks.longbench import LongBench
+from ragkv.benchmarks.needle import Needle
+from ragkv.benchmarks.ruler import Ruler
 
-__all__ = ["BENCHMARKS", "Example", "Task", "build_prompt", "evidence_tokens", "get_task"]
+__all__ = ["BENCHMARKS", "Benchmark", "Example", "Task", "TaskParameters"]
 
-BENCHMARKS: dict[str, dict[str, Task]] = {"small": small.TASKS}
-
-
-def get_task(benchmark: str, task: str) -> Task:
-    """A task by name.
-
-    Raises
-    ------
-    ValueError
-        Unknown benchmark or task; the message lists those that exist.
-    """
-    if benchmark not in BENCHMARKS:
-        raise ValueError(f"unknown benchmark {benchmark!r}: choose one of {', '.join(BENCHMARKS)}")
-    tasks = BENCHMARKS[benchmark]
-    if task not in tasks:
-        raise ValueError(f"benchmark {benchmark!r} has no task {task!r}: choose one of {', '.join(tasks)}")
-    return tasks[task]
+BENCHMARKS: dict[str, type[Benchmark]] = {"longbench": LongBench, "needle": Needle, "ruler": Ruler}

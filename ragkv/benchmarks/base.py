@@ -1,11 +1,15 @@
 """What a benchmark gives: examples (a document, a question, its answers) and how a prediction is scored."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from pydantic import Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
-from ragkv.prompt import Prompt, chat_parts, encode, split_ids
+from ragkv.parameters import Parameters
 
 
 @dataclass(frozen=True)
@@ -16,50 +20,128 @@ class Example:
     ----------
     id
         Its name within the task.
-    instruction, document, question, answer_prefix
-        The prompt's texts, in the order in which they stand in it; the last one begins the model's answer.
+    before, document, after, answer_prefix
+        The prompt's texts; joined as they are, they are the prompt. The last one begins the model's answer. A document
+        given as passages is chunked at these.
     answers
-        What counts as right; the task's metric says how.
+        What counts as right; the task's scores say how.
+    classes
+        What the answer is to be chosen from, for classification.
+    labels
+        What results are grouped by: ``length``, ``depth``, ``bucket``.
     evidence
         Where in the document the answer follows from, as (start, stop) characters.
     """
 
     id: str
-    instruction: str
-    document: str
-    question: str
-    answer_prefix: str
+    before: str
+    document: str | tuple[str, ...]
+    after: str
     answers: tuple[str, ...]
+    answer_prefix: str = ""
+    classes: tuple[str, ...] = ()
+    labels: Mapping[str, int | float | str] = field(default_factory=dict)
     evidence: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The whole document."""
+        return self.document if isinstance(self.document, str) else "".join(self.document)
+
+
+Scores = Callable[[str, Sequence[str], Sequence[str]], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of a benchmark.
+    """How a task is answered and scored.
 
     Attributes
     ----------
-    examples
-        ``examples(count, length, seed)``: that many examples with documents of about `length` tokens.
-    score
-        ``score(prediction, answers)`` from 0 to 1.
+    scores
+        ``scores(prediction, answers, classes)``: scores from 0 to 1 by name, the task's own first.
+    max_new_tokens
+        The answer's longest length.
+    chat
+        Whether the prompt goes into the tokenizer's chat template.
+    stop
+        A text at which the answer ends.
     """
 
-    examples: Callable[[int, int, int], list[Example]]
-    score: Callable[[str, tuple[str, ...]], float]
+    scores: Scores
+    max_new_tokens: int
+    chat: bool = True
+    stop: str | None = None
 
 
-def build_prompt(tokenizer: PreTrainedTokenizerBase, example: Example, chunk_tokens: int) -> Prompt:
-    """The example as token ids in the tokenizer's chat template, its document in windows of `chunk_tokens`."""
-    prefix, question = chat_parts(tokenizer, example.instruction, example.question, example.answer_prefix)
-    return Prompt(prefix, split_ids(encode(tokenizer, example.document), chunk_tokens), question)
+class TaskParameters(Parameters):
+    """What a profile says of one task; benchmarks add their own.
+
+    Attributes
+    ----------
+    prompts
+        How many.
+    ratios
+        Shares of the document to recompute.
+    seed
+        Of what is generated or drawn.
+    max_new_tokens
+        Instead of the task's own.
+    """
+
+    prompts: int = Field(default=200, ge=1)
+    ratios: list[float] = Field(default=[0.15], min_length=1)
+    seed: int = 0
+    max_new_tokens: int | None = Field(default=None, ge=1)
 
 
-def evidence_tokens(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
-    """Indices of the document's tokens that the evidence covers."""
-    offsets = tokenizer(example.document, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
-    return [
-        index
-        for index, (start, stop) in enumerate(offsets)
-        if any(start < until and stop > since for since, until in example.evidence)
-    ]
+class Benchmark(Parameters, ABC):
+    """A benchmark as a profile describes it: where its data come from, and its tasks.
+
+    Attributes
+    ----------
+    tasks
+        What to run.
+    max_tokens
+        Longer prompts lose the middle of their document.
+    """
+
+    tasks: Mapping[str, TaskParameters] = Field(min_length=1)
+    max_tokens: int | None = Field(default=None, ge=16)
+
+    @model_validator(mode="after")
+    def _known_tasks(self) -> "Benchmark":
+        for name in self.tasks:
+            self.task(name)
+        return self
+
+    @abstractmethod
+    def task(self, name: str) -> Task:
+        """A task by name.
+
+        Raises
+        ------
+        ValueError
+            Unknown; the message lists those that exist.
+        """
+
+    @abstractmethod
+    def examples(self, name: str, tokenizer: PreTrainedTokenizerBase, root: Path) -> tuple[list[Example], list[str]]:
+        """The task's examples, and what was left out: a line each, saying which and why.
+
+        Parameters
+        ----------
+        root
+            What relative paths are relative to.
+        """
+
+    @abstractmethod
+    def sizes(self, name: str) -> list[tuple[int, int]]:
+        """(prompts, tokens) of the task, at most: for planning, before any data is read."""
+
+
+def choose(kind: str, name: str, known: Mapping[str, Any]) -> Any:
+    """``known[name]``, or an error that lists what there is."""
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(known)}")
+    return known[name]

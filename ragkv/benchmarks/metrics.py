@@ -1,7 +1,145 @@
-"""Scores of predictions, each from 0 to 1."""
+"""Scores of a prediction against one answer, each from 0 to 1, as the benchmarks define them."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+
+from rapidfuzz import fuzz
+from rouge import Rouge
+from rouge_score.rouge_scorer import RougeScorer
+
+Metric = Callable[..., float]  # of a prediction and an answer
 
 
-def all_answers(prediction: str, answers: tuple[str, ...]) -> float:
-    """Share of the answers that stand in the prediction as whole words: as RULER's, but "5" is not found in "532"."""
-    said = prediction.split()
-    return sum(answer in said for answer in answers) / len(answers)
+def best(metric: Metric, prediction: str, answers: Sequence[str]) -> float:
+    """The highest score over the answers."""
+    return max(metric(prediction, answer) for answer in answers)
+
+
+def token_f1(prediction: Iterable[str], answer: Iterable[str]) -> float:
+    """Harmonic mean of precision and recall of the tokens that both have, counted as often as both have them."""
+    said, wanted = Counter(prediction), Counter(answer)
+    common = (said & wanted).total()
+    return 2 * common / (said.total() + wanted.total()) if common else 0.0
+
+
+def qa_f1(prediction: str, answer: str) -> float:
+    """LongBench's F1 of English words: lower case, without punctuation and articles."""
+    return token_f1(_words(prediction), _words(answer))
+
+
+def _words(text: str) -> list[str]:
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+_CHINESE_PUNCTUATION = (
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿"
+    "–—‘’‛“”„‟…‧﹏."
+)
+
+
+def qa_f1_zh(prediction: str, answer: str) -> float:
+    """LongBench's F1 of Chinese words, as jieba cuts them, without punctuation."""
+    return token_f1(_chinese_words(prediction), _chinese_words(answer))
+
+
+def _chinese_words(text: str) -> list[str]:
+    dropped = set(string.punctuation + _CHINESE_PUNCTUATION)
+    words = ("".join(c for c in word.lower() if c not in dropped and not c.isspace()) for word in _cut(text))
+    return [word for word in words if word]
+
+
+def _cut(text: str) -> list[str]:
+    return list(_jieba().cut(text, cut_all=False))
+
+
+@cache
+def _jieba():  # type: ignore[no-untyped-def]
+    import jieba  # takes a while, and only the Chinese tasks need it
+
+    jieba.setLogLevel("WARNING")
+    return jieba
+
+
+def rouge_l(prediction: str, answer: str) -> float:
+    """LongBench's ROUGE-L, F: that of the package ``rouge``; 0 where it fails, as on an empty prediction."""
+    try:
+        return Rouge().get_scores([prediction], [answer], avg=True)["rouge-l"]["f"]
+    except (ValueError, RecursionError):
+        return 0.0
+
+
+def rouge_l_zh(prediction: str, answer: str) -> float:
+    """The same over Chinese words."""
+    return rouge_l(" ".join(_cut(prediction)), " ".join(_cut(answer)))
+
+
+def classification(prediction: str, answer: str, classes: Sequence[str]) -> float:
+    """LongBench's: one over the number of classes named, if the right one is among them.
+
+    A class that is a part of the right one does not count as named. The official scorer removes such classes from the
+    list while it walks over it, and so passes over the one behind each; to equal it, so does this one.
+    """
+    named = [name for name in classes if name in prediction]
+    for name in named:
+        if name in answer and name != answer:
+            named.remove(name)
+    return 1 / len(named) if answer in named else 0.0
+
+
+def retrieval(prediction: str, answer: str, header: str = "Paragraph ") -> float:
+    """LongBench's: the share of the numbers in the prediction that are the paragraph's."""
+    return count(prediction, re.findall(re.escape(header) + r"(\d+)", answer)[0])
+
+
+def retrieval_zh(prediction: str, answer: str) -> float:
+    """The same, the answer being ``段落<number>``."""
+    return retrieval(prediction, answer, "段落")
+
+
+def count(prediction: str, answer: str) -> float:
+    """LongBench's: the share of the numbers in the prediction that are the answer."""
+    numbers = re.findall(r"\d+", prediction)
+    return sum(number == str(answer) for number in numbers) / len(numbers) if numbers else 0.0
+
+
+def code_similarity(prediction: str, answer: str) -> float:
+    """LongBench's: edit similarity of the first line that is code, by rapidfuzz (other matchers differ by points)."""
+    lines = prediction.lstrip("\n").split("\n")
+    code = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
+    return fuzz.ratio(code, answer) / 100
+
+
+@cache
+def _rouge_scorer() -> RougeScorer:
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+
+
+def rouge_scores(prediction: str, answers: Sequence[str]) -> dict[str, float]:
+    """rouge-score's F measures (stemmed), each the highest over the answers: ``rouge1, rouge2, rougeL``."""
+    found = [_rouge_scorer().score(answer, prediction) for answer in answers]
+    return {name: max(scores[name].fmeasure for scores in found) for name in found[0]}
+
+
+def rouge1_f(prediction: str, answer: str) -> float:
+    """rouge-score's ROUGE-1 F, stemmed."""
+    return _rouge_scorer().score(answer, prediction)["rouge1"].fmeasure
+
+
+def token_overlap(prediction: str, answer: str) -> float:
+    """The share of the answer's distinct words that the prediction has."""
+    wanted = set(answer.split())
+    return len(wanted & set(prediction.split())) / len(wanted)
+
+
+def string_match_all(prediction: str, answers: Sequence[str]) -> float:
+    """RULER's: the share of the answers that stand in the prediction, whatever the case."""
+    return sum(answer.lower() in prediction.lower() for answer in answers) / len(answers)
+
+
+def string_match_part(prediction: str, answers: Sequence[str]) -> float:
+    """RULER's for questions: whether one of the answers stands in the prediction."""
+    return float(any(answer.lower() in prediction.lower() for answer in answers))

@@ -31,6 +31,10 @@ NOUNS = (
     "kettle blanket hammer saddle barrel needle lantern shovel pillow ribbon tower window table wheel bucket"
 ).split()
 NUMBERS = [str(n) for n in range(1000)]
+VALUES = NUMBERS[100:]  # none is a part of another, so that finding one in an answer means that it was given
+
+
+HEADERS = ["Passage"]
 
 
 def _names(onsets: str, vowels: str, ending: str, count: int) -> list[str]:
@@ -60,6 +64,7 @@ VOCABULARY = list(
         + FILMS
         + WHO
         + NUMBERS
+        + HEADERS
     )
 )
 WORD_IDS = {word: i for i, word in enumerate(VOCABULARY)}

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ragkv.tiny.corpus import SENTENCE_TOKENS, make_document
-from ragkv.tiny.language import SPECIAL, VOCABULARY, WORD_IDS, build_tokenizer
+from ragkv.tiny.language import CITIES, SPECIAL, VOCABULARY, WORD_IDS, build_tokenizer
 
 PAD, BOS, EOS, USER = (WORD_IDS[word] for word in ("<pad>", "<s>", "</s>", "<|user|>"))
 IGNORE = -100
@@ -55,7 +55,7 @@ class Stage:
     Attributes
     ----------
     share
-        Of all steps.
+        Of all steps, relative to the other stages.
     sentences, hops
         The longest document and the longest chain.
     copies
@@ -97,6 +97,12 @@ def new_model(family: str, seed: int) -> PreTrainedModel:
     return model
 
 
+def _start(family: str, seed: int, folder: str | Path | None) -> PreTrainedModel:
+    if folder is None:
+        return new_model(family, seed)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+
+
 def copy_example(rng: Random, length: int) -> tuple[list[int], list[int]]:
     """Random segments of 6 to 20 tokens, most of them said before; targets are the repeated tokens."""
     ids, targets = [BOS], [IGNORE]
@@ -116,21 +122,27 @@ def copy_example(rng: Random, length: int) -> tuple[list[int], list[int]]:
 def document_example(rng: Random, stage: Stage) -> tuple[list[int], list[int], list[int]]:
     """A document in a user's turn, then its questions one by one; answers' targets and the document's own."""
     sentences = stage.sentences if rng.random() < 0.6 else rng.randint(stage.sentences // 2, stage.sentences)
+    values_per_key, numbers_per_value = rng.choice(((1, 1), (1, 1), (3, 1), (1, 4)))
     room = int(0.7 * sentences)
     hops = rng.randint(0, stage.hops)
     chains = rng.randint(0, min(12, room // (hops + 1)))
     room -= chains * (hops + 1)
-    needles = rng.randint(0, min(16, room))
-    films = rng.randint(0, min(10, (room - needles) // 2))
+    needles = rng.randint(0, min(16, room)) // values_per_key
+    films = rng.randint(0, min(10, (room - needles * values_per_key) // 2))
+    if values_per_key == 1 and rng.random() < 0.3:  # nothing but needles
+        chains, films, needles = 0, 0, min(sentences, len(CITIES))
     document = make_document(
         rng,
         sentences,
         chains=chains,
         hops=hops,
         needles=needles,
-        together=rng.choice((1, 1, 2, 3)),
+        together=1 if values_per_key > 1 else rng.choice((1, 1, 2, 3, 4)),
+        values_per_key=values_per_key,
+        numbers_per_value=numbers_per_value,
         films=films,
         single_hop=True,
+        per_passage=rng.choice((0, 0, rng.randint(4, 16))),
     )
     ids = _ids(PREFIX) + [WORD_IDS[word] for sentence in document.sentences for word in sentence]
     language = ids
@@ -153,7 +165,7 @@ class Batches(IterableDataset):
 
     def __init__(self, stage: Stage, tokens: int, seed: int):
         self.stage, self.seed = stage, seed
-        self.length = 6 + stage.sentences * SENTENCE_TOKENS + 10 * min(QUESTIONS, stage.sentences)
+        self.length = 6 + stage.sentences * (SENTENCE_TOKENS + 1) + 12 * min(QUESTIONS, stage.sentences)
         self.batch = max(1, tokens // self.length)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
@@ -190,6 +202,7 @@ def train(
     device: str = "auto",
     out: Path | None = None,
     stages: tuple[Stage, ...] = STAGES,
+    start_from: str | Path | None = None,
 ) -> PreTrainedModel:
     """Train `family` and save weights (bf16) and tokenizer to `out`.
 
@@ -201,9 +214,11 @@ def train(
         Tokens per step.
     language_weight
         Weight of the loss on the document's own words; it makes surprisal mean something.
+    start_from
+        A folder of weights to go on from; None starts from scratch.
     """
     place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    model = new_model(family, seed).to(place)
+    model = _start(family, seed, start_from).to(place)
     if place.type == "cuda":
         for layer in model.model.layers:
             layer.compile(dynamic=False)
@@ -217,6 +232,7 @@ def train(
     )
     start, until, progress = monotonic(), 0.0, tqdm(unit="step", mininterval=5)
     step = 0
+    whole = sum(stage.share for stage in stages)
     for stage in stages:
         loader = DataLoader(
             Batches(stage, tokens, seed),
@@ -225,7 +241,7 @@ def train(
             prefetch_factor=8 if workers else None,
             pin_memory=place.type == "cuda",
         )
-        until += stage.share
+        until += stage.share / whole
         for batch in loader:
             done = step / steps if steps else (monotonic() - start) / seconds
             if done >= min(until, 1.0):

@@ -7,7 +7,9 @@ import torch
 from conftest import RATIO_SELECTORS, fuse, make_model, memory_store, random_prompt, relative_error
 
 from ragkv import decode, fused_prefill, generate, load_model, precompute
-from ragkv.benchmarks import build_prompt, get_task
+from ragkv.benchmarks.ruler import Ruler
+from ragkv.items import make_item
+from ragkv.profile import Profile
 from ragkv.selectors import get_selector
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -56,15 +58,20 @@ def test_decoding_is_transformers_own(family):
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-mistral", "tiny-qwen"])
-def test_the_embedded_models_answer_in_bfloat16(name):
+def test_the_embedded_models_answer_in_bfloat16(name, tmp_path):
     model, tokenizer = load_model(name)
     assert (model.device.type, model.dtype) == ("cuda", torch.bfloat16)
-    task, store, score = get_task("small", "multikey"), memory_store(), 0.0
-    for example in task.examples(10, 1024, 0):
-        prompt = build_prompt(tokenizer, example, 64)
-        precompute(model, [prompt], store)
-        prefill = fused_prefill(model, prompt, store, get_selector("a3", ratio=0.15))
-        score += task.score(generate(model, tokenizer, prompt, prefill, max_new_tokens=8), example.answers)
+    ruler = Ruler(source="tiny", tasks={"niah_multikey_2": {"prompts": 10, "lengths": [1024]}})
+    profile = Profile(
+        models=[name], benchmarks={"ruler": ruler.model_dump()}, methods=[{"selector": "a3"}], chunk_tokens=64
+    )
+    task, store, score = ruler.task("niah_multikey_2"), memory_store(), 0.0
+    for example in ruler.examples("niah_multikey_2", tokenizer, tmp_path)[0]:
+        item = make_item(tokenizer, example, task, profile)
+        precompute(model, [item.prompt], store)
+        prefill = fused_prefill(model, item.prompt, store, get_selector("a3", ratio=0.15))
+        said = generate(model, tokenizer, item.prompt, prefill, max_new_tokens=8)
+        score += task.scores(said, item.answers, ())["string_match"]
     assert score >= 8
 
 

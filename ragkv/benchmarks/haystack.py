@@ -1,0 +1,140 @@
+"""Text for needles to be hidden in: plain prose made from word lists, or sentences of the user's own files."""
+
+import random
+import re
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from ragkv.prompt import encode
+
+GENERATED = "generated"
+
+# No digits and no names: what is hidden among these sentences stands out.
+_WORDS = {
+    name: words.split(", ")
+    for name, words in {
+        "person": "baker, teacher, farmer, carpenter, neighbour, gardener, sailor, painter, shepherd, widow, doctor, "
+        "librarian, weaver, traveller, boy next door, girl from the mill, old soldier, young clerk",
+        "quality": "quiet, narrow, heavy, pale, careful, cheerful, worn, plain, damp, dusty, crooked, gentle, broad, "
+        "faded, familiar, sturdy, simple, small",
+        "thing": "basket, ladder, lantern, notebook, wheelbarrow, kettle, coat, chair, cart, letter, blanket, map, "
+        "clock, spade, hammer, wooden box, loaf of bread, pair of boots",
+        "place": "orchard, harbour, kitchen, market, meadow, workshop, barn, schoolyard, bridge, river bank, garden, "
+        "station, churchyard, inn, forest path, village square",
+        "when": "in the morning, late in the evening, after the rain, before breakfast, at the end of summer, on most "
+        "days, during the long winter, once in a while, on the way home, soon after sunrise, toward noon",
+        "did": "carried, mended, forgot, borrowed, cleaned, found, painted, lost, bought, hid, measured, moved, "
+        "put away, looked at, asked about, sold",
+        "went": "walked slowly, waited, sat down, hurried, stood for a while, rested, wandered about, met a friend, "
+        "sang to the birds, watched the clouds, talked about the weather, fell asleep",
+        "weather": "wind, rain, fog, sunlight, frost, snow, thunder, evening light, smell of hay, sound of the bells",
+        "change": "grew weaker, came back, lasted for hours, was gone by noon, surprised nobody, reached the valley, "
+        "settled over the fields, made the dogs restless, kept everyone indoors",
+        "thought": "there was plenty of time, the road would be dry again, work is easier with company, little had "
+        "changed over the years, patience is worth the trouble, the harvest would be good, nobody was to blame, "
+        "the best days were still to come",
+        "link": "but, and, so, because, although, while",
+        "reason": "because, although, while, once, before",
+    }.items()
+}
+_PATTERNS = (
+    "[when] the [person] [did] the [quality] [thing].",
+    "the [person] [went] near the [place], [link] the [weather] [change].",
+    "[when] the [weather] [change], and the [person] [went].",
+    "the [quality] [thing] in the [place] belonged to the [person].",
+    "it seemed to the [person] that [thought].",
+    "nobody [went] in the [place] as often as the [person] did.",
+    "the [person] and the [person] [did] a [quality] [thing] together.",
+    "who [did] the [thing] behind the [place], if not the [person]?",
+    "people at the [place] liked to say that [thought].",
+    "there was a [quality] [thing] by the [place], [link] the [person] [did] it [when].",
+    "[when] everyone [went] at the [place].",
+    "the way from the [place] to the [place] was [quality], [link] the [weather] [change].",
+    "the [person] never [did] a [thing] without a reason.",
+    "[reason] the [weather] [change], the [person] [went] by the [quality] [place].",
+)
+_ADVICE = f"Put .txt or .md files with English text there, or choose the source {GENERATED!r}"
+
+
+def sentences(source: str, root: Path, rng: random.Random) -> Iterator[str]:
+    """Sentences without end.
+
+    Parameters
+    ----------
+    source
+        ``generated``: sentences drawn from word lists, without digits and names. Else a folder of .txt and .md files,
+        relative to `root`: their sentences in order, over and over again.
+    rng
+        What generated sentences are drawn with.
+
+    Raises
+    ------
+    ValueError
+        The folder has no text, or a file is not UTF-8.
+    """
+    return generated(rng) if source == GENERATED else cycle(read_sentences(root / source))
+
+
+def generated(rng: random.Random) -> Iterator[str]:
+    """Sentences of our own patterns, drawn one after the other without end."""
+    while True:
+        pattern = rng.choice(_PATTERNS)
+        text = re.sub(r"\[(\w+)\]", lambda field: rng.choice(_WORDS[field[1]]), pattern)
+        yield text[0].upper() + text[1:]
+
+
+def read_sentences(folder: Path) -> list[str]:
+    """The sentences of a folder's .txt and .md files, in order of file name.
+
+    Raises
+    ------
+    ValueError
+        The folder has no text, or a file is not UTF-8.
+    """
+    folder = folder.resolve()
+    if not folder.is_dir():
+        raise ValueError(f"there is no haystack folder {folder}. {_ADVICE}")
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".txt", ".md") and path.is_file())
+    if not files:
+        raise ValueError(f"no .txt or .md files in the haystack folder {folder}. {_ADVICE}")
+    found = [sentence for file in files for sentence in split_sentences(_read(file))]
+    if not found:
+        raise ValueError(f"all .txt and .md files in the haystack folder {folder} are empty. {_ADVICE}")
+    return found
+
+
+def split_sentences(text: str) -> list[str]:
+    """A text's sentences, white space within them collapsed: they end at ``.``, ``!`` or ``?`` before white space."""
+    parts = (" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s+", text))
+    return [part for part in parts if part]
+
+
+def fill(sentences: Iterator[str], tokenizer: PreTrainedTokenizerBase, budget: int) -> list[str]:
+    """As many sentences as fit into `budget` tokens when joined by spaces.
+
+    Parameters
+    ----------
+    sentences
+        Without end; a few more are taken than are used.
+    """
+    taken: list[str] = []
+    spare = budget
+    while spare >= 0:  # counted one by one first, which may differ from the whole
+        while spare >= 0:
+            taken.append(next(sentences))
+            spare -= len(encode(tokenizer, taken[-1]))
+        spare = budget - len(encode(tokenizer, " ".join(taken)))
+    while taken and len(encode(tokenizer, " ".join(taken))) > budget:
+        taken.pop()
+    return taken
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{file}, line {line}: this is not UTF-8 text. Save the file as UTF-8") from None

@@ -1,0 +1,113 @@
+"""LongBench (arXiv 2308.14508): records to examples, from its own files or others' of the same fields."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase
+
+from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters, choose
+from ragkv.benchmarks.longbench_tasks import BUCKETS, LONGBENCH_E, TASKS, WORDINGS, Wording
+from ragkv.benchmarks.records import read_records, require
+
+TINY = "tiny"
+
+
+class LongBenchTask(TaskParameters):
+    """`length` is the prompt's in tokens where records are generated (source ``tiny``)."""
+
+    length: int = Field(default=1024, ge=128)
+
+
+class LongBench(Benchmark):
+    """LongBench, its 21 tasks, and as ``<task>_e`` the 13 of LongBench-E.
+
+    Attributes
+    ----------
+    source
+        Where the records are, see `ragkv.benchmarks.records`; ``tiny`` generates them in the embedded models' language.
+    prompts_file
+        The benchmark's own ``dataset2prompt.json``, to use its wordings instead of this project's.
+    """
+
+    source: str
+    prompts_file: str | None = None
+    tasks: Mapping[str, LongBenchTask] = Field(min_length=1)
+
+    def task(self, name: str) -> Task:
+        known = ["2wikimqa"] if self.source == TINY else [*TASKS, *(f"{task}_e" for task in LONGBENCH_E)]
+        choose("task of LongBench", name, dict.fromkeys(known))
+        return TASKS[name.removesuffix("_e")]
+
+    def examples(self, name: str, tokenizer: PreTrainedTokenizerBase, root: Path) -> tuple[list[Example], list[str]]:
+        parameters = self.tasks[name]
+        if self.source == TINY:
+            from ragkv.tiny.tasks import LONGBENCH_WORDING, longbench_records  # which imports this package
+
+            made = longbench_records(parameters.prompts, parameters.length, parameters.seed)
+            records = [(f"generated record {number}", record) for number, record in enumerate(made, 1)]
+            wording = LONGBENCH_WORDING
+        else:
+            records, wording = read_records(self.source, name, root), self._wording(name, root)
+        examples, skipped = [], []
+        for number, (where, record) in enumerate(records[: parameters.prompts]):
+            example = _example(f"{name}-{number:04d}", where, record, wording)
+            if isinstance(example, Example):
+                examples.append(example)
+            else:
+                skipped.append(example)
+        return examples, skipped
+
+    def sizes(self, name: str) -> list[tuple[int, int]]:
+        generated = self.tasks[name].length if self.source == TINY else 10_000  # about LongBench's average
+        return [(self.tasks[name].prompts, min(generated, self.max_tokens or generated))]
+
+    def _wording(self, name: str, root: Path) -> Wording:
+        task = name.removesuffix("_e")
+        if self.prompts_file is None:
+            return WORDINGS[task]
+        path = root / self.prompts_file
+        try:
+            text = json.loads(path.read_text(encoding="utf-8"))[task]
+            before, after = text.split("{context}")
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{path.resolve()} is not there: it is to hold the prompts (prompts_file)"
+            ) from None
+        except (json.JSONDecodeError, KeyError, AttributeError, TypeError, ValueError):
+            raise ValueError(
+                f"{path}: it must be a JSON object that has for {task!r} a text with one {{context}} in it"
+            ) from None
+        return Wording(before, after)
+
+
+def _example(name: str, where: str, record: dict, wording: Wording) -> Example | str:
+    """The record as an example, or why it is left out."""
+    if "chunks" in record:  # an older layout of already chunked records
+        require(record, where, {"chunks": list, "question": str, "answers": list})
+        document, question = tuple(record["chunks"]), record["question"]
+    else:
+        require(record, where, {"context": (str, list), "input": str, "answers": list})
+        document, question = record["context"], record["input"]
+        document = tuple(document) if isinstance(document, list) else document
+    answers = tuple(answer for answer in record["answers"] if str(answer).strip())
+    if not answers:
+        return f"{where}: no answers"
+    if not "".join(document).strip():
+        return f"{where}: the document is empty"
+    labels: dict[str, int | float | str] = {}
+    if name.rsplit("-", 1)[0].endswith("_e"):
+        require(record, where, {"length": (int, float)})
+        labels["bucket"] = next(bucket for limit, bucket in BUCKETS if record["length"] < limit)
+    filled = wording.filled(question)
+    return Example(
+        name,
+        filled.before,
+        document,
+        filled.after,
+        tuple(map(str, answers)),
+        filled.answer_prefix,
+        classes=tuple(record.get("all_classes") or ()),
+        labels=labels,
+    )

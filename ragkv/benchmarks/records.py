@@ -1,0 +1,116 @@
+"""A benchmark's records, from the files that it is given out in: JSON lines, JSON, parquet, or the hub."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+Record = tuple[str, dict]  # where it stands ("hotpotqa.jsonl line 17"), and its fields
+HUB = "hf:"
+
+
+def read_records(source: str, name: str, root: Path) -> list[Record]:
+    """The records of one task.
+
+    Parameters
+    ----------
+    source
+        A folder with ``<name>.jsonl``, ``<name>.json`` (a list), ``<name>.parquet``, or one parquet file of all tasks
+        with a column ``dataset``; such a parquet file itself; or ``hf:<hub id>``, with ``@<revision>`` at the end if
+        need be, whose configurations are the tasks. Paths are relative to `root`.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such folder or file; the message says what was looked for and what is there.
+    ValueError
+        What is found is no JSON, or not made of records; the message says where.
+    """
+    if source.startswith(HUB):
+        return _hub(source.removeprefix(HUB), name)
+    folder = (root / source).resolve()
+    if folder.suffix == ".parquet" and folder.is_file():
+        return _parquet(folder, name)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not there: put the benchmark's files there ({name}.jsonl, ...)")
+    for ending, read in ((".jsonl", _lines), (".json", _list), (".parquet", _parquet)):
+        if (path := folder / (name + ending)).exists():
+            return list(read(path, name))
+    tables = sorted(folder.glob("*.parquet"))
+    if len(tables) == 1 and (found := _parquet(tables[0], name)):
+        return found
+    there = ", ".join(sorted({p.stem for p in folder.iterdir() if p.suffix in (".jsonl", ".json", ".parquet")}))
+    raise FileNotFoundError(
+        f"{folder} has no {name}.jsonl, {name}.json or {name}.parquet: there are {there or 'no such files at all'}"
+    )
+
+
+def require(record: Mapping, where: str, fields: Mapping[str, type | tuple[type, ...]]) -> None:
+    """Check that the fields are there and of these types.
+
+    Raises
+    ------
+    ValueError
+        With the file, the line and the field.
+    """
+    for field, kind in fields.items():
+        if field not in record:
+            raise ValueError(f"{where}: the field {field!r} is missing; there are {', '.join(record) or 'none'}")
+        if not isinstance(record[field], kind):
+            kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+            raise ValueError(f"{where}: the field {field!r} is {type(record[field]).__name__}, expected is {kinds}")
+
+
+def _lines(path: Path, name: str) -> Iterator[Record]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if line.strip():
+            yield _record(f"{path} line {number}", _json(line, f"{path} line {number}"))
+
+
+def _list(path: Path, name: str) -> Iterator[Record]:
+    records = _json(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: it must hold a list of records, it holds {type(records).__name__}")
+    for number, record in enumerate(records, 1):
+        yield _record(f"{path} record {number}", record)
+
+
+def _json(text: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: this is no JSON ({error.msg} at column {error.colno})") from None
+
+
+def _record(where: str, record: object) -> Record:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: a record must be an object with fields, this is {type(record).__name__}")
+    return where, record
+
+
+def _parquet(path: Path, name: str) -> list[Record]:
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: this is no parquet file ({str(error).splitlines()[0]})") from None
+    if "dataset" in table and path.stem != name:
+        table = table[table["dataset"] == name]
+    rows = json.loads(table.to_json(orient="records", force_ascii=False))  # arrays become lists
+    return [(f"{path} record {number}", row) for number, row in zip(table.index + 1, rows, strict=True)]
+
+
+def _hub(source: str, name: str) -> list[Record]:
+    try:
+        from datasets import load_dataset  # optional, and slow to import
+    except ImportError:
+        raise ValueError(f"the source {HUB}{source} needs the package datasets: pip install 'ragkv[hub]'") from None
+    repository, _, revision = source.partition("@")
+    try:
+        rows = load_dataset(repository, name, split="test", revision=revision or None)
+    except Exception as error:  # the hub's client raises many kinds
+        raise ValueError(
+            f"{name} of {HUB}{source} could not be loaded ({str(error).splitlines()[0]}): download the dataset's files "
+            "to a folder, and give this folder as the source"
+        ) from error
+    return [(f"{source} {name} record {number}", dict(row)) for number, row in enumerate(rows, 1)]

@@ -1,0 +1,89 @@
+"""Methods compared: mean scores with bootstrap confidence intervals, and their differences prompt by prompt."""
+
+import numpy as np
+import pandas as pd
+
+RESAMPLES = 2000
+GROUP = ["method", "ratio"]
+
+
+def summarise(rows: pd.DataFrame, by: list[str] | None = None, baseline: str = "full_prefill") -> pd.DataFrame:
+    """Each method and ratio in one row, in the order of the results.
+
+    Parameters
+    ----------
+    rows
+        Results as `ragkv.experiment.evaluate` gives them.
+    by
+        Labels (``["length"]``) by which to tell results apart first.
+    baseline
+        The method that the others are compared with on the same prompts.
+
+    Returns
+    -------
+    DataFrame
+        ``score`` and its 95 % interval ``low, high``; ``difference`` to the baseline with ``difference_low,
+        difference_high``; ``prompts``; median ``ttft`` and ``tpot`` in seconds. Intervals are percentiles of 2,000
+        resamples of the prompts, drawn with a fixed seed.
+    """
+    tables = []
+    for labels, part in rows.groupby(by, sort=True) if by else [((), rows)]:
+        scores = part.pivot_table(index="prompt", columns=GROUP, values="score", sort=False)
+        base = scores.xs(baseline, axis=1, level="method").iloc[:, 0] if baseline in scores.columns else None
+        for key, group in part.groupby(GROUP, sort=False):
+            difference = interval((scores[key] - base).to_numpy(), "difference") if base is not None else {}
+            times = {"prompts": len(group), "ttft": group["ttft"].median(), "tpot": group["tpot"].median()}
+            found = interval(scores[key].to_numpy(), "score")
+            found["low"], found["high"] = found.pop("score_low"), found.pop("score_high")
+            tables.append(dict(zip([*(by or []), *GROUP], (*labels, *key), strict=True)) | found | difference | times)
+    return pd.DataFrame(tables)
+
+
+def interval(values: np.ndarray, name: str = "mean", seed: int = 0) -> dict[str, float]:
+    """The mean of `values` and its 95 % bootstrap interval (percentiles), as ``name, name_low, name_high``."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
+    drawn = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    return {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def metrics(rows: pd.DataFrame) -> pd.DataFrame:
+    """The mean of every metric that the task has, by method and ratio."""
+    names = [name for name in rows.columns if name.startswith("metric_")]
+    means = rows.groupby(GROUP, sort=False)[names].mean()
+    return means.rename(columns=lambda name: name.removeprefix("metric_"))
+
+
+def scores_by_task(results: dict[str, pd.DataFrame], by: str | None = None) -> pd.DataFrame:
+    """Mean scores of several tasks side by side, with their average.
+
+    Parameters
+    ----------
+    results
+        Rows by task.
+    by
+        A label (``"length"``) that gives each task a column per value.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by method and ratio, those that every task was run with; the last column is the columns' mean.
+    """
+    columns = {}
+    for task, rows in results.items():
+        for label, part in rows.groupby(by, sort=True) if by else [(None, rows)]:
+            columns[task if label is None else f"{task}, {label}"] = part.groupby(GROUP, sort=False)["score"].mean()
+    table = pd.DataFrame(columns).dropna()
+    order = [key for key in next(iter(columns.values())).index if key in table.index]
+    table = table.reindex(order)
+    return table.assign(average=table.mean(axis=1))
+
+
+def grid(rows: pd.DataFrame, down: str = "depth", across: str = "length") -> dict[tuple[str, float], pd.DataFrame]:
+    """Mean scores over two labels, a table per method and ratio."""
+    return {
+        key: part.pivot_table(index=down, columns=across, values="score", aggfunc="mean")
+        for key, part in rows.groupby(GROUP, sort=False)
+    }

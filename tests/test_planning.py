@@ -1,0 +1,72 @@
+"""Estimates against what models and stores really have."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from conftest import FAMILIES, make_model, memory_store, random_prompt, shared_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from ragkv import precompute
+from ragkv.experiment import Experiment
+from ragkv.planning import SHAPES, Shape, fused, plan
+from ragkv.selectors import get_selector
+
+ROOT = Path(__file__).parents[1]
+
+
+def shape_of(model):
+    c = model.config
+    return Shape(
+        c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads,
+        model.model.layers[0].self_attn.head_dim, c.vocab_size,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_those_of_the_matrices(family):
+    model = shared_model(family)
+    matrices = sum(w.numel() for name, w in model.named_parameters() if w.dim() == 2 and "embed" not in name)
+    assert shape_of(model).weights == matrices
+
+
+def test_operations_are_those_that_are_counted():
+    """By PyTorch's counter, in plain matrix products: attention over all pairs, of which a causal one needs half."""
+    llama, tokens = make_model("llama", attn_implementation="eager"), 48
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        llama.model(torch.arange(3, 3 + tokens)[None])
+    shape = shape_of(llama)
+    linear = 2 * shape.layer_weights * tokens * shape.layers
+    pairs = counter.get_total_flops() - linear
+    assert shape.prefill(tokens, tokens, shape.layers) == pytest.approx(linear + pairs / 2)
+
+
+def test_bytes_are_those_that_are_stored(llama):
+    store, prompt = memory_store(), random_prompt(Random(0), chunks=(400,), question=3, prefix=None)
+    done = precompute(llama, [prompt], store)
+    assert done.bytes == pytest.approx(400 * shape_of(llama).bytes_per_token(4), rel=0.05)
+
+
+def test_recomputing_less_takes_less():
+    shape = Shape.of("tiny-llama")
+    full = fused(shape, get_selector("full_prefill"), 1000)
+    some = [fused(shape, get_selector("a3", ratio=ratio), 1000) for ratio in (0.05, 0.15, 0.5)]
+    assert full == pytest.approx(shape.prefill(1000, 1000, shape.layers))
+    assert some == sorted(some)
+    assert some[-1] < full
+
+
+@pytest.mark.parametrize("model", SHAPES)
+def test_ready_profiles_can_be_planned_without_their_weights(model):
+    experiment = Experiment.load("paper", model=model, root=ROOT)
+    table = plan(experiment, tflops=400, bandwidth=2.5)
+    assert list(zip(table["benchmark"], table["task"], strict=True)) == experiment.tasks
+    assert (table[["hours", "gigabytes"]] > 0).all().all()
+    twice = plan(experiment, tflops=800, bandwidth=5)
+    assert twice["hours"].sum() == pytest.approx(table["hours"].sum() / 2)
+
+
+def test_an_unknown_shape_is_an_error():
+    with pytest.raises(ValueError, match=r"the shape of 'no/model' is not known.*plan with one of meta-llama"):
+        Shape.of("no/model")
