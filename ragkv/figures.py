@@ -53,7 +53,7 @@ def score_by_method(summary: pd.DataFrame, title: str) -> Figure:
         As `ragkv.comparison.summarise` gives it.
     """
     figure, axes = _axes(6.4, 0.9 + 0.24 * len(summary))
-    labels = [_label(*key) for key in zip(summary["method"], summary["ratio"], strict=True)]
+    labels = [label(*key) for key in zip(summary["method"], summary["ratio"], strict=True)]
     spread = [summary["score"] - summary["low"], summary["high"] - summary["score"]]
     axes.errorbar(summary["score"], range(len(labels)), xerr=spread, fmt="ko", ecolor="#777777", capsize=3)
     full = summary.loc[summary["method"] == "full_prefill", "score"]
@@ -80,7 +80,7 @@ def heat_maps(grids: Mapping[tuple[str, float], pd.DataFrame], title: str) -> Fi
     panels: list = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
     for panel, (key, table) in zip(panels, grids.items(), strict=False):
         image = panel.imshow(table, vmin=0, vmax=1, cmap="cividis", aspect="auto")
-        panel.set_title(f"{_label(*key)}: {table.to_numpy().mean():.2f}", fontsize=9)
+        panel.set_title(f"{label(*key)}: {table.to_numpy().mean():.2f}", fontsize=9)
         panel.set_xticks(range(table.shape[1]), [f"{length:g}" for length in table.columns], rotation=45, fontsize=8)
         panel.set_yticks(range(table.shape[0]), [f"{depth:g}" for depth in table.index], fontsize=8)
     for panel in panels[len(grids) :]:
@@ -92,7 +92,8 @@ def heat_maps(grids: Mapping[tuple[str, float], pd.DataFrame], title: str) -> Fi
     return figure
 
 
-def _label(method: str, ratio: float) -> str:
+def label(method: str, ratio: float) -> str:
+    """A method at a ratio, in a figure or a table's head."""
     return method if method in BASELINES else f"{method} {ratio:.0%}"
 
 
@@ -149,7 +150,7 @@ def ttft_by_method(rows: pd.DataFrame, title: str) -> Figure:
     """Median TTFT of each method and ratio, with the time to load and to select, full prefill marked."""
     table = rows.groupby(["method", "ratio"], sort=False)[["ttft", "load", "select"]].median() * 1e3
     figure, axes = _axes(6.4, 0.8 + 0.24 * len(table))
-    labels = [_label(*key) for key in table.index]
+    labels = [label(*key) for key in table.index]
     rest = table["ttft"] - table["load"] - table["select"]
     left = np.zeros(len(table))
     for name, part, colour in (

@@ -5,9 +5,8 @@ its own position. Up to the selection layer all tokens behind the prefix are com
 ones and the question.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -16,7 +15,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ragkv import decoder
 from ragkv.attention import get_backend
-from ragkv.cache import KV, build_cache, scatter
+from ragkv.cache import KV, build_cache
+from ragkv.forward import Clock, Forward
 from ragkv.loading import ReusedKV, SegmentInMemory, Segments, open_segments
 from ragkv.models import check_model, check_prompt
 from ragkv.precompute import compute_segment
@@ -48,19 +48,6 @@ class Prefill:
     timings: dict[str, float]
 
 
-class _Clock:
-    """Seconds by stage, on the host's clock."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - start
-
-
 @torch.inference_mode()
 def fused_prefill(
     model: PreTrainedModel, prompt: Prompt, store: Segments | None, selector: Selector, *, backend: str = "auto"
@@ -82,49 +69,27 @@ def fused_prefill(
     StoreError
         Segments are missing, or a file is damaged.
     """
-    clock, attend = _Clock(), get_backend(backend)
-    with clock("total"):
-        _check(model, prompt, selector)
-        with clock("open"):
-            reuse = _open(model, prompt, store, selector) if selector.reuses else ReusedKV([], [], [])
-        tokens = len(prompt.ids)
-        rotary = decoder.Rotary(model, tokens)
-        active = torch.arange(len(prompt.prefix) if selector.reuses else 0, tokens)  # what is being computed
-        ids = torch.tensor(prompt.ids, device=model.model.embed_tokens.weight.device)
-        hidden, layers = model.model.embed_tokens(ids[active])[None], []
-        for index, layer in enumerate(model.model.layers):
-            attention = layer.self_attn
-            device = attention.q_proj.weight.device
-            hidden, active = hidden.to(device), active.to(device)
-            selects = selector.reuses and index == selector.layer
-
-            if selects and not selector.observes:
-                with clock("select"):
-                    kept = _choose(selector, Observation(prompt, reuse.surprisal)).to(device)
-                hidden, active = hidden[:, kept], active[kept]
-            normed = layer.input_layernorm(hidden)
-            keys, values = decoder.keys_values(attention, normed)
-            fresh = rotary(keys, active), values
-            with clock("load"):
-                stored = _stored(reuse, index, prompt, active)
-            if stored is not None:
-                stored = rotary(stored[0], slice(stored[0].shape[2])), stored[1]
-            fused = scatter(stored, fresh, active, tokens)
-            if selects and selector.observes:
-                with clock("select"):
-                    question = decoder.queries(attention, normed[:, -len(prompt.question) :])
-                    kept = _choose(selector, _observe(prompt, index, attention, rotary, question, fresh, reuse)).to(
-                        device
-                    )
-                hidden, normed, active = hidden[:, kept], normed[:, kept], active[kept]
-
-            queries = rotary(decoder.queries(attention, normed), active)
-            hidden = decoder.finish(layer, hidden, attend(queries, *fused, active, attention.scaling))
-            layers.append(fused)
-        logits = decoder.logits(model, hidden[:, -1:])[:, 0]
-        if logits.device.type == "cuda":
-            torch.cuda.synchronize(logits.device)
-    return Prefill(logits, build_cache(layers), active.cpu(), clock.seconds)
+    start, clock = perf_counter(), Clock()
+    _check(model, prompt, selector)
+    with clock("open"):
+        reuse = _open(model, prompt, store, selector) if selector.reuses else ReusedKV([], [], [])
+    forward = Forward(model, prompt, reuse, get_backend(backend), clock)
+    active = torch.arange(len(prompt.prefix) if selector.reuses else 0, len(prompt.ids))  # what is being computed
+    hidden = forward.embed(active)
+    for index in range(model.config.num_hidden_layers):
+        selects, choose = selector.reuses and index == selector.layer, None
+        if selects and selector.observes:
+            choose = partial(_observe, selector, forward, index)
+        elif selects:
+            with clock("select"):
+                kept = _choose(selector, Observation(prompt, reuse.surprisal, look=forward.look))
+            hidden, active = hidden[:, kept.to(hidden.device)], active[kept.to(active.device)]
+        hidden, active = forward.layer(index, hidden, active, choose=choose)
+    logits = decoder.logits(model, hidden[:, -1:])[:, 0]
+    if logits.device.type == "cuda":
+        torch.cuda.synchronize(logits.device)
+    clock.seconds["total"] = perf_counter() - start
+    return Prefill(logits, build_cache(forward.layers), active.cpu(), clock.seconds)
 
 
 def _check(model: PreTrainedModel, prompt: Prompt, selector: Selector) -> None:
@@ -149,41 +114,30 @@ def _open(model: PreTrainedModel, prompt: Prompt, store: Segments | None, select
     return ReusedKV(prefix, chunks, question)
 
 
-def _stored(reuse: ReusedKV, index: int, prompt: Prompt, active: Tensor) -> KV | None:
-    """Stored keys (before rotation) and values of the positions that are not all computed afresh in this layer."""
-    behind_prefix = len(prompt.ids) - len(prompt.prefix)
-    load = reuse.prefix if len(active) >= behind_prefix else reuse.all
-    return load(index, active.device)
-
-
 def _observe(
-    prompt: Prompt,
-    index: int,
-    attention: nn.Module,
-    rotary: decoder.Rotary,
-    question: Tensor,
-    fresh: KV,
-    reuse: ReusedKV,
-) -> Observation:
-    """What the selector sees of this layer; the stored document is loaded only if it asks for it."""
-    start = len(prompt.prefix)
+    selector: Selector, forward: Forward, index: int, attention: nn.Module, normed: Tensor, fresh: KV
+) -> Tensor:
+    """The rows that the selector keeps of what it sees; the stored document is loaded only if it asks for it."""
+    prompt, rotary, start = forward.prompt, forward.rotary, len(forward.prompt.prefix)
 
     def reused() -> KV:
-        document = reuse.document(index, question.device)
+        document = forward.reuse.document(index, normed.device)
         assert document is not None
         keys, values = document
         return rotary(keys, slice(start, start + keys.shape[2])), values
 
-    span = prompt.question_span
-    return Observation(
-        prompt,
-        reuse.surprisal,
-        queries=rotary(question, slice(span.start, span.stop)),
-        keys=fresh[0],
-        values=fresh[1],
-        reused=reused,
-        scaling=attention.scaling,
-    )
+    with forward.clock("select"):
+        question, span = decoder.queries(attention, normed[:, -len(prompt.question) :]), prompt.question_span
+        seen = Observation(
+            prompt,
+            forward.reuse.surprisal,
+            queries=rotary(question, slice(span.start, span.stop)),
+            keys=fresh[0],
+            values=fresh[1],
+            reused=reused,
+            scaling=attention.scaling,
+        )
+        return _choose(selector, seen)
 
 
 def _choose(selector: Selector, seen: Observation) -> Tensor:

@@ -86,7 +86,7 @@ class _Section:
             "main": main,
             "prompts": rows[main]["prompt"].nunique(),
             "several": main in several,
-            "scores": self._table(f"{name}-scores", scores_by_task(rows, LABELS[name])),
+            "scores": self._table(f"{name}-scores", scores_by_task(rows, LABELS[name]), by_task=True),
             "intervals": self._table(f"{name}-{main}", _intervals(rows[main])),
             "metrics": self._table(f"{name}-metrics", metrics(rows[main])),
             "times": self._table(f"{name}-times", times_table(rows[main])),
@@ -123,10 +123,17 @@ class _Section:
         path = figures.save(figure, self.outputs.report_folder / f"{self.name}-{kind}.png", self.source)
         return path.relative_to(self.outputs.profile_folder)
 
-    def _table(self, kind: str, table: pd.DataFrame) -> str:
+    def _table(self, kind: str, table: pd.DataFrame, *, by_task: bool = False) -> str:
+        """The table as HTML, also written as CSV; `by_task` turns it so that many tasks fit on a page."""
         table.to_csv(self.outputs.report_folder / f"{self.name}-{kind}.csv", float_format="%.4f")
         self.csv.append(f"report/{self.name}-{kind}.csv")
-        return _html(table)
+        return _turned(table) if by_task else _html(table)
+
+
+def _turned(table: pd.DataFrame) -> str:
+    turned = table.T
+    turned.columns = [figures.label(*key) for key in table.index]
+    return turned.to_html(float_format="%.2f", border=0)
 
 
 def _intervals(rows: pd.DataFrame) -> pd.DataFrame:

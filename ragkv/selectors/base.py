@@ -31,6 +31,10 @@ class Observation:
         ``(1, kv_heads, document, head_dim)`` each.
     scaling
         The model's factor of query-key products.
+    look
+        ``look(rows, layers)``: a pass of the question and the document's tokens `rows` alone through the first `layers`
+        (all), over the reused keys and values; gives what they attend to, ``(layers, heads, document)``. For
+        selectors that observe no layer.
     """
 
     prompt: Prompt
@@ -40,6 +44,7 @@ class Observation:
     values: Tensor | None = None
     reused: Callable[[], tuple[Tensor, Tensor]] | None = None
     scaling: float = 1.0
+    look: Callable[..., Tensor] | None = None
 
 
 @dataclass(frozen=True)
