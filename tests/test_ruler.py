@@ -3,12 +3,17 @@
 import json
 import re
 from collections import Counter
+from itertools import islice
+from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_chunking import byte_level_bpe
 
-from ragkv.benchmarks.ruler import NEW_TOKENS, Ruler
+from ragkv.benchmarks.ruler import DRAW, NEW_TOKENS, Ruler, _largest
 from ragkv.benchmarks.ruler_retrieval import RETRIEVAL
+from ragkv.benchmarks.ruler_tasks import distinct
 from ragkv.prompt import encode
 
 BPE = byte_level_bpe()
@@ -115,13 +120,13 @@ def test_the_answers_stand_in_the_evidence(root, task):
 def test_too_short_a_length_names_the_shortest(root, task):
     with pytest.raises(ValueError, match=rf"{task} at a length of 40 tokens") as error:
         examples(root, task, lengths=[40])
-    first = Ruler(squad="squad.json", hotpotqa="hotpot.json", tasks={task: {"lengths": [40], "prompts": 1}})
+    benchmark = ruler(task, lengths=[40], prompts=1)
     shortest = int(re.search(r"take (\d+)", str(error.value))[1])
-    drawn = first._draw(task, 40, 0, first._questions(task, root) if task.startswith("qa") else None, root)
-    fitted = first._fitted(drawn, task, shortest, 0, BPE)
+    drawn = benchmark._drawer(task, root)[0](40, 0)
+    fitted = benchmark._fitted(drawn, task, shortest, 0, BPE)
     assert tokens(fitted) + NEW_TOKENS[task] == shortest
     with pytest.raises(ValueError, match=f"take {shortest}"):
-        first._fitted(drawn, task, shortest - 1, 0, BPE)
+        benchmark._fitted(drawn, task, shortest - 1, 0, BPE)
 
 
 FACT = re.compile(r"The magic (?:number|uuid) of ([\w -]+?) is ([\w-]+)\.")
@@ -264,3 +269,219 @@ def test_essays_come_from_the_users_folder(tmp_path):
     benchmark = Ruler(haystack="essays", tasks={"niah_single_2": {"lengths": [600], "prompts": 1}})
     (example,), _ = benchmark.examples("niah_single_2", BPE, tmp_path)
     assert set(re.findall(r"[A-Z][^.]*\.", FACT.sub("", example.document))) == {"Whales sleep.", "They dream of boats."}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_one_more_would_not_fit(root, task):
+    length = {"cwe": 4500, "qa_1": 350}.get(task, 800)
+    benchmark = ruler(task, lengths=[length])
+    example = benchmark.examples(task, BPE, root)[0][1]
+    layout = benchmark._drawer(task, root)[0](length, 1).layout
+    fits = [layout(size) for size in range(20 if task == "fwe" else 1, 150)]
+    fits = [laid for laid in fits if len(encode(BPE, _whole(laid))) + NEW_TOKENS[task] <= length]
+    assert 0 < len(fits) < 130
+    assert example.document == fits[-1].document
+    assert example.evidence == fits[-1].evidence
+
+
+def _whole(laid):
+    return laid.before + laid.document + laid.after + laid.answer_prefix
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(0, 9), st.integers(0, 3000), st.booleans())
+@settings(max_examples=300)
+def test_the_largest_size_is_found(units, smallest, more, endless):
+    """Sizes of any growth, which may end: the largest size that one walk over all of them finds."""
+
+    def tokens(size):
+        taken = size - smallest
+        rounds, rest = divmod(taken, len(units)) if endless else (taken >= len(units), taken)
+        if not endless and rounds:
+            rest = 0
+        return 50 + rounds * sum(units) + sum(units[:rest])
+
+    room = 50 + more
+    found = _largest(tokens, smallest, 50, room)
+    everything = not endless and tokens(found) == 50 + sum(units)
+    assert tokens(found) <= room
+    assert everything or tokens(found + 1) > room
+
+
+@pytest.mark.parametrize("more", [*range(200), 1000, 4882, 10_000])
+def test_frequent_words_are_never_as_frequent_as_others(more):
+    drawn = DRAW["fwe"](Random(0), iter(()))
+    size = drawn.smallest + more
+    laid = drawn.layout(size)
+    counts = Counter(laid.parts).most_common()
+    assert tuple(word for word, _ in counts[:3]) == laid.answers
+    assert counts[0][1] > counts[1][1] > counts[2][1] > counts[3][1]
+    assert [count for _, count in counts] == [size // rank**2 for rank in range(1, size) if size // rank**2]
+
+
+def test_no_needle_is_like_another():
+    """Neither a key nor a value is a part of another one, so that an answer found was given."""
+    for task in RETRIEVAL:
+        facts = FACT.findall(DRAW[task](Random(1), iter(["Nothing."] * 400)).layout(400).document)
+        for said in (sorted({key for key, _ in facts}), sorted({value for _, value in facts})):
+            everything = "|".join(said)
+            assert all(everything.count(one) == 1 for one in said)
+
+
+def test_names_that_are_used_up_are_told():
+    rng = Random(0)
+    names = distinct(lambda: rng.choice("abc"))
+    assert sorted(islice(names, 3)) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="all 3 names of a kind are used up: ask for a shorter length"):
+        next(names)
+
+
+def test_documents_of_the_users_texts_begin_at_different_places(tmp_path):
+    (tmp_path / "essays").mkdir()
+    told = [f"The {a} met the {b}." for a in ("owl", "fox", "cat", "hen", "elk") for b in ("ant", "bee", "fly", "bug")]
+    (tmp_path / "essays/one.md").write_text(" ".join(told))
+    benchmark = Ruler(haystack="essays", tasks={"niah_single_2": {"lengths": [500], "prompts": 12}})
+    begins = set()
+    for example in benchmark.examples("niah_single_2", BPE, tmp_path)[0]:
+        sentences = re.findall(r"[A-Z][^.]*\.", FACT.sub("", example.document))
+        start = told.index(sentences[0])
+        assert sentences == [told[(start + i) % len(told)] for i in range(len(sentences))]
+        begins.add(start)
+    assert len(begins) > 3
+
+
+def test_lengths_are_positive_and_stand_once():
+    with pytest.raises(ValueError, match="500 given more than once"):
+        Ruler(tasks={"vt": {"lengths": [500, 900, 500]}})
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        Ruler(tasks={"vt": {"lengths": [0]}})
+
+
+def test_sizes_are_cut_to_the_longest_prompt():
+    benchmark = Ruler(max_tokens=1000, tasks={"vt": {"lengths": [512, 4096], "prompts": 3}})
+    assert benchmark.sizes("vt") == [(3, 512), (3, 1000)]
+
+
+@pytest.mark.parametrize("task", ["qa_1", "qa_2"])
+def test_no_question_is_asked_twice(root, task):
+    asked = [example.after for example in examples(root, task, prompts=50)]
+    assert len(asked) == len(set(asked)) == 8
+    again = [example.after for example in examples(root, task, prompts=50, seed=1)]
+    assert again != asked  # drawn, not taken from the file's beginning
+    assert set(again) == set(asked)
+
+
+def test_distractors_about_the_same_come_first(root, tmp_path):
+    """HotpotQA's own third document of each question, and paragraphs of the same article of SQuAD."""
+    for example in examples(root, "qa_2", prompts=8):
+        place = re.search(r"mayor of (\w+)", example.after)[1]
+        assert f"Cheese of {place}\n" in example.document
+    articles = [
+        {"title": a, "paragraphs": [
+            {"context": f"{a} on {b}. " + "So it goes. " * 12,
+             "qas": [{"question": f"What of {a} {b}?", "id": a + b, "answers": [{"text": b, "answer_start": 0}]}]}
+            for b in ("art", "law")]}
+        for a in ("Ulmo", "Brisk", "Tarn", "Oster")
+    ]  # fmt: skip
+    (tmp_path / "squad.json").write_text(json.dumps({"data": articles}))
+    for example in examples(tmp_path, "qa_1", prompts=8, lengths=[560]):
+        place = re.search(r"What of (\w+)", example.after)[1]
+        assert example.document.count("Document ") < 8
+        assert f"{place} on art" in example.document
+        assert f"{place} on law" in example.document
+
+
+SQUAD_QUESTION = {"question": "When?", "id": "1", "answers": [{"text": "now", "answer_start": 0}]}
+HOTPOT_QUESTION = {"question": "When?", "answer": "now", "context": [["A", ["b"]]], "supporting_facts": [["A", 0]]}
+
+
+@pytest.mark.parametrize(
+    ("task", "content", "said"),
+    [
+        ("qa_1", [], "it must hold a dict, it holds a list"),
+        ("qa_1", {"version": 2}, "the field 'data' is missing"),
+        ("qa_1", {"data": []}, "there is no question with an answer in it"),
+        ("qa_1", {"data": [{"paragraphs": [{"context": "x", "qas": [{"question": "q", "answers": []}]}]}]},
+         "there is no question"),
+        ("qa_1", {"data": [{"paragraphs": [{"qas": []}]}]}, "article 1 paragraph 1: the field 'context' is missing"),
+        ("qa_1", {"data": [{"paragraphs": [{"context": "x", "qas": [SQUAD_QUESTION, {"question": "q"}]}]}]},
+         "article 1 paragraph 1 question 2: the field 'answers' is missing"),
+        ("qa_1", {"data": ["x"]}, "article 1: this must be an object with paragraphs"),
+        ("qa_2", {"data": []}, "it must hold a list, it holds a dict"),
+        ("qa_2", [], "there is no question with an answer in it"),
+        ("qa_2", [HOTPOT_QUESTION, {"question": "q", "answer": "a", "context": []}],
+         "question 2: the field 'supporting_facts'"),
+        ("qa_2", [HOTPOT_QUESTION | {"supporting_facts": [["B", 0]]}], "question 1: context must be a list of"),
+        ("qa_2", [HOTPOT_QUESTION | {"context": [{"title": "A"}]}], "question 1: context must be a list of"),
+    ],
+)  # fmt: skip
+def test_bad_question_files_are_named(tmp_path, task, content, said):
+    (tmp_path / "questions.json").write_text(json.dumps(content))
+    field = {"qa_1": "squad", "qa_2": "hotpotqa"}[task]
+    with pytest.raises(ValueError, match=rf"questions\.json.*{re.escape(said)}"):
+        Ruler(tasks={task: {}}, **{field: "questions.json"}).examples(task, BPE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b'{"data": "\xe9"}', "not UTF-8 text"), (b"{\n,", "no JSON .* at line 2")]
+)
+def test_question_files_that_are_no_json_are_named(tmp_path, content, said):
+    (tmp_path / "questions.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"questions\.json: this is {said}"):
+        Ruler(tasks={"qa_1": {}}, squad="questions.json").examples("qa_1", BPE, tmp_path)
+
+
+def _write(path, *records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(map(json.dumps, records)))
+
+
+RECORD = {"index": 0, "input": "Look.\nA is 7.\nWhat is A?", "outputs": ["7"]}
+
+
+def test_every_length_has_files_of_its_own(tmp_path):
+    benchmark = Ruler(source="official", tasks={"vt": {"lengths": [1024, 2048]}})
+    _write(tmp_path / "official/1024/vt.jsonl", RECORD)
+    with pytest.raises(FileNotFoundError, match=r"no vt\.jsonl at a length of 2048: put it at 2048/vt\.jsonl"):
+        benchmark.examples("vt", BPE, tmp_path)
+    _write(tmp_path / "official/2048/data/vt/validation.jsonl", RECORD | {"outputs": ["8"]})
+    found, _ = benchmark.examples("vt", BPE, tmp_path)
+    assert [(e.id, e.labels["length"], e.answers) for e in found] == [
+        ("vt-1024-0000", 1024, ("7",)),
+        ("vt-2048-0000", 2048, ("8",)),
+    ]
+
+
+def test_a_file_without_a_length_is_not_two_lengths(tmp_path):
+    _write(tmp_path / "official/vt.jsonl", RECORD)
+    with pytest.raises(ValueError, match="one file of vt for several lengths: ask for one length, or put each"):
+        Ruler(source="official", tasks={"vt": {"lengths": [1024, 2048]}}).examples("vt", BPE, tmp_path)
+
+
+def test_a_short_input_keeps_its_document(tmp_path):
+    """An instruction and a short text on one line are still told apart."""
+    parts = "Read the coded text. Find the words. ", "... abc ... def abc\n", "Question: Which?"
+    _write(tmp_path / "official/fwe.jsonl", {"input": "".join(parts), "outputs": ["abc"]})
+    ((example,), _) = Ruler(source="official", tasks={"fwe": {}}).examples("fwe", BPE, tmp_path)
+    assert (example.before, example.document, example.after) == parts
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"input": "What is A?"}, "the input is one line"),
+        ({"input": ""}, "the input is one line"),
+        ({"input": 5}, "the field 'input' is int"),
+        ({"outputs": "7"}, "the field 'outputs' is str"),
+        ({"answer_prefix": 5}, "the field 'answer_prefix' is int"),
+    ],
+)
+def test_bad_records_are_named(tmp_path, bad, said):
+    _write(tmp_path / "official/vt.jsonl", RECORD, RECORD | bad)
+    with pytest.raises(ValueError, match=rf"vt\.jsonl line 2: {said}"):
+        Ruler(source="official", tasks={"vt": {}}).examples("vt", BPE, tmp_path)
+
+
+def test_as_many_official_prompts_as_asked_for(tmp_path):
+    _write(tmp_path / "official/vt.jsonl", *[RECORD] * 5)
+    benchmark = Ruler(source="official", tasks={"vt": {"lengths": [1024], "prompts": 3}})
+    assert [e.id for e in benchmark.examples("vt", BPE, tmp_path)[0]] == [f"vt-1024-000{n}" for n in range(3)]

@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from random import Random
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from transformers import PreTrainedTokenizerBase
 
 from ragkv.benchmarks import haystack, ruler_questions
 from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters, choose
 from ragkv.benchmarks.metrics import string_match_all, string_match_part
-from ragkv.benchmarks.records import Record, read_records, require
+from ragkv.benchmarks.ruler_files import official_examples, one_folder_each
 from ragkv.benchmarks.ruler_retrieval import RETRIEVAL
 from ragkv.benchmarks.ruler_tasks import Drawn, draw_common_words, draw_frequent_words, draw_tracking
 from ragkv.prompt import encode
@@ -38,7 +40,14 @@ DRAW: dict[str, Callable[[Random, Iterator[str]], Drawn]] = {
 class RulerTask(TaskParameters):
     """`lengths` in tokens: of the whole prompt and the longest answer; `prompts` are per length."""
 
-    lengths: list[int] = Field(default=[4096], min_length=1)
+    lengths: list[Annotated[int, Field(ge=1)]] = Field(default=[4096], min_length=1)
+
+    @field_validator("lengths")
+    @classmethod
+    def _once_each(cls, given: list[int]) -> list[int]:
+        if twice := sorted({str(length) for length in given if given.count(length) > 1}):
+            raise ValueError(f"{', '.join(twice)} given more than once")
+        return given
 
 
 class Ruler(Benchmark):
@@ -49,11 +58,12 @@ class Ruler(Benchmark):
     source
         ``generated``; ``tiny``, in the embedded models' language; or a folder of the official generator's files:
         ``<length>/data/<task>/validation.jsonl``, ``<length>/<task>/validation.jsonl``, ``<length>/<task>.jsonl``, and
-        the same without the length's folder.
+        the same without the length's folder if there is one length.
     haystack
         What needles are hidden in, see `ragkv.benchmarks.haystack`.
     squad, hotpotqa
-        The files that the questions of ``qa_1`` and ``qa_2`` come from.
+        The files that the questions of ``qa_1`` and ``qa_2`` come from. No question is asked twice, so that there may
+        be fewer prompts than asked for.
     """
 
     source: str = GENERATED
@@ -73,38 +83,49 @@ class Ruler(Benchmark):
 
     def examples(self, name: str, tokenizer: PreTrainedTokenizerBase, root: Path) -> tuple[list[Example], list[str]]:
         parameters = self.tasks[name]
-        examples, skipped = [], []
-        questions = self._questions(name, root) if self.source == GENERATED and name.startswith("qa") else None
+        examples: list[Example] = []
+        skipped: list[str] = []
+        if self.source not in (GENERATED, TINY):
+            one_folder_each(self.source, name, parameters.lengths, root)
+        draw, most = self._drawer(name, root) if self.source == GENERATED else (None, parameters.prompts)
         for length in parameters.lengths:
             if self.source == TINY:
                 from ragkv.tiny.tasks import ruler_example
 
                 examples += [ruler_example(name, length, parameters.seed, n) for n in range(parameters.prompts)]
-            elif self.source == GENERATED:
-                for number in range(parameters.prompts):
-                    drawn = self._draw(name, length, number, questions, root)
-                    examples.append(self._fitted(drawn, name, length, number, tokenizer))
+            elif draw:
+                for number in range(most):
+                    examples.append(self._fitted(draw(length, number), name, length, number, tokenizer))
             else:
-                for number, (where, record) in enumerate(self._read(name, length, root)[: parameters.prompts]):
-                    require(record, where, {"input": str, "outputs": list})
-                    if record["outputs"]:
-                        examples.append(_official(f"{name}-{length}-{number:04d}", length, record))
-                    else:
-                        skipped.append(f"{where}: no outputs")
+                read, left_out = official_examples(self.source, name, length, parameters.prompts, root)
+                examples, skipped = examples + read, skipped + left_out
         return examples, skipped
 
     def sizes(self, name: str) -> list[tuple[int, int]]:
-        return [(self.tasks[name].prompts, length) for length in self.tasks[name].lengths]
+        prompts, lengths = self.tasks[name].prompts, self.tasks[name].lengths
+        return [(prompts, min(length, self.max_tokens or length)) for length in lengths]
 
-    def _draw(
-        self, name: str, length: int, number: int, questions: ruler_questions.Questions | None, root: Path
-    ) -> Drawn:
-        seed = self.tasks[name].seed
-        rng = Random(f"{name}/{length}/{seed}/{number}")
-        if questions is None:
-            return DRAW[name](rng, haystack.sentences(self.haystack, root, rng))
-        count = len(questions.questions)
-        return questions.draw(rng, Random(f"{name}/{seed}").sample(range(count), count)[number % count])
+    def _drawer(self, name: str, root: Path) -> tuple[Callable[[int, int], Drawn], int]:
+        """What draws the example of a length and number, and how many there are."""
+        prompts, seed = self.tasks[name].prompts, self.tasks[name].seed
+
+        def rng(length: int, number: int) -> Random:
+            return Random(f"{name}/{length}/{seed}/{number}")
+
+        if name.startswith("qa"):
+            questions = self._questions(name, root)
+            count = len(questions.questions)
+            order = Random(f"{name}/{seed}").sample(range(count), count)
+            return lambda length, number: questions.draw(rng(length, number), order[number]), min(prompts, count)
+        texts = self._texts(root)
+        return lambda length, number: DRAW[name](own := rng(length, number), texts(own)), prompts
+
+    def _texts(self, root: Path) -> Callable[[Random], Iterator[str]]:
+        """The haystack's sentences: the user's from a random one on, so that documents differ."""
+        if self.haystack == haystack.GENERATED:
+            return haystack.generated
+        own = haystack.read_sentences(root / self.haystack)
+        return lambda rng: islice(cycle(own), rng.randrange(len(own)), None)
 
     def _fitted(self, drawn: Drawn, name: str, length: int, number: int, tokenizer: PreTrainedTokenizerBase) -> Example:
         """The example at the largest size that fits into `length` tokens with its answer."""
@@ -119,7 +140,7 @@ class Ruler(Benchmark):
                 f"{name} at a length of {length} tokens: its shortest prompt and its answer take "
                 f"{least + length - room}; ask for a longer one"
             )
-        laid = drawn.layout(_largest(tokens, drawn.smallest, room))
+        laid = drawn.layout(_largest(tokens, drawn.smallest, least, room))
         return Example(
             f"{name}-{length}-{number:04d}",
             laid.before,
@@ -140,27 +161,32 @@ class Ruler(Benchmark):
             raise ValueError(f"{name} needs the benchmark's file of questions: give its path as {field}")
         return read(root / path)
 
-    def _read(self, name: str, length: int, root: Path) -> list[Record]:
-        folder = Path(self.source)
-        for place in (folder / str(length), folder):
-            for inner, stem in ((f"data/{name}", "validation"), (name, "validation"), (".", name)):
-                if (root / place / inner / f"{stem}.jsonl").exists():
-                    return read_records(str(place / inner), stem, root)
-        return read_records(str(folder), name, root)  # which says what was looked for
 
+def _largest(tokens: Callable[[int], int], smallest: int, least: int, room: int) -> int:
+    """The largest size whose tokens fit into `room`, `smallest` being one that does, with its `least` tokens.
 
-def _largest(tokens: Callable[[int], int], smallest: int, room: int) -> int:
-    """The largest size whose tokens fit into `room`, `smallest` being one that does."""
-    low, step = smallest, 1
-    while tokens(low + step) <= room:
-        low, step = low + step, step * 2
-        if step > 4 * room:  # nothing more is there to be put in
-            return low
-    high = low + step
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if tokens(middle) <= room else (low, middle)
-    return low
+    Tokens grow nearly evenly with the size, so that a line through two sizes leads close to it.
+    """
+    low, high, step = (smallest, least), (0, 0), 8
+    while not high[0]:  # low fits
+        size = low[0] + step
+        if (found := tokens(size)) > room:
+            high = size, found
+        elif found == low[1]:  # nothing more is there to be put in
+            return low[0]
+        else:
+            step = (room - found) * (size - low[0]) // (found - low[1]) + 2
+            low = size, found
+    middle = True
+    while high[0] - low[0] > 1:
+        middle = not middle  # every other time, as lines may come near from one side only
+        share = 0.5 if middle else (room - low[1] + 1) / (high[1] - low[1])
+        size = min(max(low[0] + int(share * (high[0] - low[0])), low[0] + 1), high[0] - 1)
+        if (found := tokens(size)) <= room:
+            low = size, found
+        else:
+            high = size, found
+    return low[0]
 
 
 def _scores(
@@ -171,22 +197,3 @@ def _scores(
         return {"string_match": match(printable, answers)}
 
     return scores
-
-
-def _official(name: str, length: int, record: dict) -> Example:
-    """The official generator's record; its input split so that the parts joined are the input again."""
-    text = record["input"]
-    start = text.rfind("\nQuestion:") + 1 or text.rstrip().rfind("\n") + 1
-    line = len(re.match(r"[^\n]*\n+|", text[:start])[0])  # type: ignore[index]
-    if line > 500:  # the text goes on behind the instruction, on the same line
-        line = 0
-    before = line or len(re.match(r"(?:[A-Z][^.\n]*\. )*", text[:start])[0])  # type: ignore[index]
-    return Example(
-        name,
-        text[:before],
-        text[before:start],
-        text[start:],
-        tuple(map(str, record["outputs"])),
-        record.get("answer_prefix") or "",
-        labels={"length": length},
-    )

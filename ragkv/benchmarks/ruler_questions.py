@@ -1,26 +1,43 @@
 """RULER's question answering: questions of SQuAD and HotpotQA among documents that do not answer them."""
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
+from ragkv.benchmarks.records import require
 from ragkv.benchmarks.ruler_tasks import Drawn, Layout
 
 
 @dataclass(frozen=True)
-class Questions:
-    """Questions with the documents that hold their answers, and other documents."""
+class Question:
+    """A question, the documents that hold its answer, and others that are about the same."""
 
-    questions: list[tuple[str, tuple[str, ...], list[str]]]
+    text: str
+    answers: tuple[str, ...]
+    true: list[str]
+    near: list[str]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Questions, and the documents of all of them."""
+
+    questions: list[Question]
     documents: list[str]
 
     def draw(self, rng: Random, number: int) -> Drawn:
-        """Question `number`, its documents among as many others as fit."""
-        question, answers, true = self.questions[number % len(self.questions)]
-        others = [document for document in self.documents if document not in true]
-        rng.shuffle(others)
-        seed = rng.random()
+        """Question `number`, its documents among as many others as fit: first those that are about the same."""
+        asked = self.questions[number]
+        true = asked.true
+        near = [document for document in dict.fromkeys(asked.near) if document not in true]
+        known = {*true, *near}
+        far = [document for document in self.documents if document not in known]
+        rng.shuffle(near)
+        rng.shuffle(far)
+        others, seed = near + far, rng.random()
 
         def layout(size: int) -> Layout:
             documents = true + others[: size - len(true)]
@@ -29,9 +46,9 @@ class Questions:
                 before="Answer the question from the documents below, in as few words as you can.\n\n",
                 parts=[f"Document {place}:\n{document}" for place, document in enumerate(documents, 1)],
                 hits={i for i, document in enumerate(documents) if document in true},
-                after=f"\n\nAnswer from the documents above, in as few words as you can.\n\nQuestion: {question}",
+                after=f"\n\nAnswer from the documents above, in as few words as you can.\n\nQuestion: {asked.text}",
                 answer_prefix=" Answer:",
-                answers=answers,
+                answers=asked.answers,
                 gap="\n\n",
             )
 
@@ -39,32 +56,80 @@ class Questions:
 
 
 def read_squad(path: Path) -> Questions:
-    """SQuAD's own file; questions without an answer are left out."""
-    paragraphs = [p for article in _json(path)["data"] for p in article["paragraphs"]]
-    questions = [
-        (q["question"], tuple(dict.fromkeys(a["text"] for a in q["answers"])), [p["context"]])
-        for p in paragraphs
-        for q in p["qas"]
-        if not q.get("is_impossible") and q["answers"]
-    ]
-    return Questions(questions, list(dict.fromkeys(p["context"] for p in paragraphs)))
+    """SQuAD's own file; questions without an answer are left out.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There is no such file, or it is not in SQuAD's format; the message says where.
+    """
+    whole = _read(path, dict)
+    require(whole, str(path), {"data": list})
+    questions: list[Question] = []
+    documents: list[str] = []
+    for article_where, article in _records(whole["data"], f"{path} article", {"paragraphs": list}):
+        where, fields = f"{article_where} paragraph", {"context": str, "qas": list}
+        paragraphs = list(_records(article["paragraphs"], where, fields))
+        near = [paragraph["context"] for _, paragraph in paragraphs]
+        documents += near
+        for where, paragraph in paragraphs:
+            for inner, asked in _records(paragraph["qas"], f"{where} question", {"question": str, "answers": list}):
+                answers = [a["text"] for _, a in _records(asked["answers"], f"{inner} answer", {"text": str})]
+                if answers and not asked.get("is_impossible"):
+                    distinct = tuple(dict.fromkeys(answers))
+                    questions.append(Question(asked["question"], distinct, [paragraph["context"]], near))
+    return _some(questions, documents, path)
 
 
 def read_hotpotqa(path: Path) -> Questions:
-    """HotpotQA's own file (distractor setting)."""
-    records = _json(path)
-    texts = [{title: f"{title}\n{''.join(lines)}" for title, lines in record["context"]} for record in records]
-    questions: list[tuple[str, tuple[str, ...], list[str]]] = [
-        (r["question"], (r["answer"],), [text[title] for title in dict.fromkeys(t for t, _ in r["supporting_facts"])])
-        for r, text in zip(records, texts, strict=True)
-    ]
-    return Questions(questions, list(dict.fromkeys(document for text in texts for document in text.values())))
+    """HotpotQA's own file (distractor setting).
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There is no such file, or it is not in HotpotQA's format; the message says where.
+    """
+    fields = {"question": str, "answer": str, "context": list, "supporting_facts": list}
+    questions: list[Question] = []
+    documents: list[str] = []
+    for where, record in _records(_read(path, list), f"{path} question", fields):
+        try:
+            texts = {title: f"{title}\n{''.join(lines)}" for title, lines in record["context"]}
+            true = [texts[title] for title in dict.fromkeys(title for title, _ in record["supporting_facts"])]
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{where}: context must be a list of [title, [sentences]], and supporting_facts one of "
+                "[title, number] with these titles: give HotpotQA's file of the distractor setting"
+            ) from None
+        documents += texts.values()
+        questions.append(Question(record["question"], (record["answer"],), true, list(texts.values())))
+    return _some(questions, documents, path)
 
 
-def _json(path: Path):  # type: ignore[no-untyped-def]
+def _some(questions: list[Question], documents: list[str], path: Path) -> Questions:
+    if not questions:
+        raise ValueError(f"{path}: there is no question with an answer in it")
+    return Questions(questions, list(dict.fromkeys(documents)))
+
+
+def _records(found: list, where: str, fields: Mapping[str, type]) -> Iterator[tuple[str, dict]]:
+    """The records, each with where it stands, once they are known to have the fields."""
+    for number, record in enumerate(found, 1):
+        if not isinstance(record, dict):
+            raise ValueError(f"{where} {number}: this must be an object with {', '.join(fields)}")
+        require(record, f"{where} {number}", fields)
+        yield f"{where} {number}", record
+
+
+def _read(path: Path, kind: type) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"{path.resolve()} is not there: it is to hold the questions of this task")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: this is not UTF-8 text. Save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: this is no JSON ({error.msg} at line {error.lineno})") from None
+    if not isinstance(found, kind):
+        raise ValueError(f"{path}: it must hold a {kind.__name__}, it holds a {type(found).__name__}")
+    return found

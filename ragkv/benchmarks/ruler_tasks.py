@@ -65,13 +65,24 @@ class Endless:
         return self.taken[:count]
 
 
-def distinct(draw: Callable[[], str]) -> Iterator[str]:
-    """What `draw` gives, nothing twice."""
+def distinct(draw: Callable[[], str], patience: int = 10_000) -> Iterator[str]:
+    """What `draw` gives, nothing twice.
+
+    Raises
+    ------
+    ValueError
+        `patience` draws, one after the other, gave nothing new.
+    """
     seen: set[str] = set()
-    while True:
-        if (item := draw()) not in seen:
+    misses = 0
+    while misses < patience:
+        if (item := draw()) in seen:
+            misses += 1
+        else:
+            misses = 0
             seen.add(item)
             yield item
+    raise ValueError(f"all {len(seen)} names of a kind are used up: ask for a shorter length")
 
 
 def made_up_word(rng: Random) -> str:
@@ -137,7 +148,7 @@ def draw_frequent_words(rng: Random, sentences: Iterator[str], alpha: float = 2.
     words, seed = Endless(distinct(lambda: made_up_word(rng))), rng.random()
 
     def layout(size: int) -> Layout:
-        counts = [int(size * rank**-alpha) for rank in range(1, int(size ** (1 / alpha)) + 1)]
+        counts = [int(size / rank**alpha) for rank in range(1, int(size ** (1 / alpha)) + 1)]
         ranked = words.first(len(counts))
         text = [word for word, count in zip(ranked, counts, strict=True) for _ in range(count)]
         Random(seed).shuffle(text)
@@ -150,6 +161,4 @@ def draw_frequent_words(rng: Random, sentences: Iterator[str], alpha: float = 2.
             answers=tuple(ranked[:3]),
         )
 
-    return Drawn(
-        layout, smallest=16
-    )  # 16, 4, 1, 1: the smallest at which the first three are more frequent than the rest
+    return Drawn(layout, smallest=18)  # 18, 4, 2, 1: from here on no fourth word is as frequent as the third

@@ -1,0 +1,76 @@
+"""RULER's official generator's files: where they lie, and its prompts taken apart."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ragkv.benchmarks.base import Example
+from ragkv.benchmarks.records import read_records, require
+
+
+def official_examples(source: str, name: str, length: int, prompts: int, root: Path) -> tuple[list[Example], list[str]]:
+    """The first `prompts` records of a task at a length as examples; those without outputs are left out, and told."""
+    examples, skipped = [], []
+    folder, stem = _find(source, name, length, root)
+    for number, (where, record) in enumerate(read_records(folder, stem, root)[:prompts]):
+        require(record, where, {"input": str, "outputs": list})
+        if record["outputs"]:
+            examples.append(_example(f"{name}-{length}-{number:04d}", where, length, record))
+        else:
+            skipped.append(f"{where}: no outputs")
+    return examples, skipped
+
+
+def one_folder_each(source: str, name: str, lengths: Sequence[int], root: Path) -> None:
+    """Check that no file is read for two lengths.
+
+    Raises
+    ------
+    ValueError
+        One is: it lies in no length's folder.
+    """
+    found = {_find(source, name, length, root) for length in lengths}
+    if len(found) < len(lengths):
+        raise ValueError(
+            f"{(root / source).resolve()} has one file of {name} for several lengths: ask for one length, or put each "
+            f"into a folder of its own ({lengths[0]}/{name}.jsonl, {lengths[1]}/{name}.jsonl, ...)"
+        )
+
+
+def _find(source: str, name: str, length: int, root: Path) -> tuple[str, str]:
+    """The folder that holds the task's file, and the file's name without ending."""
+    places = [(f"data/{name}", "validation"), (name, "validation"), (".", name)]
+    for folder in (Path(source, str(length)), Path(source)):
+        for inner, stem in places:
+            if (root / folder / inner / f"{stem}.jsonl").exists():
+                return str(folder / inner), stem
+    whole = (root / source).resolve()
+    if not whole.is_dir():
+        raise FileNotFoundError(f"{whole} is not there: put the folder of RULER's files there")
+    raise FileNotFoundError(
+        f"{whole} has no {name}.jsonl at a length of {length}: put it at {length}/{name}.jsonl, "
+        f"{length}/{name}/validation.jsonl or {length}/data/{name}/validation.jsonl"
+    )
+
+
+def _example(name: str, where: str, length: int, record: dict) -> Example:
+    """The record; its input split so that the parts joined are the input again."""
+    if "answer_prefix" in record:
+        require(record, where, {"answer_prefix": str})
+    text = record["input"]
+    start = text.rfind("\nQuestion:") + 1 or text.rstrip().rfind("\n") + 1
+    if not text[:start].strip():
+        raise ValueError(f"{where}: the input is one line, so that the question cannot be told from the text before")
+    line = len(re.match(r"[^\n]*\n+|", text[:start])[0])  # type: ignore[index]
+    if line == start or line > 500:  # the text goes on behind the instruction, on the same line
+        line = 0
+    before = line or len(re.match(r"(?:[A-Z][^.\n]*\. )*", text[:start])[0])  # type: ignore[index]
+    return Example(
+        name,
+        text[:before],
+        text[before:start],
+        text[start:],
+        tuple(map(str, record["outputs"])),
+        record.get("answer_prefix", ""),
+        labels={"length": length},
+    )
