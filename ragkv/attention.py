@@ -42,13 +42,13 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: 
     return torch.cat(parts, dim=2)
 
 
-def attention_weights(query: Tensor, key: Tensor, positions: Tensor, scaling: float) -> Tensor:
-    """What position-causal attention weighs, summed over the queries: ``(heads, tokens)`` in float32."""
+def attention_weights(query: Tensor, key: Tensor, positions: Tensor, scaling: float, power: float = 1.0) -> Tensor:
+    """Weights of position-causal attention, raised to `power` and summed over the queries: ``(heads, tokens)``."""
     kv_heads, tokens = key.shape[1:3]
     grouped = query[0].float().unflatten(0, (kv_heads, -1))  # (kv_heads, group, queries, head_dim)
     products = grouped @ key[0].float()[:, None].mT  # (kv_heads, group, queries, tokens)
     future = positions[:, None] < torch.arange(tokens, device=positions.device)
-    return (products * scaling).masked_fill(future, float("-inf")).softmax(-1).sum(2).flatten(0, 1)
+    return (products * scaling).masked_fill(future, float("-inf")).softmax(-1).pow(power).sum(2).flatten(0, 1)
 
 
 Backend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]

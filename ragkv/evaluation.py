@@ -55,7 +55,9 @@ def evaluate(
     profile, outputs = experiment.profile, experiment.outputs
     parameters, kind = experiment.parameters(benchmark, task), profile.benchmark(benchmark).task(task)
     methods = [
-        (method.name, method.selector, s) for method in profile.methods for s in method.selectors(parameters.ratios)
+        (method.name, method.selector, s)
+        for method in profile.methods
+        for s in method.selectors(parameters.ratios, experiment.model)
     ]
     items = experiment.items(benchmark, task)
     identity = _identity(model, parameters, profile, items)

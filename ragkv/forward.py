@@ -87,22 +87,23 @@ class Forward:
         self.layers.append(scatter(stored, fresh, active, len(self.prompt.ids)))
         return self.layers[index]
 
-    def look(self, rows: Tensor, layers: int | None = None) -> Tensor:
+    def look(self, rows: Tensor, power: float = 1.0) -> Tensor:
         """What the question and the document's tokens `rows` attend to when only they are computed afresh.
 
         Returns
         -------
         Tensor
-            ``(layers, heads, document)``, in float32: attention over all tokens, summed over those that attend.
+            ``(layers, heads, document)``, in float32: attention weights, raised to `power` and summed over those that
+            attend.
         """
         span, question = self.prompt.document_span, torch.tensor(self.prompt.question_span)
         active = torch.cat((rows.cpu().sort().values + span.start, question))
         hidden, seen = self.embed(active), []
 
         def watch(queries: Tensor, keys: Tensor, positions: Tensor, scaling: float) -> None:
-            seen.append(attention_weights(queries, keys, positions, scaling)[:, span.start : span.stop].cpu())
+            seen.append(attention_weights(queries, keys, positions, scaling, power)[:, span.start : span.stop].cpu())
 
-        for index in range(layers or self.model.config.num_hidden_layers):
+        for index in range(self.model.config.num_hidden_layers):
             hidden, active = self.layer(index, hidden, active, watch=watch)
         return torch.stack(seen)
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PretrainedConfig
 from ragkv.experiment import Experiment
 from ragkv.models import model_source as source
 from ragkv.selectors import Selector
+from ragkv.selectors.probe import Probe
 
 _8B = dict(
     hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
@@ -105,6 +106,8 @@ def fused(shape: Shape, selector: Selector, tokens: int) -> float:
     """Floating-point operations of a fused prefill of `tokens` tokens."""
     before = min(selector.layer, shape.layers)
     chosen = max(1.0, selector.ratio * tokens)
+    if isinstance(selector, Probe):
+        chosen += chosen * (selector.hops - 1) / 2  # passes with ever more of the chosen tokens
     return shape.prefill(tokens, tokens, before) + (shape.layers - before) * (
         2 * shape.layer_weights * chosen + 4 * shape.heads * shape.head_dim * chosen * tokens / 2
     )
@@ -128,7 +131,7 @@ def plan(experiment: Experiment, tflops: float, bandwidth: float) -> pd.DataFram
     table = []
     for name, task in experiment.tasks:
         benchmark, parameters = profile.benchmark(name), experiment.parameters(name, task)
-        selectors = [s for method in profile.methods for s in method.selectors(parameters.ratios)]
+        selectors = [s for method in profile.methods for s in method.selectors(parameters.ratios, experiment.model)]
         new = parameters.max_new_tokens or benchmark.task(task).max_new_tokens
         operations = seconds = stored = 0.0
         for prompts, tokens in benchmark.sizes(task):

@@ -16,22 +16,30 @@ Kind = TypeVar("Kind", bound=Parameters)
 
 
 class MethodParameters(Parameters):
-    """A selector and its options; those with a ratio run once per ratio of the task."""
+    """A selector and its options; those with a ratio run once per ratio of the task.
+
+    Attributes
+    ----------
+    options_by_model
+        Options of single models, over `options`: what a model was calibrated to.
+    """
 
     selector: str
     label: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    options_by_model: dict[str, dict[str, Any]] = Field(default_factory=dict)
     ratios: list[float] | None = None
 
     @property
     def name(self) -> str:
         return self.label or self.selector
 
-    def selectors(self, ratios: list[float]) -> list[Selector]:
-        """The selector at each ratio."""
+    def selectors(self, ratios: list[float], model: str) -> list[Selector]:
+        """The selector at each ratio, with its options for this model."""
+        options = self.options | self.options_by_model.get(model, {})
         if "ratio" not in selector_options(self.selector):
-            return [get_selector(self.selector, **self.options)]
-        return [get_selector(self.selector, ratio=r, **self.options) for r in self.ratios or ratios]
+            return [get_selector(self.selector, **options)]
+        return [get_selector(self.selector, ratio=r, **options) for r in self.ratios or ratios]
 
 
 class Profile(Parameters):
@@ -74,10 +82,15 @@ class Profile(Parameters):
     @model_validator(mode="after")
     def _methods_fit(self) -> "Profile":
         """Every method takes its options and ratios; methods can be told apart."""
-        for benchmark in self.benchmarks.values():
-            for task in benchmark.tasks.values():
-                for method in self.methods:
-                    method.selectors(task.ratios)
+        for method in self.methods:
+            if others := set(method.options_by_model) - set(self.models):
+                raise ValueError(
+                    f"{method.name} has options for {', '.join(sorted(others))}: no models of this profile"
+                )
+            for benchmark in self.benchmarks.values():
+                for task in benchmark.tasks.values():
+                    for model in self.models:
+                        method.selectors(task.ratios, model)
         names = [method.name for method in self.methods]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -12,6 +12,7 @@ from ragkv.selectors.a3_blend import A3Blend
 from ragkv.selectors.base import Observation, ScoringSelector, Selector
 from ragkv.selectors.cacheblend import CacheBlend
 from ragkv.selectors.epic import Epic
+from ragkv.selectors.probe import Probe
 from ragkv.selectors.static import Cat, FullPrefill, FullReuse, RandomTokens, Tail
 from ragkv.selectors.surprisal import Surprisal
 
@@ -33,6 +34,7 @@ SELECTORS: dict[str, type[Selector]] = {
     "cacheblend": CacheBlend,
     "epic": Epic,
     "surprisal": Surprisal,
+    "probe": Probe,
     "a3_blend": A3Blend,
     "tail": Tail,
     "random": RandomTokens,

@@ -32,9 +32,9 @@ class Observation:
     scaling
         The model's factor of query-key products.
     look
-        ``look(rows, layers)``: a pass of the question and the document's tokens `rows` alone through the first `layers`
-        (all), over the reused keys and values; gives what they attend to, ``(layers, heads, document)``. For
-        selectors that observe no layer.
+        ``look(rows, power)``: a pass of the question and the document's tokens `rows` alone through all layers, over
+        the reused keys and values; gives what they attend to, ``(layers, heads, document)``, the weights raised to
+        `power` and summed. For selectors that choose before the first layer; what is looked with must be chosen.
     """
 
     prompt: Prompt

@@ -1,0 +1,58 @@
+"""Probe: the question looks over the reused keys and values first, before anything is recomputed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ragkv.selectors.base import Observation, Selector, top
+
+
+@dataclass(frozen=True)
+class Probe(Selector):
+    """What the question attends to in passes of its own, and then what the chosen tokens attend to.
+
+    A pass takes the question, and the tokens chosen so far, through all layers over the reused keys and values; nothing
+    else is computed, so it costs little. It chooses its share of the budget, and in the next pass these tokens look on
+    together with the question: the value behind an alias, the passage behind a name.
+
+    Attributes
+    ----------
+    hops
+        Passes.
+    first_layer
+        Attention below this layer does not count. Which layer is best is a property of the model, see
+        `ragkv.calibrate`.
+    power
+        Attention weights are raised to it before they are summed over queries, heads and layers: above 1, sharp
+        attention counts more than the same amount spread thin.
+    """
+
+    hops: int = 3
+    first_layer: int = 0
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hops < 1:
+            raise ValueError(f"hops is {self.hops}: at least one pass is needed to choose anything")
+        if self.first_layer < 0:
+            raise ValueError(f"first_layer is {self.first_layer}: layers count from 0")
+        if self.power <= 0:
+            raise ValueError(f"power is {self.power}: it must be positive")
+        if self.layer != 0:
+            raise ValueError("layer is not 0: the probe chooses before the first layer")
+
+    def choose(self, seen: Observation) -> Tensor:
+        assert seen.look is not None
+        budget, chosen = self.budget(seen.prompt), torch.empty(0, dtype=torch.long)
+        for hop in range(1, self.hops + 1):
+            target = budget * hop // self.hops
+            if target > len(chosen):
+                attention = seen.look(chosen, self.power)  # (layers, heads, document)
+                if self.first_layer >= len(attention):
+                    raise ValueError(f"first_layer is {self.first_layer}: this model has {len(attention)} layers")
+                scores = attention[self.first_layer :].sum((0, 1))
+                scores[chosen] = float("inf")  # chosen is chosen
+                chosen = top(scores, target)
+        return chosen
