@@ -68,7 +68,7 @@ def folder(tmp_path_factory):
 
 
 def test_generated_sentences_read_like_prose_without_digits_and_names():
-    some = list(islice(sentences("generated", HERE, random.Random(0)), 2000))
+    some = list(islice(sentences("generated", HERE)(random.Random(0)), 2000))
     for sentence in some:
         assert sentence[0].isupper() and sentence[1:] == sentence[1:].lower()
         assert not any(character.isdigit() or character in "[]{}" for character in sentence)
@@ -78,7 +78,7 @@ def test_generated_sentences_read_like_prose_without_digits_and_names():
 
 
 def test_generated_sentences_come_from_the_generator_alone():
-    first, again, other = (list(islice(sentences("generated", HERE, random.Random(s)), 50)) for s in (1, 1, 2))
+    first, again, other = (list(islice(sentences("generated", HERE)(random.Random(s)), 50)) for s in (1, 1, 2))
     assert first == again != other
 
 
@@ -90,8 +90,11 @@ def test_a_folder_is_read_in_order_and_over_again(tmp_path):
     (tmp_path / "e.txt").mkdir()
     expected = ["One.", "Two lines!", "At 3.5 knots?", "Four", "Five six."]
     assert read_sentences(tmp_path) == expected
-    stream = sentences(tmp_path.name, tmp_path.parent, random.Random(0))
-    assert list(islice(stream, 12)) == (expected * 3)[:12]
+    streams = [sentences(tmp_path.name, tmp_path.parent)(random.Random(seed)) for seed in range(20)]
+    found = [list(islice(stream, 12)) for stream in streams]
+    starts = [expected.index(some[0]) for some in found]
+    assert all(some == (expected * 4)[start : start + 12] for some, start in zip(found, starts, strict=True))
+    assert len(set(starts)) > 1  # from anywhere on
 
 
 @given(st.text(alphabet="ab.!? \n\t", max_size=60))
@@ -117,7 +120,7 @@ def test_a_folder_without_text_is_one_clear_error(tmp_path, files, message):
         (tmp_path / "hay").mkdir()
         for name, content in files.items():
             (tmp_path / "hay" / name).write_bytes(content)
-    for ask in (lambda: sentences("hay", tmp_path, random.Random(0)), lambda: examples(needle("hay"), root=tmp_path)):
+    for ask in (lambda: sentences("hay", tmp_path), lambda: examples(needle("hay"), root=tmp_path)):
         with pytest.raises(ValueError, match=message) as error:
             ask()
         assert str(tmp_path.resolve() / "hay") in str(error.value)
@@ -126,14 +129,14 @@ def test_a_folder_without_text_is_one_clear_error(tmp_path, files, message):
 def test_a_file_is_no_haystack_folder(tmp_path):
     (tmp_path / "hay.txt").write_text("One.")
     with pytest.raises(ValueError, match="there is no haystack folder"):
-        sentences("hay.txt", tmp_path, random.Random(0))
+        sentences("hay.txt", tmp_path)
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
 @settings(max_examples=40)
 @given(seed=st.integers(0, 999), budget=st.integers(-2, 400))
 def test_fill_takes_as_many_sentences_as_fit(tokenizer, seed, budget):
-    every = list(islice(sentences("generated", HERE, random.Random(seed)), 450))
+    every = list(islice(sentences("generated", HERE)(random.Random(seed)), 450))
     expected = 0
     while count(tokenizer, " ".join(every[: expected + 1])) <= budget:
         expected += 1

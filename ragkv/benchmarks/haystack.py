@@ -2,8 +2,8 @@
 
 import random
 import re
-from collections.abc import Iterator
-from itertools import cycle
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -59,23 +59,27 @@ _PATTERNS = (
 _ADVICE = f"Put .txt or .md files with English text there, or choose the source {GENERATED!r}"
 
 
-def sentences(source: str, root: Path, rng: random.Random) -> Iterator[str]:
-    """Sentences without end.
+Sentences = Callable[[random.Random], Iterator[str]]
+
+
+def sentences(source: str, root: Path) -> Sentences:
+    """A haystack, read once: a function from a random generator to sentences without end.
 
     Parameters
     ----------
     source
         ``generated``: sentences drawn from word lists, without digits and names. Else a folder of .txt and .md files,
-        relative to `root`: their sentences in order, over and over again.
-    rng
-        What generated sentences are drawn with.
+        relative to `root`: their sentences in order, over and over again, from a random one on.
 
     Raises
     ------
     ValueError
         The folder has no text, or a file is not UTF-8.
     """
-    return generated(rng) if source == GENERATED else cycle(read_sentences(root / source))
+    if source == GENERATED:
+        return generated
+    own = read_sentences(root / source)
+    return lambda rng: islice(cycle(own), rng.randrange(len(own)), None)
 
 
 def generated(rng: random.Random) -> Iterator[str]:

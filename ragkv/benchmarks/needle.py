@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import accumulate, cycle, islice
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import Annotated
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ragkv.benchmarks import metrics
 from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters, choose
-from ragkv.benchmarks.haystack import GENERATED, fill, generated, read_sentences
+from ragkv.benchmarks.haystack import GENERATED, fill, sentences
 from ragkv.prompt import encode
 
 TINY = "tiny"
@@ -103,9 +103,7 @@ class Needle(Benchmark):
             from ragkv.tiny.tasks import needle_example
 
             return lambda length, depth, number: needle_example(name, length, depth, parameters.seed, number)
-        texts = (
-            generated if self.haystack == GENERATED else partial(_from_anywhere, read_sentences(root / self.haystack))
-        )
+        texts = sentences(self.haystack, root)
         return partial(_example, name, parameters, tokenizer, texts)
 
 
@@ -115,11 +113,6 @@ def _scores(prediction: str, answers: Sequence[str], classes: Sequence[str]) -> 
         "rouge1_f": metrics.rouge1_f(prediction, answer),
         "token_overlap": metrics.token_overlap(prediction, answer),
     }
-
-
-def _from_anywhere(texts: list[str], rng: Random) -> Iterator[str]:
-    """The texts over and over again, from a random one on."""
-    return islice(cycle(texts), rng.randrange(len(texts)), None)
 
 
 def _example(

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from typing import Annotated
@@ -117,15 +116,8 @@ class Ruler(Benchmark):
             count = len(questions.questions)
             order = Random(f"{name}/{seed}").sample(range(count), count)
             return lambda length, number: questions.draw(rng(length, number), order[number]), min(prompts, count)
-        texts = self._texts(root)
+        texts = haystack.sentences(self.haystack, root)
         return lambda length, number: DRAW[name](own := rng(length, number), texts(own)), prompts
-
-    def _texts(self, root: Path) -> Callable[[Random], Iterator[str]]:
-        """The haystack's sentences: the user's from a random one on, so that documents differ."""
-        if self.haystack == haystack.GENERATED:
-            return haystack.generated
-        own = haystack.read_sentences(root / self.haystack)
-        return lambda rng: islice(cycle(own), rng.randrange(len(own)), None)
 
     def _fitted(self, drawn: Drawn, name: str, length: int, number: int, tokenizer: PreTrainedTokenizerBase) -> Example:
         """The example at the largest size that fits into `length` tokens with its answer."""
