@@ -79,7 +79,7 @@ def evaluate(
         new = list(run.answers(item, some, store, after))
         append_rows(partial, new)
         rows += new
-        shown.set_postfix_str(_running(rows))
+        shown.set_postfix_str(_running(rows), refresh=False)
     order = {(name, s.ratio): i for i, (name, _, s) in enumerate(methods)}
     place = {item.id: i for i, item in enumerate(items)}
     rows.sort(key=lambda row: (place[row["prompt"]], order[row["method"], row["ratio"]]))

@@ -266,6 +266,18 @@ def test_unknown_profile_model_and_task_name_what_there_is(tmp_path):
         experiment.rows("ruler", "vt_1")
 
 
+def test_options_of_single_models(tmp_path):
+    method = {"selector": "probe", "options": {"hops": 2}, "options_by_model": {"tiny-qwen": {"first_layer": 2}}}
+    profile = write_profile(tmp_path, models=["tiny-llama", "tiny-qwen"], methods=[method]).profile
+    llama, qwen = (profile.methods[0].selectors([0.1], model)[0] for model in profile.models)
+    assert (llama.hops, llama.first_layer) == (2, 0)
+    assert (qwen.hops, qwen.first_layer) == (2, 2)
+    with pytest.raises(ValueError, match="probe has options for tiny-qwen: not in models"):
+        write_profile(tmp_path, methods=[method])
+    with pytest.raises(ValueError, match="has no option layr"):
+        write_profile(tmp_path, methods=[method | {"options_by_model": {"tiny-llama": {"layr": 2}}}])
+
+
 def test_a_profile_that_extends_another_changes_what_it_says(tmp_path):
     base = write_profile(tmp_path).profile
     (tmp_path / "params" / "q.yaml").write_text("extends: p\nchunk_tokens: 32\n")
