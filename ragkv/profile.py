@@ -84,9 +84,7 @@ class Profile(Parameters):
         """Every method takes its options and ratios; methods can be told apart."""
         for method in self.methods:
             if others := set(method.options_by_model) - set(self.models):
-                raise ValueError(
-                    f"{method.name} has options for {', '.join(sorted(others))}: no models of this profile"
-                )
+                raise ValueError(f"{method.name} has options for {', '.join(sorted(others))}: not in models")
             for benchmark in self.benchmarks.values():
                 for task in benchmark.tasks.values():
                     for model in self.models:

@@ -274,7 +274,7 @@ def test_options_of_single_models(tmp_path):
     assert (qwen.hops, qwen.first_layer) == (2, 2)
     with pytest.raises(ValueError, match="probe has options for tiny-qwen: not in models"):
         write_profile(tmp_path, methods=[method])
-    with pytest.raises(ValueError, match="has no option layr"):
+    with pytest.raises(ValueError, match=r"has no option layr"):
         write_profile(tmp_path, methods=[method | {"options_by_model": {"tiny-llama": {"layr": 2}}}])
 
 
