@@ -99,7 +99,7 @@ def encode_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[li
             "this tokenizer does not say where its tokens stand in the text: use a fast one, or chunks by tokens"
         )
     before, skip = guard(tokenizer)
-    encoded = tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(before + text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
     spans = [(start - len(before), stop - len(before)) for start, stop in encoded.offset_mapping[skip:]]
     return encoded.input_ids[skip:], spans
 

@@ -130,10 +130,16 @@ def split_ids(ids: Sequence[int], size: int) -> list[Ids]:
     return [tuple(ids[start : start + size]) for start in range(0, len(ids), size)]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of `text` as they are within a longer text, without BOS or other special tokens added."""
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
+    """Token ids of `text` as they are within a longer text, without BOS or other special tokens added.
+
+    Parameters
+    ----------
+    special
+        Whether special tokens written out in the text are what they say. A document's are not: it is only text.
+    """
     before, skip = guard(tokenizer)
-    return tokenizer(before + text, add_special_tokens=False).input_ids[skip:]
+    return tokenizer(before + text, add_special_tokens=False, split_special_tokens=not special).input_ids[skip:]
 
 
 def guard(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
@@ -182,4 +188,4 @@ def chat_parts(
     adds_bos = bos is not None and tokenizer("").input_ids[:1] == [bos]
     if adds_bos and prefix[:1] != [bos]:
         prefix = [bos, *prefix]
-    return prefix, encode(tokenizer, end + answer_prefix)
+    return prefix, encode(tokenizer, end + answer_prefix, special=True)

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from ragkv import chat_parts, encode
+from ragkv.chunking import chunk_document
 
 LLAMA = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 QWEN = ("<|im_start|>", "<|im_end|>")
@@ -149,7 +150,7 @@ def test_each_part_holds_its_side_of_the_template(family):
 @pytest.mark.parametrize("name", WITH_TEMPLATE)
 def test_the_assistants_header_ends_the_question_and_the_answer_follows(name):
     family = FAMILIES[name]
-    header = encode(family.tokenizer, family.ends.strip(" "))
+    header = encode(family.tokenizer, family.ends.strip(" "), special=True)
     _, question = chat_parts(family.tokenizer, BEFORE, AFTER)
     assert question[-len(header) :] == header
     _, answered = chat_parts(family.tokenizer, BEFORE, AFTER, "The keeper")
@@ -213,3 +214,14 @@ def test_parts_of_a_prompt_get_no_space_before_them():
     assert tokenizer("the", add_special_tokens=False).input_ids != encode(tokenizer, "the")  # the space is there
     assert tokenizer.decode(prefix + encode(tokenizer, document) + question) == tokenizer.decode(whole)
     assert "".join(tokenizer.convert_ids_to_tokens(encode(tokenizer, document)))[0] == "t"
+
+
+def test_special_tokens_in_a_document_are_only_text():
+    tokenizer = byte_level_bpe(*LLAMA)
+    text = "He wrote <|begin_of_text|> and <|eot_id|> on the wall."
+    special = set(tokenizer.convert_tokens_to_ids(list(LLAMA)))
+    for by in ("tokens", "sentences"):
+        ids = [i for chunk in chunk_document(tokenizer, text, by=by).chunks for i in chunk]
+        assert not special & set(ids)
+        assert tokenizer.decode(ids) == text
+    assert special & set(encode(tokenizer, text, special=True))
