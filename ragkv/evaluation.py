@@ -67,7 +67,7 @@ def evaluate(
     rows = read_partial(partial)
     done = {(row["prompt"], row["method"], row["ratio"]) for row in rows}
     run = _Run(model, tokenizer, kind, parameters.max_new_tokens or kind.max_new_tokens, profile.backend)
-    store = ReadAhead(experiment.store, Layout.of(model))
+    store = ReadAhead(experiment.store, Layout.of(model, experiment.store.format))
     left = [(item, [m for m in methods if (item.id, m[0], m[2].ratio) not in done]) for item in items]
     left = [(item, some) for item, some in left if some]
 

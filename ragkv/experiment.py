@@ -45,7 +45,7 @@ class Experiment(Parameters):
 
     @property
     def store(self) -> KVStore:
-        return KVStore(self.outputs.store)
+        return KVStore(self.outputs.store, format=self.profile.store_format)
 
     @property
     def tasks(self) -> list[tuple[str, str]]:

@@ -105,7 +105,7 @@ def _open(model: PreTrainedModel, prompt: Prompt, store: Segments | None, select
     if store is None:
         raise ValueError(f"{type(selector).__name__} reuses stored chunks: give it a KVStore")
     needed = prompt.segments(model.config.bos_token_id)
-    segments = open_segments(store, Layout.of(model), needed)
+    segments = open_segments(store, Layout.of(model, store.format), needed)
     prefix, chunks = segments[: bool(prompt.prefix)], segments[bool(prompt.prefix) :]
     question = []
     if not selector.recomputes_question:

@@ -42,6 +42,7 @@ class Segments(Protocol):
     """Where stored segments come from: a KVStore, or one read ahead."""
 
     url: str
+    format: str
 
     def open(self, layout: Layout, segment: Segment) -> SegmentKV:
         """The stored segment."""
@@ -57,7 +58,7 @@ class ReadAhead:
     """
 
     def __init__(self, store: KVStore, layout: Layout):
-        self.url, self._store, self._layout = store.url, store, layout
+        self.url, self.format, self._store, self._layout = store.url, store.format, store, layout
         self._thread = ThreadPoolExecutor(1, "read-ahead")
         self._fetched: list[dict[Segment, Future[SegmentInMemory]]] = []
 

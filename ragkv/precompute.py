@@ -51,7 +51,7 @@ def precompute(
         The store cannot be written to.
     """
     check_model(model)
-    start, layout = perf_counter(), Layout.of(model)
+    start, layout = perf_counter(), Layout.of(model, store.format)
     needed = []
     for prompt in prompts:
         check_prompt(model, prompt)

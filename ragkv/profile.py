@@ -57,6 +57,8 @@ class Profile(Parameters):
         How documents are cut, see `ragkv.chunking`.
     context
         What a chunk is computed behind: BOS alone or the prompt's prefix.
+    store_format
+        How keys and values are stored, see `ragkv.quantize`.
     device, dtype, backend
         Where and how models run.
     """
@@ -67,6 +69,7 @@ class Profile(Parameters):
     chunk_tokens: int = Field(default=512, ge=1)
     chunk_by: By = "tokens"
     context: Literal["bos", "prefix"] = "bos"
+    store_format: Literal["model", "fp8", "int8", "int4"] = "model"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     backend: str = "auto"

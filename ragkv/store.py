@@ -10,6 +10,7 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from uuid import uuid4
 
 import fsspec
@@ -21,9 +22,18 @@ from transformers import PreTrainedModel
 
 from ragkv.models import fingerprint
 from ragkv.prompt import Segment
+from ragkv.quantize import CODECS, check_format, dequantize, quantize
 
-FORMAT = 1
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+FORMAT = 2
+_DTYPES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
+_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 
 
 class StoreError(RuntimeError):
@@ -32,36 +42,50 @@ class StoreError(RuntimeError):
 
 @dataclass(frozen=True)
 class Layout:
-    """What a model's segments look like: its fingerprint, and the layers' shape and dtype."""
+    """What a model's segments look like: its fingerprint, the layers' shape and dtype, and how they are stored."""
 
     model: str
     layers: int
     kv_heads: int
     head_dim: int
     dtype: torch.dtype
+    format: str = "model"
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> "Layout":
-        config, attention = model.config, model.model.layers[0].self_attn
-        return cls(
-            fingerprint(model), config.num_hidden_layers, config.num_key_value_heads, attention.head_dim, model.dtype
-        )
+    def of(cls, model: PreTrainedModel, format: str = "model") -> "Layout":
+        """The layout of a model's segments in a store of that format (see `ragkv.quantize`).
+
+        Raises
+        ------
+        ValueError
+            No such format, or the model's heads do not fit it.
+        """
+        config, head_dim = model.config, model.model.layers[0].self_attn.head_dim
+        check_format(format, head_dim)
+        shape = config.num_hidden_layers, config.num_key_value_heads, head_dim
+        return cls(fingerprint(model), *shape, model.dtype, format)
 
     def key(self, segment: Segment) -> str:
         """The segment's name in the store."""
-        return _hash([FORMAT, self.model, _DTYPES[self.dtype], segment.context, segment.ids])
+        return _hash([FORMAT, self.model, _DTYPES[self.dtype], self.format, segment.context, segment.ids])
 
     def tensors(self, segment: Segment) -> dict[str, tuple[str, list[int]]]:
         """Dtype and shape of every tensor of the segment's file."""
-        shape = [2, self.kv_heads, len(segment.ids), self.head_dim]
-        names = {"surprisal": ("F32", [len(segment.ids)])}
-        names |= {_layer(i): (_DTYPES[self.dtype], shape) for i in range(self.layers)}
+        tokens, codec = len(segment.ids), CODECS.get(self.format)
+        dtype, packed = (codec.codes, codec.packed) if codec else (self.dtype, 1)
+        shape = [2, self.kv_heads, tokens, self.head_dim // packed]
+        names = {"surprisal": ("F32", [tokens])}
+        names |= {_layer(i): (_DTYPES[dtype], shape) for i in range(self.layers)}
+        if codec:
+            names["key_scales"] = ("I8", [self.layers, self.kv_heads, self.head_dim])
+            names["value_scales"] = ("I8", [self.layers, self.kv_heads, tokens])
         return names
 
     def metadata(self, segment: Segment) -> dict:
         return {
             "format": FORMAT,
             "model": self.model,
+            "stored_as": self.format,
             "context": _hash(segment.context),
             "ids": _hash(segment.ids),
         }
@@ -82,10 +106,19 @@ class KVStore:
     ----------
     url
         A folder, or any fsspec URL (``"memory://kv"``, ``"s3://bucket/kv"``).
+    format
+        How keys and values are stored: ``"model"`` (as computed), ``"fp8"``, ``"int8"`` or ``"int4"``, see
+        `ragkv.quantize`. Segments of different formats stand side by side.
+
+    Raises
+    ------
+    ValueError
+        No such format.
     """
 
-    def __init__(self, url: str, **storage_options: object):
-        self.url = str(url)
+    def __init__(self, url: str, *, format: str = "model", **storage_options: object):
+        check_format(format)
+        self.url, self.format = str(url), format
         self._files, self._root = fsspec.core.url_to_fs(self.url, **storage_options)
 
     def path(self, key: str) -> str:
@@ -111,8 +144,13 @@ class KVStore:
         ------
         StoreError
             The folder is read-only or the disk full; what was stored before stays.
+        ValueError
+            Keys or values that cannot be stored in the layout's format.
         """
-        tensors = {_layer(i): layer for i, layer in enumerate(layers.cpu().contiguous().unbind())}
+        tensors, stored = {}, layers.cpu().contiguous()
+        if layout.format in CODECS:
+            stored, tensors["key_scales"], tensors["value_scales"] = quantize(stored, layout.format)
+        tensors |= {_layer(i): layer for i, layer in enumerate(stored.unbind())}
         tensors["surprisal"] = surprisal.float().cpu().contiguous()
         checksums = {name: _checksum(_bytes(tensor)) for name, tensor in tensors.items()}
         metadata = layout.metadata(segment) | {"checksums": dict(sorted(checksums.items()))}
@@ -176,7 +214,7 @@ class StoredSegment:
 
     def __init__(self, store: KVStore, layout: Layout, segment: Segment):
         self.path = store.path(layout.key(segment))
-        self._files = store._files
+        self._files, self._layout = store._files, layout
         try:
             header, self._start = _read_header(self._files, self.path)
             metadata = json.loads(header.pop("__metadata__")["ragkv"])
@@ -193,7 +231,6 @@ class StoredSegment:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged(str(error)) from error
         self._expected = expected
-        self._dtypes = {"F32": torch.float32, _DTYPES[layout.dtype]: layout.dtype}
 
     def read(self, name: str) -> Tensor:
         """One tensor of the file, checked."""
@@ -202,11 +239,19 @@ class StoredSegment:
         if _checksum(data) != self._checksums.get(name):
             raise self._damaged(f"{name} does not match its checksum")
         dtype, shape = self._expected[name]
-        return torch.frombuffer(bytearray(data), dtype=self._dtypes[dtype]).view(shape)
+        return torch.frombuffer(bytearray(data), dtype=_BY_NAME[dtype]).view(shape)
 
     def layer(self, index: int) -> Tensor:
         """Keys before rotation and values of one layer, ``(2, kv_heads, tokens, head_dim)``."""
-        return self.read(_layer(index))
+        stored = self.read(_layer(index))
+        if self._layout.format not in CODECS:
+            return stored
+        key_scales, value_scales = self._scales
+        return dequantize(stored, key_scales[index], value_scales[index], self._layout.format, self._layout.dtype)
+
+    @cached_property
+    def _scales(self) -> tuple[Tensor, Tensor]:
+        return self.read("key_scales"), self.read("value_scales")
 
     def surprisal(self) -> Tensor:
         """-log p of each token given those before it in the segment, ``(tokens,)``; 0 for the first."""

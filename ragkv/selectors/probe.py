@@ -26,11 +26,19 @@ class Probe(Selector):
     power
         Attention weights are raised to it before they are summed over queries, heads and layers: above 1, sharp
         attention counts more than the same amount spread thin.
+    following
+        So many tokens behind each chosen one are chosen with it: some models keep there what the token said. As for
+        `first_layer`, the calibration knows.
+    threshold
+        In each pass, only tokens whose score is at least this share of the highest one are chosen: where attention is
+        sharp, fewer than `ratio` are recomputed. 0 spends all of `ratio`.
     """
 
     hops: int = 3
     first_layer: int = 0
     power: float = 2.0
+    following: int = 0
+    threshold: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,6 +48,10 @@ class Probe(Selector):
             raise ValueError(f"first_layer is {self.first_layer}: layers count from 0")
         if self.power <= 0:
             raise ValueError(f"power is {self.power}: it must be positive")
+        if self.following < 0:
+            raise ValueError(f"following is {self.following}: it is a number of tokens, 0 or more")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}: it is a share of the highest score, from 0 to 1")
         if self.layer != 0:
             raise ValueError("layer is not 0: the probe chooses before the first layer")
 
@@ -52,7 +64,14 @@ class Probe(Selector):
                 attention = seen.look(chosen, self.power)  # (layers, heads, document)
                 if self.first_layer >= len(attention):
                     raise ValueError(f"first_layer is {self.first_layer}: this model has {len(attention)} layers")
-                scores = attention[self.first_layer :].sum((0, 1))
-                scores[chosen] = float("inf")  # chosen is chosen
-                chosen = top(scores, target)
+                chosen = self._more(chosen, attention[self.first_layer :].sum((0, 1)), target)
         return chosen
+
+    def _more(self, chosen: Tensor, scores: Tensor, target: int) -> Tensor:
+        """The chosen tokens and those with the highest scores, each with what follows it, up to `target` in all."""
+        best = top(scores, target)  # enough, even if the chosen ones are the best
+        best = best[scores[best] >= self.threshold * scores.max()]
+        best = best[~torch.isin(best, chosen)]
+        spans = (best[:, None] + torch.arange(self.following + 1)).flatten()  # each token and those behind it
+        found = dict.fromkeys([*chosen.tolist(), *spans[spans < len(scores)].tolist()])
+        return torch.tensor(list(found)[:target], dtype=torch.long)
