@@ -1,15 +1,15 @@
-"""``python -m ragkv.calibrate MODEL``: from which layer on the probe should listen to a model's attention.
+"""``python -m ragkv.calibrate MODEL``: from which layer on the probe should listen, and what it should take along.
 
-Nothing is labelled: the best layer is the one with which a fused prefill's next token is nearest to a full prefill's,
+Nothing is labelled: the best options are those with which a fused prefill's next token is nearest to a full prefill's,
 over prompts of RULER's variable tracking made for the occasion: the task for which most must be mended.
 """
 
 import argparse
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,18 +17,24 @@ from ragkv.benchmarks.ruler import TINY, Ruler
 from ragkv.fusion import fused_prefill
 from ragkv.items import make_item
 from ragkv.loading import Segments
-from ragkv.models import embedded_models, load_model
+from ragkv.models import embedded_models, fingerprint, load_model
 from ragkv.precompute import precompute
 from ragkv.profile import Profile
 from ragkv.prompt import Prompt
+from ragkv.results import provenance, read_json, write_json
 from ragkv.selectors import get_selector
 from ragkv.store import KVStore
+
+ROUNDS = (  # what is tried together; the best goes on to the next round
+    {"first_layer": None, "following": (0, 1)},  # None: every layer
+    {"hops": (2, 3, 4), "threshold": (0.0, 0.05, 0.15)},
+)
 
 
 def calibrate(
     model: PreTrainedModel, prompts: Sequence[Prompt], store: Segments, *, ratio: float = 0.02, progress: bool = False
 ) -> pd.DataFrame:
-    """How far the probe's next token is from a full prefill's, by the first layer that it listens to.
+    """How far the probe's next token is from a full prefill's, by the options that are the model's own.
 
     Parameters
     ----------
@@ -38,19 +44,60 @@ def calibrate(
     Returns
     -------
     DataFrame
-        ``first_layer``, and ``divergence``: the mean Kullback-Leibler divergence of the next token's distribution from
-        the full prefill's, in nats; the best layer first.
+        ``first_layer, following, hops, threshold``, and ``divergence``: the mean Kullback-Leibler divergence of the
+        next token's distribution from the full prefill's, in nats; the best options first.
     """
-    layers = range(model.config.num_hidden_layers)
-    divergence = torch.zeros(len(layers), dtype=torch.double)
-    for prompt in tqdm(prompts, "calibrate", unit="prompt", disable=not progress):
-        full = fused_prefill(model, prompt, None, get_selector("full_prefill")).logits.double().log_softmax(-1)
-        for layer in layers:
-            probe = get_selector("probe", ratio=ratio, first_layer=layer)
+    select = get_selector("full_prefill")
+    full = [fused_prefill(model, prompt, None, select).logits.double().log_softmax(-1) for prompt in prompts]
+
+    def divergence(options: dict) -> float:
+        probe, total = get_selector("probe", ratio=ratio, **options), 0.0
+        for prompt, expected in zip(prompts, full, strict=True):
             found = fused_prefill(model, prompt, store, probe).logits.double().log_softmax(-1)
-            divergence[layer] += (full.exp() * (full - found)).sum().item() / len(prompts)
-    table = pd.DataFrame({"first_layer": layers, "divergence": divergence})
-    return table.sort_values("divergence", kind="stable", ignore_index=True)
+            total += (expected.exp() * (expected - found)).sum().item()
+        return total / len(prompts)
+
+    best: dict = {"hops": 3, "threshold": 0.0}
+    rows: list[dict] = []
+    for tried in ROUNDS:
+        values = [range(model.config.num_hidden_layers) if some is None else some for some in tried.values()]
+        for combination in tqdm(list(product(*values)), "calibrate", unit="option", disable=not progress):
+            options = best | dict(zip(tried, combination, strict=True))
+            if not any(options.items() <= row.items() for row in rows):
+                rows.append(options | {"divergence": divergence(options)})
+        best = {name: value for name, value in min(rows, key=_divergence).items() if name != "divergence"}
+    return pd.DataFrame(sorted(rows, key=_divergence))[["first_layer", "following", "hops", "threshold", "divergence"]]
+
+
+def _divergence(row: dict) -> float:
+    return row["divergence"]
+
+
+def write_calibration(path: Path, model: PreTrainedModel, table: pd.DataFrame) -> None:
+    """Keep the best options for this model, with all that they were compared with."""
+    compared = table.to_dict("records")
+    best = {name: value for name, value in compared[0].items() if name != "divergence"}
+    write_json(path, {"options": best, "compared": compared, "provenance": provenance(model)})
+
+
+def read_calibration(path: Path, model: PreTrainedModel) -> dict:
+    """The options that were found for this model.
+
+    Raises
+    ------
+    ValueError
+        No such file, or it is another model's.
+    """
+    run = f"run `python -m ragkv.calibrate MODEL --out {path}`"
+    if not path.exists():
+        raise ValueError(f"there is no calibration {path}: {run}")
+    found = read_json(path, "")
+    made_for = found["provenance"]["model"]
+    if made_for != fingerprint(model):
+        raise ValueError(
+            f"{path} was made for another model ({made_for[:12]}..., this one is {fingerprint(model)[:12]}...): {run}"
+        )
+    return found["options"]
 
 
 def calibration_prompts(name: str, tokenizer: PreTrainedTokenizerBase, count: int, length: int) -> list[Prompt]:
@@ -73,12 +120,13 @@ def calibration_prompts(name: str, tokenizer: PreTrainedTokenizerBase, count: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ragkv.calibrate", description="Find the probe's first layer.")
+    parser = argparse.ArgumentParser(prog="python -m ragkv.calibrate", description="Find the probe's options.")
     parser.add_argument("model")
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--length", type=int, help="tokens of a prompt (default: 1024 embedded, 4096 others)")
     parser.add_argument("--ratio", type=float, default=0.02)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, help="also write what was found to this JSON file")
     options = parser.parse_args()
     model, tokenizer = load_model(options.model, device=options.device)
     length = options.length or (1024 if options.model in embedded_models() else 4096)
@@ -87,7 +135,8 @@ def main() -> None:
     precompute(model, prompts, store)
     table = calibrate(model, prompts, store, ratio=options.ratio, progress=True)
     print(table.to_string(index=False, float_format="{:.4f}".format))
-    print(f"in a profile: {{selector: probe, options: {{first_layer: {table['first_layer'].iloc[0]}}}}}")
+    if options.out:
+        write_calibration(options.out, model, table)
 
 
 if __name__ == "__main__":

@@ -51,15 +51,17 @@ def decode(
         raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least one")
     stops, cache = stop_ids(model), fork(prefill.cache)
     token, ids, start = int(prefill.logits.argmax(-1)), [], perf_counter()
-    steps = 0
+    device, steps = model.model.embed_tokens.weight.device, 0
     while token not in stops:
         ids.append(token)
         if on_token is not None:
             on_token(token)
         if len(ids) == max_new_tokens or (ended is not None and ended(ids)):
             break
-        last = torch.tensor([[token]], device=model.model.embed_tokens.weight.device)
-        token = int(model(input_ids=last, past_key_values=cache, use_cache=True).logits[0, -1].argmax())
+        last = torch.tensor([[token]], device=device)
+        where = torch.tensor([[prefill.tokens + steps]], device=device)  # not the cache's length: some may be evicted
+        out = model(input_ids=last, position_ids=where, past_key_values=cache, use_cache=True)
+        token = int(out.logits[0, -1].argmax())
         steps += 1
     return Generation(ids, (perf_counter() - start) / steps if steps else None)
 
@@ -85,10 +87,9 @@ def generate(
     ValueError
         `prefill` belongs to another prompt.
     """
-    if prefill.cache.get_seq_length() != len(prompt.ids):
+    if prefill.tokens != len(prompt.ids):
         raise ValueError(
-            f"the prefill holds {prefill.cache.get_seq_length()} tokens, the prompt has {len(prompt.ids)}: "
-            "prefill this prompt first"
+            f"the prefill is of {prefill.tokens} tokens, the prompt has {len(prompt.ids)}: prefill this prompt first"
         )
     generation = decode(model, prefill, max_new_tokens=max_new_tokens)
     return tokenizer.decode(generation.ids, skip_special_tokens=True)

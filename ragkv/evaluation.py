@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from time import perf_counter
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -14,8 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ragkv
 from ragkv.benchmarks import Task, TaskParameters
+from ragkv.calibrate import read_calibration
 from ragkv.comparison import summarise
 from ragkv.decoding import decode
+from ragkv.eviction import Eviction
 from ragkv.experiment import Experiment
 from ragkv.fusion import fused_prefill
 from ragkv.items import Item
@@ -27,7 +30,14 @@ from ragkv.results import Outputs, append_rows, provenance, read_json, read_part
 from ragkv.selectors import Selector
 from ragkv.store import Layout
 
-Method = tuple[str, str, Selector]  # its name in the tables, the selector's name, the selector
+
+class Method(NamedTuple):
+    """What one row of results is made by: a selector, named as in the tables and as in the registry."""
+
+    name: str
+    kind: str
+    selector: Selector
+    eviction: Eviction | None = None
 
 
 def evaluate(
@@ -49,18 +59,22 @@ def evaluate(
     -------
     DataFrame
         ``prompt``, its labels, ``method, selector, ratio, prediction, answers, score``, a ``metric_<name>`` each,
-        ``ttft, tpot, load, select, prompt_tokens, document_tokens, recomputed``: times in seconds, ``recomputed`` the
-        positions.
+        ``ttft, tpot, load, select, prompt_tokens, document_tokens, cache_tokens, cache_bytes, recomputed``: times in
+        seconds, the cache after the prefill, ``recomputed`` the positions.
     """
     profile, outputs = experiment.profile, experiment.outputs
     parameters, kind = experiment.parameters(benchmark, task), profile.benchmark(benchmark).task(task)
     methods = [
-        (method.name, method.selector, s)
+        Method(method.name, method.selector, s, method.evicts())
         for method in profile.methods
-        for s in method.selectors(parameters.ratios, experiment.model)
+        for s in method.selectors(
+            parameters.ratios,
+            experiment.model,
+            read_calibration(experiment.calibration, model) if method.calibrated else None,
+        )
     ]
     items = experiment.items(benchmark, task)
-    identity = _identity(model, parameters, profile, items)
+    identity = _identity(model, parameters, profile, methods, items)
     if (finished := _finished(outputs, benchmark, task, identity)) is not None:
         return finished
     partial = outputs.partial(benchmark, task, identity)
@@ -68,11 +82,11 @@ def evaluate(
     done = {(row["prompt"], row["method"], row["ratio"]) for row in rows}
     run = _Run(model, tokenizer, kind, parameters.max_new_tokens or kind.max_new_tokens, profile.backend)
     store = ReadAhead(experiment.store, Layout.of(model, experiment.store.format))
-    left = [(item, [m for m in methods if (item.id, m[0], m[2].ratio) not in done]) for item in items]
+    left = [(item, [m for m in methods if (item.id, m.name, m.selector.ratio) not in done]) for item in items]
     left = [(item, some) for item, some in left if some]
 
     for item, some in left[:1]:  # first-call costs are no TTFT
-        fused_prefill(model, item.prompt, store, some[0][2], backend=profile.backend)
+        fused_prefill(model, item.prompt, store, some[0].selector, backend=profile.backend)
     shown = tqdm(left, task, unit="prompt", initial=len(items) - len(left), total=len(items), disable=not progress)
     following = [item.prompt for item, _ in left[1:]] + [None]
     for (item, some), after in zip(shown, following, strict=False):
@@ -80,7 +94,7 @@ def evaluate(
         append_rows(partial, new)
         rows += new
         shown.set_postfix_str(_running(rows), refresh=False)
-    order = {(name, s.ratio): i for i, (name, _, s) in enumerate(methods)}
+    order = {(method.name, method.selector.ratio): i for i, method in enumerate(methods)}
     place = {item.id: i for i, item in enumerate(items)}
     rows.sort(key=lambda row: (place[row["prompt"]], order[row["method"], row["ratio"]]))
     table = pd.DataFrame(rows)
@@ -117,10 +131,10 @@ class _Run:
         """A row per method; `after` is the next prompt, read ahead while the first answer is decoded."""
         prompt = item.prompt
         store.fetch(prompt.segments(self.bos))
-        for number, (name, kind, selector) in enumerate(methods):
+        for number, (name, kind, selector, eviction) in enumerate(methods):
             store.wait()
             start = perf_counter()
-            prefill = fused_prefill(self.model, prompt, store, selector, backend=self.backend)
+            prefill = fused_prefill(self.model, prompt, store, selector, eviction=eviction, backend=self.backend)
             int(prefill.logits.argmax())  # the first token is on the host
             ttft = perf_counter() - start
             if number == 0 and after is not None:
@@ -144,6 +158,8 @@ class _Run:
                 "select": prefill.timings.get("select", 0.0),
                 "prompt_tokens": len(prompt.ids),
                 "document_tokens": len(prompt.document_span),
+                "cache_tokens": prefill.cache.get_seq_length(),
+                "cache_bytes": prefill.cache_bytes,
                 "recomputed": prefill.selected.tolist(),
             }
 
@@ -169,9 +185,12 @@ def _finished(outputs: Outputs, benchmark: str, task: str, identity: str) -> pd.
     return read_rows(outputs.rows(benchmark, task), "")
 
 
-def _identity(model: PreTrainedModel, task: TaskParameters, profile: Profile, items: list[Item]) -> str:
+def _identity(
+    model: PreTrainedModel, task: TaskParameters, profile: Profile, methods: list[Method], items: list[Item]
+) -> str:
     """What an evaluation's rows depend on, as a short hash: rows of other parameters are never mixed in."""
     parts = [ragkv.__version__, torch.__version__, transformers.__version__, fingerprint(model), str(model.dtype)]
     parts += [task.model_dump_json(), profile.model_dump_json(exclude={"benchmarks", "models"})]
+    parts += [repr(method) for method in methods]  # also what their calibration says
     parts += [json.dumps(asdict(item)) for item in items]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

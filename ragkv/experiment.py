@@ -48,6 +48,11 @@ class Experiment(Parameters):
         return KVStore(self.outputs.store, format=self.profile.store_format)
 
     @property
+    def calibration(self) -> Path:
+        """Where the model's calibration lies."""
+        return self.root / "params" / "calibration" / f"{self.outputs.folder.name}.json"
+
+    @property
     def tasks(self) -> list[tuple[str, str]]:
         """(benchmark, task) of everything in the profile."""
         return [(name, task) for name, benchmark in self.profile.benchmarks.items() for task in benchmark.tasks]

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 from ragkv import decoder
 from ragkv.attention import Backend, attention_weights
 from ragkv.cache import KV, scatter
+from ragkv.eviction import Eviction, evict
 from ragkv.loading import ReusedKV
 from ragkv.prompt import Prompt
 
-Choose = Callable[[nn.Module, Tensor, KV], Tensor]
+Choose = Callable[[nn.Module, Tensor, KV, Tensor], Tensor]
 Watch = Callable[[Tensor, Tensor, Tensor, float], None]
 
 
@@ -47,7 +48,14 @@ class Forward:
         return self.model.model.embed_tokens(ids.to(weight.device))[None]
 
     def layer(
-        self, index: int, hidden: Tensor, active: Tensor, *, choose: Choose | None = None, watch: Watch | None = None
+        self,
+        index: int,
+        hidden: Tensor,
+        active: Tensor,
+        *,
+        choose: Choose | None = None,
+        watch: Watch | None = None,
+        eviction: Eviction | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One layer for the tokens at the positions `active`; its output, and the positions that went on.
 
@@ -57,6 +65,8 @@ class Forward:
             Says, once keys and values are computed, which rows of `active` go on.
         watch
             Sees the queries of those that went on, and all keys.
+        eviction
+            Says what stays of the layer's keys and values afterwards.
         """
         layer = self.model.model.layers[index]
         attention = layer.self_attn
@@ -67,12 +77,17 @@ class Forward:
         fresh = self.rotary(keys, active), values
         fused = self._fuse(index, fresh, active)
         if choose is not None:
-            kept = choose(attention, normed, fresh).to(device)
+            kept = choose(attention, normed, fresh, active).to(device)
             hidden, normed, active = hidden[:, kept], normed[:, kept], active[kept]
         queries = self.rotary(decoder.queries(attention, normed), active)
         if watch is not None:
             watch(queries, fused[0], active, attention.scaling)
-        return decoder.finish(layer, hidden, self.attend(queries, *fused, active, attention.scaling)), active
+        attended = self.attend(queries, *fused, active, attention.scaling)
+        if eviction is not None:
+            asked = int((active >= self.prompt.question_span.start).sum())
+            window, where = queries[:, :, -asked:], active[-asked:]
+            self.layers[index] = evict(eviction, self.prompt, fused, window, where, attention.scaling)
+        return decoder.finish(layer, hidden, attended), active
 
     def _fuse(self, index: int, fresh: KV, active: Tensor) -> KV:
         """Fresh keys and values over the reused ones; a layer that was passed before takes the new ones in."""

@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ragkv import decoder
 from ragkv.attention import get_backend
 from ragkv.cache import KV, build_cache
+from ragkv.eviction import Eviction
 from ragkv.forward import Clock, Forward
 from ragkv.loading import ReusedKV, SegmentInMemory, Segments, open_segments
 from ragkv.models import check_model, check_prompt
@@ -34,7 +35,9 @@ class Prefill:
     logits
         ``(1, vocab)``, after the last token of the question.
     cache
-        An ordinary transformers cache of all the prompt's tokens.
+        An ordinary transformers cache of all the prompt's tokens, or of those that an eviction kept.
+    tokens
+        The prompt's tokens: the position of the next one.
     selected
         ``(selected,)``: sorted positions that were recomputed in all layers, the question's included.
     timings
@@ -44,13 +47,25 @@ class Prefill:
 
     logits: Tensor
     cache: DynamicCache
+    tokens: int
     selected: Tensor
     timings: dict[str, float]
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the keys and values that decoding goes on from."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
 
 
 @torch.inference_mode()
 def fused_prefill(
-    model: PreTrainedModel, prompt: Prompt, store: Segments | None, selector: Selector, *, backend: str = "auto"
+    model: PreTrainedModel,
+    prompt: Prompt,
+    store: Segments | None,
+    selector: Selector,
+    *,
+    eviction: Eviction | None = None,
+    backend: str = "auto",
 ) -> Prefill:
     """Prefill `prompt` from stored segments, recomputing what `selector` chooses.
 
@@ -59,6 +74,8 @@ def fused_prefill(
     store
         Holds the prompt's segments (see `precompute`): a KVStore, or one read ahead (`ragkv.loading.ReadAhead`). None
         is enough for selectors that reuse nothing.
+    eviction
+        Leaves part of the document's keys and values out of the cache, layer by layer, see `ragkv.eviction`.
     backend
         Attention backend, see `ragkv.attention`.
 
@@ -71,33 +88,35 @@ def fused_prefill(
     """
     start, clock = perf_counter(), Clock()
     _check(model, prompt, selector)
+    if eviction is not None:
+        eviction.room(prompt)  # an error before anything is computed
     with clock("open"):
         reuse = _open(model, prompt, store, selector) if selector.reuses else ReusedKV([], [], [])
     forward = Forward(model, prompt, reuse, get_backend(backend), clock)
     active = torch.arange(len(prompt.prefix) if selector.reuses else 0, len(prompt.ids))  # what is being computed
     hidden = forward.embed(active)
     for index in range(model.config.num_hidden_layers):
-        selects, choose = selector.reuses and index == selector.layer, None
+        selects, choose = selector.reuses and index in selector.layers, None
         if selects and selector.observes:
             choose = partial(_observe, selector, forward, index)
         elif selects:
             with clock("select"):
-                kept = _choose(selector, Observation(prompt, reuse.surprisal, look=forward.look))
+                kept = _choose(selector, Observation(prompt, reuse.surprisal, look=forward.look), active)
             hidden, active = hidden[:, kept.to(hidden.device)], active[kept.to(active.device)]
-        hidden, active = forward.layer(index, hidden, active, choose=choose)
+        hidden, active = forward.layer(index, hidden, active, choose=choose, eviction=eviction)
     logits = decoder.logits(model, hidden[:, -1:])[:, 0]
     if logits.device.type == "cuda":
         torch.cuda.synchronize(logits.device)
     clock.seconds["total"] = perf_counter() - start
-    return Prefill(logits, build_cache(forward.layers), active.cpu(), clock.seconds)
+    return Prefill(logits, build_cache(forward.layers), len(prompt.ids), active.cpu(), clock.seconds)
 
 
 def _check(model: PreTrainedModel, prompt: Prompt, selector: Selector) -> None:
     check_model(model)
     check_prompt(model, prompt)
     layers = model.config.num_hidden_layers
-    if selector.layer >= layers:
-        raise ValueError(f"selection layer {selector.layer}: this model's layers are 0 to {layers - 1}")
+    if selector.layers[-1] >= layers:
+        raise ValueError(f"selection layer {selector.layers[-1]}: this model's layers are 0 to {layers - 1}")
 
 
 def _open(model: PreTrainedModel, prompt: Prompt, store: Segments | None, selector: Selector) -> ReusedKV:
@@ -115,7 +134,7 @@ def _open(model: PreTrainedModel, prompt: Prompt, store: Segments | None, select
 
 
 def _observe(
-    selector: Selector, forward: Forward, index: int, attention: nn.Module, normed: Tensor, fresh: KV
+    selector: Selector, forward: Forward, index: int, attention: nn.Module, normed: Tensor, fresh: KV, active: Tensor
 ) -> Tensor:
     """The rows that the selector keeps of what it sees; the stored document is loaded only if it asks for it."""
     prompt, rotary, start = forward.prompt, forward.rotary, len(forward.prompt.prefix)
@@ -134,21 +153,26 @@ def _observe(
             queries=rotary(question, slice(span.start, span.stop)),
             keys=fresh[0],
             values=fresh[1],
+            choice=selector.layers.index(index),
+            left=active.cpu()[: len(active) - len(prompt.question)] - start,
             reused=reused,
             scaling=attention.scaling,
         )
-        return _choose(selector, seen)
+        return _choose(selector, seen, active)
 
 
-def _choose(selector: Selector, seen: Observation) -> Tensor:
-    """Which rows behind the prefix go on: the chosen document tokens, sorted, and the question's."""
-    document, question = len(seen.prompt.document_span), len(seen.prompt.question)
-    rows = torch.arange(document, document + question)
+def _choose(selector: Selector, seen: Observation, active: Tensor) -> Tensor:
+    """Which rows of the tokens at `active` go on: the chosen document tokens, sorted, and the question's."""
+    span, rows = seen.prompt.document_span, torch.arange(len(active))
+    question = rows[len(active) - len(seen.prompt.question) :]
     if not selector.recomputes_question:
-        rows = rows[-1:]
-    if document == 0:
-        return rows
+        question = question[-1:]
+    if not span:
+        return question
     chosen = torch.unique(selector.choose(seen).cpu())
-    if chosen.numel() and not (chosen[0] >= 0 and chosen[-1] < document):
-        raise ValueError(f"{type(selector).__name__} chose a token outside the document's {document}")
-    return torch.cat((chosen, rows))
+    document = active.cpu() - span.start
+    if not torch.isin(chosen, document[: len(active) - len(seen.prompt.question)]).all():
+        raise ValueError(
+            f"{type(selector).__name__} chose a token outside the document's {len(span)}, or one that it had left out"
+        )
+    return torch.cat((torch.searchsorted(document, chosen), question))

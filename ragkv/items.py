@@ -12,6 +12,7 @@ from ragkv.chunking import chunk_document, encode_with_spans
 from ragkv.profile import Profile
 from ragkv.prompt import Prompt, chat_parts
 from ragkv.results import read_json, write_json
+from ragkv.similar import behind_similar
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,13 @@ def make_item(
     room = None if max_tokens is None else max_tokens - len(prefix) - len(question)
     cut = chunk_document(tokenizer, example.document, by=profile.chunk_by, tokens=profile.chunk_tokens, max_tokens=room)
     prompt = Prompt(prefix, cut.chunks, question)
+    if profile.context == "prefix":
+        prompt = prompt.behind_prefix()
+    elif profile.context == "similar":
+        prompt = behind_similar(prompt, profile.similar_chunks, tokenizer.bos_token_id)
     return Item(
         example.id,
-        prompt if profile.context == "bos" else prompt.behind_prefix(),
+        prompt,
         example.after.strip(),
         tuple(example.answers),
         tuple(example.classes),

@@ -9,6 +9,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 from ragkv.benchmarks import BENCHMARKS, Benchmark
 from ragkv.benchmarks.base import choose
 from ragkv.chunking import By
+from ragkv.eviction import EVICTIONS, Eviction, get_eviction
 from ragkv.parameters import Parameters
 from ragkv.selectors import Selector, get_selector, selector_options
 
@@ -21,25 +22,48 @@ class MethodParameters(Parameters):
     Attributes
     ----------
     options_by_model
-        Options of single models, over `options`: what a model was calibrated to.
+        Options of single models, over `options`.
+    eviction
+        ``{name: snapkv, capacity_ratio: 0.25}``: what leaves the cache after the prefill, see `ragkv.eviction`.
+    calibrated
+        Also take the options of the model's own file in params/calibration, see `ragkv.calibrate`.
     """
 
     selector: str
     label: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     options_by_model: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    calibrated: bool = False
     ratios: list[float] | None = None
+    eviction: dict[str, Any] | None = None
+
+    @field_validator("eviction")
+    @classmethod
+    def _fits(cls, given: dict[str, Any] | None) -> dict[str, Any] | None:
+        if given is not None:
+            _eviction(given)
+        return given
 
     @property
     def name(self) -> str:
         return self.label or self.selector
 
-    def selectors(self, ratios: list[float], model: str) -> list[Selector]:
-        """The selector at each ratio, with its options for this model."""
-        options = self.options | self.options_by_model.get(model, {})
+    def selectors(self, ratios: list[float], model: str, found: dict[str, Any] | None = None) -> list[Selector]:
+        """The selector at each ratio, with its options for this model; `found` are those of its calibration."""
+        options = (found or {}) | self.options | self.options_by_model.get(model, {})
         if "ratio" not in selector_options(self.selector):
             return [get_selector(self.selector, **options)]
         return [get_selector(self.selector, ratio=r, **options) for r in self.ratios or ratios]
+
+    def evicts(self) -> Eviction | None:
+        """What leaves the cache after the prefill, if anything."""
+        return None if self.eviction is None else _eviction(self.eviction)
+
+
+def _eviction(given: dict[str, Any]) -> Eviction:
+    if "name" not in given:
+        raise ValueError(f"an eviction needs a name: one of {', '.join(EVICTIONS)}")
+    return get_eviction(**given)
 
 
 class Profile(Parameters):
@@ -56,7 +80,8 @@ class Profile(Parameters):
     chunk_tokens, chunk_by
         How documents are cut, see `ragkv.chunking`.
     context
-        What a chunk is computed behind: BOS alone or the prompt's prefix.
+        What a chunk is computed behind: BOS alone, the prompt's prefix, or the `similar_chunks` other chunks of its
+        document that are most like it.
     store_format
         How keys and values are stored, see `ragkv.quantize`.
     device, dtype, backend
@@ -68,7 +93,8 @@ class Profile(Parameters):
     methods: list[MethodParameters] = Field(min_length=1)
     chunk_tokens: int = Field(default=512, ge=1)
     chunk_by: By = "tokens"
-    context: Literal["bos", "prefix"] = "bos"
+    context: Literal["bos", "prefix", "similar"] = "bos"
+    similar_chunks: int = Field(default=2, ge=1)
     store_format: Literal["model", "fp8", "int8", "int4"] = "model"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

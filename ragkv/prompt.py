@@ -99,6 +99,10 @@ class Prompt:
         """The same prompt, its chunks to be computed behind the prefix instead of BOS alone."""
         return replace(self, contexts=(self.prefix,) * len(self.chunks))
 
+    def start(self, bos: int | None) -> Ids:
+        """BOS, where the prompt begins with it; `bos` is the model's, or None for families that have none."""
+        return self.prefix[:1] if bos is not None and self.prefix[:1] == (bos,) else ()
+
     def segments(self, bos: int | None) -> list[Segment]:
         """What is computed ahead: the prefix, if any, and each chunk behind its context.
 
@@ -107,8 +111,7 @@ class Prompt:
         bos
             The model's BOS id, or None for families that have none.
         """
-        start = self.prefix[:1] if bos is not None and self.prefix[:1] == (bos,) else ()
-        contexts = self.contexts if self.contexts is not None else (start,) * len(self.chunks)
+        contexts = self.contexts if self.contexts is not None else (self.start(bos),) * len(self.chunks)
         chunks = [Segment(ids, context) for ids, context in zip(self.chunks, contexts, strict=True)]
         return [Segment(self.prefix), *chunks] if self.prefix else chunks
 

@@ -117,7 +117,7 @@ def test_generate_gives_the_text_of_the_ids(rng):
 
 def test_a_prefill_of_another_prompt_is_refused(llama, rng):
     prefill, other = fuse(llama, random_prompt(rng), "a3"), random_prompt(rng, chunks=(3,))
-    with pytest.raises(ValueError, match=f"prefill holds 50 tokens, the prompt has {len(other.ids)}"):
+    with pytest.raises(ValueError, match=f"prefill is of 50 tokens, the prompt has {len(other.ids)}"):
         generate(llama, build_tokenizer(), other, prefill)
 
 

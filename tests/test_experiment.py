@@ -8,9 +8,11 @@ import yaml
 
 from ragkv import load_model, precompute
 from ragkv.comparison import interval, scores_by_task, summarise
-from ragkv.evaluation import evaluate
+from ragkv.evaluation import Method, evaluate
 from ragkv.experiment import Experiment
-from ragkv.results import read_partial, write_rows
+from ragkv.models import fingerprint
+from ragkv.results import read_partial, write_json, write_rows
+from ragkv.selectors import get_selector
 
 PROFILE = {
     "models": ["tiny-llama"],
@@ -110,12 +112,14 @@ def test_rows_of_other_parameters_are_not_mixed_in(ready, tiny):
     from ragkv.evaluation import _identity
 
     items, task = ready.items("ruler", "vt_1"), ready.parameters("ruler", "vt_1")
-    same = _identity(tiny[0], task, ready.profile, items)
+    same = _identity(tiny[0], task, ready.profile, [], items)
     longer = task.model_copy(update={"max_new_tokens": 5})
     finer = ready.profile.model_copy(update={"methods": ready.profile.methods[:1]})
-    assert same == _identity(tiny[0], task, ready.profile, items)
-    others = [(longer, ready.profile, items), (task, finer, items), (task, ready.profile, items[:2])]
-    assert len({same, *(_identity(tiny[0], *other) for other in others)}) == 4
+    calibrated = [Method("probe", "probe", get_selector("probe", first_layer=1))]
+    assert same == _identity(tiny[0], task, ready.profile, [], items)
+    others = [(longer, ready.profile, [], items), (task, finer, [], items), (task, ready.profile, [], items[:2])]
+    others.append((task, ready.profile, calibrated, items))
+    assert len({same, *(_identity(tiny[0], *other) for other in others)}) == 5
 
 
 def test_what_is_finished_is_read_again(ready, tiny, monkeypatch):
@@ -276,6 +280,38 @@ def test_options_of_single_models(tmp_path):
         write_profile(tmp_path, methods=[method])
     with pytest.raises(ValueError, match=r"has no option layr"):
         write_profile(tmp_path, methods=[method | {"options_by_model": {"tiny-llama": {"layr": 2}}}])
+
+
+def test_a_calibrated_method_takes_the_options_of_its_models_file(tmp_path, tiny):
+    method = {"selector": "probe", "calibrated": True, "ratios": [0.1]}
+    experiment = write_profile(tmp_path, methods=[method])
+    experiment.chunk(tiny[1])
+    precompute(tiny[0], [item.prompt for item in experiment.items("ruler", "vt_1")], experiment.store)
+    with pytest.raises(ValueError, match="there is no calibration"):
+        evaluate(experiment, "ruler", "vt_1", *tiny, progress=False)
+    recomputed = []
+    for options in ({"first_layer": 0, "hops": 1}, {"first_layer": 7, "hops": 1}):
+        write_json(experiment.calibration, {"options": options, "provenance": {"model": fingerprint(tiny[0])}})
+        rows = evaluate(experiment, "ruler", "vt_1", *tiny, progress=False)
+        recomputed.append([list(positions) for positions in rows["recomputed"]])
+    assert recomputed[0] != recomputed[1]
+
+
+def test_an_eviction_in_a_profile(tmp_path, tiny):
+    snapkv = {"name": "snapkv", "capacity_ratio": 0.5}
+    methods = [{"selector": "a3"}, {"selector": "a3", "label": "a3, half", "eviction": snapkv}]
+    experiment = write_profile(tmp_path, methods=methods)
+    experiment.chunk(tiny[1])
+    precompute(tiny[0], [item.prompt for item in experiment.items("ruler", "vt_1")], experiment.store)
+    rows = evaluate(experiment, "ruler", "vt_1", *tiny, progress=False)
+    whole, half = (rows[rows["method"] == name].reset_index(drop=True) for name in ("a3", "a3, half"))
+    assert (whole["cache_tokens"] == whole["prompt_tokens"]).all()
+    assert (half["cache_tokens"] == half["prompt_tokens"] // 2).all()
+    ratio = half["cache_bytes"] / whole["cache_bytes"]
+    assert ratio.tolist() == (half["cache_tokens"] / whole["cache_tokens"]).tolist()
+    for broken, said in (({"capacity": 5}, "an eviction needs a name"), ({"name": "snapkv"}, "either capacity")):
+        with pytest.raises(ValueError, match=said):
+            write_profile(tmp_path, methods=[{"selector": "a3", "eviction": broken}])
 
 
 def test_a_profile_that_extends_another_changes_what_it_says(tmp_path):

@@ -2,17 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 import pytest
 import torch
-from conftest import RATIO_SELECTORS, memory_store, random_prompt
+from conftest import RATIO_SELECTORS, fuse, memory_store, plain, random_prompt, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragkv import Prompt, fused_prefill, precompute
 from ragkv.selectors import ALIASES, SELECTORS, Observation, ScoringSelector, Selector, get_selector, register
 from ragkv.selectors.base import share_by_length, share_evenly, top
+from ragkv.selectors.cacheblend import CacheBlend
 
 SCALING = 0.3
 some_lengths = st.lists(st.integers(1, 9), min_size=1, max_size=5)
@@ -241,7 +243,9 @@ def test_of_equal_scores_the_first_are_taken(scores, count):
 def test_ties_go_to_the_first_tokens(rng):
     prompt = random_prompt(rng)
     zeros = torch.zeros(1, 2, 46, 4)
-    seen = Observation(prompt, lambda: torch.zeros(40), zeros[:, :, :6], zeros, zeros, lambda: (zeros[:, :, :40],) * 2)
+    seen = Observation(
+        prompt, lambda: torch.zeros(40), zeros[:, :, :6], zeros, zeros, reused=lambda: (zeros[:, :, :40],) * 2
+    )
     assert get_selector("cacheblend", ratio=0.25).choose(seen).tolist() == list(range(10))
     assert get_selector("a3", ratio=0.25, kernel=1).choose(seen).tolist() == list(range(10))
     assert get_selector("surprisal", ratio=0.1).choose(seen).tolist() == [0, 13, 20, 21]
@@ -356,3 +360,39 @@ def test_a_choice_outside_the_document_is_refused(llama, chosen):
 
 def test_choices_may_come_twice_and_in_any_order(llama):
     assert prefill_with(llama, Given(chosen=(39, 0, 7, 0))).selected.tolist() == [4, 11, 43, *range(44, 50)]
+
+
+@pytest.mark.parametrize("gap", ["v", "k"])
+def test_gradual_filtering_chooses_among_those_that_are_left(model, rng, gap):
+    """Three checks keep 5/3, 4/3 and 1 of the ratio, each the largest deviations of the model's own fresh values."""
+    prompt, store = random_prompt(rng, chunks=(20, 20, 20)), memory_store()
+    precompute(model, [prompt], store)
+    seen = []
+
+    @dataclass(frozen=True)
+    class Watched(CacheBlend):
+        def choose(self, observation):
+            seen.append((observation.candidates, self.scores(observation), super().choose(observation)))
+            return seen[-1][2]
+
+    selector = Watched(ratio=0.3, layer=0, checks=3, gap=gap)
+    prefill = fused_prefill(model, prompt, store, selector)
+    assert [len(chosen) for _, _, chosen in seen] == [30, 24, 18]
+    for (_, _, before), (candidates, scores, chosen) in pairwise(seen):
+        assert candidates.tolist() == sorted(before.tolist())
+        assert sorted(chosen.tolist()) == sorted(candidates[slow_top(scores.tolist(), len(chosen))].tolist())
+    document = [p - prompt.document_span.start for p in prefill.selected.tolist() if p in prompt.document_span]
+    assert document == sorted(seen[-1][2].tolist())
+
+
+def test_gradual_filtering_of_everything_is_a_full_prefill(model, rng):
+    prompt = random_prompt(rng)
+    found = fuse(model, prompt, "cacheblend", ratio=1.0, checks=2)
+    assert relative_error(found.logits, plain(model, prompt)[0]) <= 1e-5
+
+
+def test_bad_checks(llama, rng):
+    with pytest.raises(ValueError, match="checks is 0"):
+        get_selector("cacheblend", checks=0)
+    with pytest.raises(ValueError, match="selection layer 3: this model's layers are 0 to 2"):
+        fuse(llama, random_prompt(rng), "cacheblend", checks=3)

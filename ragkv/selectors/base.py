@@ -24,8 +24,12 @@ class Observation:
         Gives -log p of every document token within its chunk, ``(document,)``, from the store.
     queries, keys, values
         Of the selection layer, computed afresh, for selectors that observe one (otherwise None): the question's
-        queries ``(1, heads, question, head_dim)``, and keys and values of all tokens behind the prefix,
-        ``(1, kv_heads, document + question, head_dim)``. Queries and keys are rotated.
+        queries ``(1, heads, question, head_dim)``, and keys and values of the candidates and the question,
+        ``(1, kv_heads, candidates + question, head_dim)``. Queries and keys are rotated.
+    choice
+        The number of this choice, from 0 on, for selectors that choose in several layers.
+    left
+        ``(candidates,)``: the document's tokens that were computed up to this layer; None for all of them.
     reused
         Gives the stored keys (rotated to their places) and values of that layer,
         ``(1, kv_heads, document, head_dim)`` each.
@@ -42,9 +46,16 @@ class Observation:
     queries: Tensor | None = None
     keys: Tensor | None = None
     values: Tensor | None = None
+    choice: int = 0
+    left: Tensor | None = None
     reused: Callable[[], tuple[Tensor, Tensor]] | None = None
     scaling: float = 1.0
     look: Callable[..., Tensor] | None = None
+
+    @property
+    def candidates(self) -> Tensor:
+        """``(candidates,)``: the document's tokens that can be chosen."""
+        return torch.arange(len(self.prompt.document_span)) if self.left is None else self.left
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,11 @@ class Selector(ABC):
             raise ValueError(f"ratio is {self.ratio}: it is a share of the document's tokens, from 0 to 1")
         if self.layer < 0:
             raise ValueError(f"layer is {self.layer}: layers count from 0")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers at which it chooses; from the second on among the tokens that it chose before."""
+        return (self.layer,)
 
     def budget(self, prompt: Prompt) -> int:
         """How many document tokens are recomputed: ``floor(ratio * document tokens)``."""

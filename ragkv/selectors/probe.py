@@ -1,5 +1,6 @@
 """Probe: the question looks over the reused keys and values first, before anything is recomputed."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,14 +8,16 @@ from torch import Tensor
 
 from ragkv.selectors.base import Observation, Selector, top
 
+_NONE = torch.empty(0, dtype=torch.long)
+
 
 @dataclass(frozen=True)
 class Probe(Selector):
     """What the question attends to in passes of its own, and then what the chosen tokens attend to.
 
-    A pass takes the question, and the tokens chosen so far, through all layers over the reused keys and values; nothing
-    else is computed, so it costs little. It chooses its share of the budget, and in the next pass these tokens look on
-    together with the question: the value behind an alias, the passage behind a name.
+    A pass takes the question through all layers over the reused keys and values, and with it the best tokens that the
+    pass before chose; nothing else is computed, so it costs little. It chooses its share of the budget, and the best of
+    these look on in the next pass together with the question: the value behind an alias, the passage behind a name.
 
     Attributes
     ----------
@@ -29,6 +32,8 @@ class Probe(Selector):
     following
         So many tokens behind each chosen one are chosen with it: some models keep there what the token said. As for
         `first_layer`, the calibration knows.
+    looking
+        The share of the document's tokens that look on in a pass at most.
     threshold
         In each pass, only tokens whose score is at least this share of the highest one are chosen: where attention is
         sharp, fewer than `ratio` are recomputed. 0 spends all of `ratio`.
@@ -38,6 +43,7 @@ class Probe(Selector):
     first_layer: int = 0
     power: float = 2.0
     following: int = 0
+    looking: float = 0.01
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
@@ -50,6 +56,8 @@ class Probe(Selector):
             raise ValueError(f"power is {self.power}: it must be positive")
         if self.following < 0:
             raise ValueError(f"following is {self.following}: it is a number of tokens, 0 or more")
+        if not 0 <= self.looking <= 1:
+            raise ValueError(f"looking is {self.looking}: it is a share of the document's tokens, from 0 to 1")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold is {self.threshold}: it is a share of the highest score, from 0 to 1")
         if self.layer != 0:
@@ -57,21 +65,22 @@ class Probe(Selector):
 
     def choose(self, seen: Observation) -> Tensor:
         assert seen.look is not None
-        budget, chosen = self.budget(seen.prompt), torch.empty(0, dtype=torch.long)
+        budget, chosen, new = self.budget(seen.prompt), _NONE, _NONE
+        at_most = math.ceil(self.looking * len(seen.prompt.document_span))
         for hop in range(1, self.hops + 1):
             target = budget * hop // self.hops
             if target > len(chosen):
-                attention = seen.look(chosen, self.power)  # (layers, heads, document)
+                attention = seen.look(new[:at_most], self.power)  # (layers, heads, document)
                 if self.first_layer >= len(attention):
                     raise ValueError(f"first_layer is {self.first_layer}: this model has {len(attention)} layers")
-                chosen = self._more(chosen, attention[self.first_layer :].sum((0, 1)), target)
+                new = self._more(chosen, attention[self.first_layer :].sum((0, 1)), target)
+                chosen = torch.cat((chosen, new))
         return chosen
 
     def _more(self, chosen: Tensor, scores: Tensor, target: int) -> Tensor:
-        """The chosen tokens and those with the highest scores, each with what follows it, up to `target` in all."""
+        """Tokens to add to the chosen ones up to `target`: the highest scores, each with what follows it."""
         best = top(scores, target)  # enough, even if the chosen ones are the best
         best = best[scores[best] >= self.threshold * scores.max()]
-        best = best[~torch.isin(best, chosen)]
         spans = (best[:, None] + torch.arange(self.following + 1)).flatten()  # each token and those behind it
-        found = dict.fromkeys([*chosen.tolist(), *spans[spans < len(scores)].tolist()])
-        return torch.tensor(list(found)[:target], dtype=torch.long)
+        found = dict.fromkeys(spans[(spans < len(scores)) & ~torch.isin(spans, chosen)].tolist())
+        return torch.tensor(list(found)[: target - len(chosen)], dtype=torch.long)
