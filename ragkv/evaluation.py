@@ -20,10 +20,11 @@ from ragkv.comparison import summarise
 from ragkv.decoding import decode
 from ragkv.eviction import Eviction
 from ragkv.experiment import Experiment
-from ragkv.fusion import fused_prefill
+from ragkv.fusion import Prefill, fused_prefill
 from ragkv.items import Item
 from ragkv.loading import ReadAhead
 from ragkv.models import fingerprint
+from ragkv.offline import Offline
 from ragkv.profile import Profile
 from ragkv.prompt import Prompt
 from ragkv.results import Outputs, append_rows, provenance, read_json, read_partial, read_rows, write_json, write_rows
@@ -37,6 +38,7 @@ class Method(NamedTuple):
     name: str
     kind: str
     selector: Selector
+    offline: Offline = Offline()
     eviction: Eviction | None = None
 
 
@@ -59,13 +61,13 @@ def evaluate(
     -------
     DataFrame
         ``prompt``, its labels, ``method, selector, ratio, prediction, answers, score``, a ``metric_<name>`` each,
-        ``ttft, tpot, load, select, prompt_tokens, document_tokens, cache_tokens, cache_bytes, recomputed``: times in
-        seconds, the cache after the prefill, ``recomputed`` the positions.
+        ``ttft, tpot, load, select, prompt_tokens, document_tokens, stored_bytes, cache_tokens, cache_bytes,
+        recomputed``: times in seconds, the cache after the prefill, ``recomputed`` the positions.
     """
     profile, outputs = experiment.profile, experiment.outputs
     parameters, kind = experiment.parameters(benchmark, task), profile.benchmark(benchmark).task(task)
     methods = [
-        Method(method.name, method.selector, s, method.evicts())
+        Method(method.name, method.selector, s, method.offline, method.evicts())
         for method in profile.methods
         for s in method.selectors(
             parameters.ratios,
@@ -80,17 +82,15 @@ def evaluate(
     partial = outputs.partial(benchmark, task, identity)
     rows = read_partial(partial)
     done = {(row["prompt"], row["method"], row["ratio"]) for row in rows}
-    run = _Run(model, tokenizer, kind, parameters.max_new_tokens or kind.max_new_tokens, profile.backend)
-    store = ReadAhead(experiment.store, Layout.of(model, experiment.store.format))
     left = [(item, [m for m in methods if (item.id, m.name, m.selector.ratio) not in done]) for item in items]
     left = [(item, some) for item, some in left if some]
+    run = _Run(experiment, model, tokenizer, kind, parameters.max_new_tokens or kind.max_new_tokens)
 
     for item, some in left[:1]:  # first-call costs are no TTFT
-        fused_prefill(model, item.prompt, store, some[0].selector, backend=profile.backend)
+        run.prefill(run.placed(item, some), some[0])
     shown = tqdm(left, task, unit="prompt", initial=len(items) - len(left), total=len(items), disable=not progress)
-    following = [item.prompt for item, _ in left[1:]] + [None]
-    for (item, some), after in zip(shown, following, strict=False):
-        new = list(run.answers(item, some, store, after))
+    for (item, some), after in zip(shown, [*left[1:], None], strict=True):
+        new = list(run.answers(item, some, after))
         append_rows(partial, new)
         rows += new
         shown.set_postfix_str(_running(rows), refresh=False)
@@ -117,37 +117,67 @@ def evaluate(
     return table
 
 
+Placed = dict[Offline, Prompt]  # a prompt in every way in which its methods want its chunks computed
+
+
 class _Run:
     """One prompt at a time through every method."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, max_new_tokens: int, backend: str
+        self,
+        experiment: Experiment,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        max_new_tokens: int,
     ):
-        self.model, self.tokenizer, self.task = model, tokenizer, task
-        self.max_new_tokens, self.backend = max_new_tokens, backend
-        self.bos = model.config.bos_token_id
+        self.model, self.tokenizer, self.task, self.max_new_tokens = model, tokenizer, task, max_new_tokens
+        self.backend, self.bos = experiment.profile.backend, model.config.bos_token_id
+        self.layouts = {offline.format: Layout.of(model, offline.format) for offline in experiment.profile.offline}
+        self.stores = {name: experiment.store(name) for name in self.layouts}
+        self.ahead = {name: ReadAhead(self.stores[name], layout) for name, layout in self.layouts.items()}
 
-    def answers(self, item: Item, methods: list[Method], store: ReadAhead, after: Prompt | None) -> Iterator[dict]:
-        """A row per method; `after` is the next prompt, read ahead while the first answer is decoded."""
-        prompt = item.prompt
-        store.fetch(prompt.segments(self.bos))
-        for number, (name, kind, selector, eviction) in enumerate(methods):
-            store.wait()
+    def placed(self, item: Item, methods: list[Method]) -> Placed:
+        return {method.offline: method.offline.prompt(item.prompt, self.bos) for method in methods}
+
+    def prefill(self, prompts: Placed, method: Method) -> Prefill:
+        prompt, store = prompts[method.offline], self.ahead[method.offline.format]
+        return fused_prefill(self.model, prompt, store, method.selector, eviction=method.eviction, backend=self.backend)
+
+    def fetch(self, prompts: Placed) -> None:
+        """Begin to read what these prompts need."""
+        for name, ahead in self.ahead.items():
+            needed = [p.segments(self.bos) for offline, p in prompts.items() if offline.format == name]
+            ahead.fetch(segment for segments in needed for segment in segments)
+
+    def stored_bytes(self, prompts: Placed, offline: Offline) -> int:
+        """The size of the files that a prompt is fused from."""
+        name = offline.format
+        segments = set(prompts[offline].segments(self.bos))
+        return sum(self.stores[name].size(self.layouts[name], segment) for segment in segments)
+
+    def answers(self, item: Item, methods: list[Method], after: tuple[Item, list[Method]] | None) -> Iterator[dict]:
+        """A row per method; what comes `after` is read ahead while the first answer is decoded."""
+        prompt, prompts = item.prompt, self.placed(item, methods)
+        self.fetch(prompts)
+        for number, method in enumerate(methods):
+            for ahead in self.ahead.values():
+                ahead.wait()
             start = perf_counter()
-            prefill = fused_prefill(self.model, prompt, store, selector, eviction=eviction, backend=self.backend)
+            prefill = self.prefill(prompts, method)
             int(prefill.logits.argmax())  # the first token is on the host
             ttft = perf_counter() - start
             if number == 0 and after is not None:
-                store.fetch(after.segments(self.bos))
+                self.fetch(self.placed(*after))
             answer = decode(self.model, prefill, max_new_tokens=self.max_new_tokens, ended=self._ended())
             prediction = self.tokenizer.decode(answer.ids, skip_special_tokens=True)
             scores = self.task.scores(prediction, item.answers, item.classes)
             yield {
                 "prompt": item.id,
                 **item.labels,
-                "method": name,
-                "selector": kind,
-                "ratio": selector.ratio,
+                "method": method.name,
+                "selector": method.kind,
+                "ratio": method.selector.ratio,
                 "prediction": prediction,
                 "answers": list(item.answers),
                 "score": next(iter(scores.values())),
@@ -158,6 +188,7 @@ class _Run:
                 "select": prefill.timings.get("select", 0.0),
                 "prompt_tokens": len(prompt.ids),
                 "document_tokens": len(prompt.document_span),
+                "stored_bytes": self.stored_bytes(prompts, method.offline) if method.selector.reuses else 0,
                 "cache_tokens": prefill.cache.get_seq_length(),
                 "cache_bytes": prefill.cache_bytes,
                 "recomputed": prefill.selected.tolist(),

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.benchmarks import TaskParameters
 from ragkv.benchmarks.base import choose
 from ragkv.items import Item, make_item, read_items, write_items
 from ragkv.parameters import Parameters
+from ragkv.precompute import Precomputed, precompute
 from ragkv.profile import Profile, load_profile
 from ragkv.results import Outputs, read_rows, write_json
 from ragkv.store import KVStore
@@ -43,9 +44,17 @@ class Experiment(Parameters):
     def outputs(self) -> Outputs:
         return Outputs(self.root / "outputs", self.name, self.model)
 
-    @property
-    def store(self) -> KVStore:
-        return KVStore(self.outputs.store, format=self.profile.store_format)
+    def store(self, format: str = "model") -> KVStore:
+        """The profile's store, for segments in that format."""
+        return KVStore(self.outputs.store, format=format)
+
+    def precompute(self, model: PreTrainedModel, *, progress: bool = False) -> Precomputed:
+        """Compute and store what all prompts need, in every way that some method wants it."""
+        prompts, done = [item.prompt for task in self.tasks for item in self.items(*task)], []
+        for offline in self.profile.offline:
+            placed = (offline.prompt(prompt, model.config.bos_token_id) for prompt in prompts)
+            done.append(precompute(model, placed, self.store(offline.format), progress=progress))
+        return sum(done[1:], done[0])
 
     @property
     def calibration(self) -> Path:

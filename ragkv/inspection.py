@@ -72,7 +72,7 @@ def look_at(
             row.method: [int(position) - span.start for position in row.recomputed if position in span]
             for row in rows.itertuples()
         },
-        "attention": attention_by_layer(model, item.prompt, experiment.store).tolist(),
+        "attention": attention_by_layer(model, item.prompt, experiment.store()).tolist(),
     }
     write_json(experiment.outputs.tokens, view)
     return view

@@ -12,7 +12,6 @@ from ragkv.chunking import chunk_document, encode_with_spans
 from ragkv.profile import Profile
 from ragkv.prompt import Prompt, chat_parts
 from ragkv.results import read_json, write_json
-from ragkv.similar import behind_similar
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,9 @@ def make_item(
     prefix, question = chat_parts(tokenizer, example.before, example.after, example.answer_prefix, chat=task.chat)
     room = None if max_tokens is None else max_tokens - len(prefix) - len(question)
     cut = chunk_document(tokenizer, example.document, by=profile.chunk_by, tokens=profile.chunk_tokens, max_tokens=room)
-    prompt = Prompt(prefix, cut.chunks, question)
-    if profile.context == "prefix":
-        prompt = prompt.behind_prefix()
-    elif profile.context == "similar":
-        prompt = behind_similar(prompt, profile.similar_chunks, tokenizer.bos_token_id)
     return Item(
         example.id,
-        prompt,
+        Prompt(prefix, cut.chunks, question),
         example.after.strip(),
         tuple(example.answers),
         tuple(example.classes),

@@ -14,11 +14,15 @@ from transformers import AutoConfig, PretrainedConfig
 from ragkv.experiment import Experiment
 from ragkv.models import model_source as source
 from ragkv.selectors import Selector
+from ragkv.selectors.a3 import A3
+from ragkv.selectors.a3_blend import A3Blend
+from ragkv.selectors.cacheblend import CacheBlend
 from ragkv.selectors.probe import Probe
 
 _8B = dict(
     hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
 )
+QUESTION = 32  # tokens of a question, about
 SHAPES = {  # so that nothing needs to be there to plan with them
     "meta-llama/Meta-Llama-3-8B-Instruct": _8B | {"vocab_size": 128256},
     "meta-llama/Llama-3.1-8B-Instruct": _8B | {"vocab_size": 128256},
@@ -102,15 +106,23 @@ class Shape:
         return layers * (2 * self.layer_weights * queries + 4 * self.heads * self.head_dim * queries * seen)
 
 
+def selection(shape: Shape, selector: Selector, tokens: int, question: int = QUESTION) -> float:
+    """Floating-point operations of choosing, at most; what is computed of layers up to the choice is not in them."""
+    if isinstance(selector, Probe):
+        looking = min(selector.looking, selector.ratio / selector.hops) * tokens
+        rows = selector.hops * question + (selector.hops - 1) * looking  # of all passes
+        return shape.layers * rows * (2 * shape.layer_weights + 4 * shape.heads * shape.head_dim * tokens)
+    products = 2 * shape.heads * shape.head_dim * question * tokens if isinstance(selector, A3) else 0.0
+    gaps = 3 * shape.kv_heads * shape.head_dim * tokens if isinstance(selector, CacheBlend | A3Blend) else 0.0
+    return products + gaps
+
+
 def fused(shape: Shape, selector: Selector, tokens: int) -> float:
     """Floating-point operations of a fused prefill of `tokens` tokens."""
     before = min(selector.layer, shape.layers)
     chosen = max(1.0, selector.ratio * tokens)
-    if isinstance(selector, Probe):
-        chosen += chosen * (selector.hops - 1) / 2  # passes with ever more of the chosen tokens
-    return shape.prefill(tokens, tokens, before) + (shape.layers - before) * (
-        2 * shape.layer_weights * chosen + 4 * shape.heads * shape.head_dim * chosen * tokens / 2
-    )
+    mended = 2 * shape.layer_weights * chosen + 4 * shape.heads * shape.head_dim * chosen * tokens / 2
+    return shape.prefill(tokens, tokens, before) + selection(shape, selector, tokens) + (shape.layers - before) * mended
 
 
 def plan(experiment: Experiment, tflops: float, bandwidth: float) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Offline: each segment's keys (before rotation), values and surprisal, from one forward pass of its own."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from time import perf_counter
 
 import torch
@@ -36,6 +36,10 @@ class Precomputed:
     written: int
     bytes: int
     seconds: float
+
+    def __add__(self, other: "Precomputed") -> "Precomputed":
+        """Two runs as one."""
+        return Precomputed(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 def precompute(

@@ -10,6 +10,7 @@ from ragkv.benchmarks import BENCHMARKS, Benchmark
 from ragkv.benchmarks.base import choose
 from ragkv.chunking import By
 from ragkv.eviction import EVICTIONS, Eviction, get_eviction
+from ragkv.offline import Offline
 from ragkv.parameters import Parameters
 from ragkv.selectors import Selector, get_selector, selector_options
 
@@ -23,6 +24,8 @@ class MethodParameters(Parameters):
     ----------
     options_by_model
         Options of single models, over `options`.
+    offline
+        ``{context: similar, format: fp8}``: how its chunks were computed and stored, see `ragkv.offline`.
     eviction
         ``{name: snapkv, capacity_ratio: 0.25}``: what leaves the cache after the prefill, see `ragkv.eviction`.
     calibrated
@@ -35,6 +38,7 @@ class MethodParameters(Parameters):
     options_by_model: dict[str, dict[str, Any]] = Field(default_factory=dict)
     calibrated: bool = False
     ratios: list[float] | None = None
+    offline: Offline = Offline()
     eviction: dict[str, Any] | None = None
 
     @field_validator("eviction")
@@ -79,11 +83,6 @@ class Profile(Parameters):
         The selectors to compare.
     chunk_tokens, chunk_by
         How documents are cut, see `ragkv.chunking`.
-    context
-        What a chunk is computed behind: BOS alone, the prompt's prefix, or the `similar_chunks` other chunks of its
-        document that are most like it.
-    store_format
-        How keys and values are stored, see `ragkv.quantize`.
     device, dtype, backend
         Where and how models run.
     """
@@ -93,9 +92,6 @@ class Profile(Parameters):
     methods: list[MethodParameters] = Field(min_length=1)
     chunk_tokens: int = Field(default=512, ge=1)
     chunk_by: By = "tokens"
-    context: Literal["bos", "prefix", "similar"] = "bos"
-    similar_chunks: int = Field(default=2, ge=1)
-    store_format: Literal["model", "fp8", "int8", "int4"] = "model"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     backend: str = "auto"
@@ -123,6 +119,11 @@ class Profile(Parameters):
         if twice:
             raise ValueError(f"methods named {', '.join(twice)} more than once: give each a label of its own")
         return self
+
+    @property
+    def offline(self) -> list[Offline]:
+        """Every way in which chunks are computed and stored for some method; the plain one is always there."""
+        return list(dict.fromkeys([Offline(), *(method.offline for method in self.methods)]))
 
     def benchmark(self, name: str) -> Benchmark:
         return choose("benchmark of this profile", name, self.benchmarks)

@@ -196,6 +196,10 @@ class KVStore:
             return False
         return True
 
+    def size(self, layout: Layout, segment: Segment) -> int:
+        """Bytes of the segment's file."""
+        return self._files.size(self.path(layout.key(segment)))
+
     def missing(self, layout: Layout, segments: list[Segment]) -> list[Segment]:
         """Those of `segments` that have no file."""
         return [segment for segment in segments if not self._files.exists(self.path(layout.key(segment)))]

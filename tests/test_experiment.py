@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from ragkv import load_model, precompute
+from ragkv import KVStore, fused_prefill, load_model, precompute
 from ragkv.comparison import interval, scores_by_task, summarise
+from ragkv.decoding import decode
 from ragkv.evaluation import Method, evaluate
 from ragkv.experiment import Experiment
 from ragkv.models import fingerprint
@@ -44,7 +45,7 @@ def ready(tmp_path, tiny):
     """An experiment whose prompts are chunked and precomputed."""
     experiment = write_profile(tmp_path)
     experiment.chunk(tiny[1])
-    precompute(tiny[0], [item.prompt for item in experiment.items("ruler", "vt_1")], experiment.store)
+    experiment.precompute(tiny[0])
     return experiment
 
 
@@ -140,11 +141,11 @@ def test_read_ahead_gives_what_the_store_gives(ready, tiny):
     from ragkv.store import Layout
 
     layout, segments = Layout.of(tiny[0]), ready.items("ruler", "vt_1")[0].prompt.segments(1)
-    ahead = ReadAhead(ready.store, layout)
+    ahead = ReadAhead(ready.store(), layout)
     ahead.fetch(segments)
     ahead.wait()
     for segment in segments:
-        read, stored = ahead.open(layout, segment), ready.store.open(layout, segment)
+        read, stored = ahead.open(layout, segment), ready.store().open(layout, segment)
         assert all((read.layer(i) == stored.layer(i)).all() for i in range(layout.layers))
         assert (read.surprisal() == stored.surprisal()).all()
     unknown = Segment((5, 6))
@@ -241,7 +242,8 @@ def test_a_cut_off_line_is_dropped(tmp_path):
         ({"methods": [{"selector": "a3", "options": {"kernl": 3}}]}, "kernel"),
         ({"methods": [{"selector": "a3"}, {"selector": "a3", "options": {"layer": 2}}]}, "label"),
         ({"chunk_size": 64}, "there is no such parameter"),
-        ({"context": "everything"}, "context"),
+        ({"methods": [{"selector": "a3", "offline": {"context": "everything"}}]}, "methods.0.offline.context"),
+        ({"methods": [{"selector": "a3", "offline": {"format": "fp4"}}]}, "methods.0.offline.format"),
         ({"extends": "p"}, "in a circle, p -> p"),
         ({"extends": "q"}, "no profile 'q'"),
     ],
@@ -286,7 +288,7 @@ def test_a_calibrated_method_takes_the_options_of_its_models_file(tmp_path, tiny
     method = {"selector": "probe", "calibrated": True, "ratios": [0.1]}
     experiment = write_profile(tmp_path, methods=[method])
     experiment.chunk(tiny[1])
-    precompute(tiny[0], [item.prompt for item in experiment.items("ruler", "vt_1")], experiment.store)
+    experiment.precompute(tiny[0])
     with pytest.raises(ValueError, match="there is no calibration"):
         evaluate(experiment, "ruler", "vt_1", *tiny, progress=False)
     recomputed = []
@@ -302,7 +304,7 @@ def test_an_eviction_in_a_profile(tmp_path, tiny):
     methods = [{"selector": "a3"}, {"selector": "a3", "label": "a3, half", "eviction": snapkv}]
     experiment = write_profile(tmp_path, methods=methods)
     experiment.chunk(tiny[1])
-    precompute(tiny[0], [item.prompt for item in experiment.items("ruler", "vt_1")], experiment.store)
+    experiment.precompute(tiny[0])
     rows = evaluate(experiment, "ruler", "vt_1", *tiny, progress=False)
     whole, half = (rows[rows["method"] == name].reset_index(drop=True) for name in ("a3", "a3, half"))
     assert (whole["cache_tokens"] == whole["prompt_tokens"]).all()
@@ -312,6 +314,36 @@ def test_an_eviction_in_a_profile(tmp_path, tiny):
     for broken, said in (({"capacity": 5}, "an eviction needs a name"), ({"name": "snapkv"}, "either capacity")):
         with pytest.raises(ValueError, match=said):
             write_profile(tmp_path, methods=[{"selector": "a3", "eviction": broken}])
+
+
+def test_methods_with_chunks_computed_and_stored_otherwise(tmp_path, tiny):
+    others = [
+        {"context": "prefix"},
+        {"context": "similar"},
+        {"format": "fp8"},
+        {"context": "similar", "format": "int4"},
+    ]
+    methods = [{"selector": "full_reuse"}] + [
+        {"selector": "full_reuse", "label": f"reuse {n}", "offline": o} for n, o in enumerate(others)
+    ]
+    experiment = write_profile(tmp_path, methods=methods)
+    experiment.chunk(tiny[1])
+    done = experiment.precompute(tiny[0])
+    assert done.written > 0
+    assert experiment.precompute(tiny[0]).written == 0
+    rows = evaluate(experiment, "ruler", "vt_1", *tiny, progress=False)
+    sizes = rows.groupby("method", sort=False)["stored_bytes"].mean()
+    assert sizes["reuse 0"] == sizes["reuse 1"] == sizes["full_reuse"]
+    assert 0.25 < sizes["reuse 2"] / sizes["full_reuse"] < 0.27  # float32 here: a byte for four
+    assert 0.12 < sizes["reuse 3"] / sizes["full_reuse"] < 0.15
+    prompt = experiment.items("ruler", "vt_1")[0].prompt
+    for method in experiment.profile.methods:  # each row is what a prefill from such a store gives
+        placed, store = method.offline.prompt(prompt, 1), KVStore(f"memory://{tmp_path}", format=method.offline.format)
+        precompute(tiny[0], [placed], store)
+        prefill = fused_prefill(tiny[0], placed, store, get_selector("full_reuse"))
+        row = rows[(rows["method"] == method.name) & (rows["prompt"] == experiment.items("ruler", "vt_1")[0].id)]
+        text = tiny[1].decode(decode(tiny[0], prefill, max_new_tokens=4).ids, skip_special_tokens=True)
+        assert text.startswith(row["prediction"].iloc[0])
 
 
 def test_a_profile_that_extends_another_changes_what_it_says(tmp_path):

@@ -1,5 +1,6 @@
 """Estimates against what models and stores really have."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -8,12 +9,24 @@ import torch
 from conftest import FAMILIES, make_model, memory_store, random_prompt, shared_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from ragkv import precompute
+from ragkv import fused_prefill, precompute
 from ragkv.experiment import Experiment
-from ragkv.planning import SHAPES, Shape, fused, plan
-from ragkv.selectors import get_selector
+from ragkv.planning import SHAPES, Shape, fused, plan, selection
+from ragkv.selectors import Selector, get_selector
 
 ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Given(Selector):
+    tokens: tuple = ()
+
+    def choose(self, seen):
+        return torch.tensor(self.tokens)
+
+
+class Observing(Given):
+    observes = True
 
 
 def shape_of(model):
@@ -40,6 +53,40 @@ def test_operations_are_those_that_are_counted():
     linear = 2 * shape.layer_weights * tokens * shape.layers
     pairs = counter.get_total_flops() - linear
     assert shape.prefill(tokens, tokens, shape.layers) == pytest.approx(linear + pairs / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("probe", {"hops": 3}), ("probe", {"hops": 4, "looking": 0.01}), ("cacheblend", {}), ("a3", {})],
+)
+def test_operations_of_choosing_are_at_most_those_that_are_counted(name, options):
+    """The difference between a selector and one that knows its choice beforehand, by PyTorch's counter."""
+    llama = make_model("llama")
+    prompt, store = random_prompt(Random(0), chunks=(100, 100), question=8, prefix=1), memory_store()
+    precompute(llama, [prompt], store)
+    selector = get_selector(name, ratio=0.06, **options)
+
+    def counted(chooser):
+        with FlopCounterMode(display=False) as counter:
+            found = fused_prefill(llama, prompt, store, chooser)
+        return counter.get_total_flops(), found.selected
+
+    total, selected = counted(selector)
+    document = [p - 1 for p in selected.tolist() if p in prompt.document_span]
+    chooser = Observing if selector.observes else Given
+    known, again = counted(chooser(layer=selector.layer, tokens=tuple(document)))
+    assert torch.equal(selected, again)
+    estimate = selection(shape_of(llama), selector, len(prompt.ids), 8)
+    assert 0 <= total - known <= 1.05 * estimate
+
+
+def test_choosing_takes_a_small_share():
+    """At the lengths and shapes that fused prefills are for, no selector takes more than 5 % of a full prefill's operations."""
+    for model in SHAPES:
+        shape, length = Shape.of(model), 8192
+        for selector in ("probe", "a3", "cacheblend", "a3_blend"):
+            chosen = get_selector(selector, ratio=0.02)
+            assert selection(shape, chosen, length) <= 0.05 * shape.prefill(length, length, shape.layers)
 
 
 def test_bytes_are_those_that_are_stored(llama):

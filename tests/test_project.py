@@ -71,7 +71,12 @@ def test_readme_names_every_benchmark_notebook_and_profile():
     text = (ROOT / "README.md").read_text()
     assert all(f"`{name}`" in text for name in BENCHMARKS)
     assert all(f"`{path.stem}`" in text for path in NOTEBOOKS)
-    profiles = {path.stem for path in (ROOT / "params").glob("*.yaml")} - {"frontier", "paper", "smoke"}
+    profiles = {path.stem for path in (ROOT / "params").glob("*.yaml")} - {
+        "frontier",
+        "frontier-long",
+        "paper",
+        "smoke",
+    }
     assert all(name in text for name in profiles)
 
 
