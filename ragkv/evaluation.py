@@ -61,8 +61,9 @@ def evaluate(
     -------
     DataFrame
         ``prompt``, its labels, ``method, selector, ratio, prediction, answers, score``, a ``metric_<name>`` each,
-        ``ttft, tpot, load, select, prompt_tokens, document_tokens, stored_bytes, cache_tokens, cache_bytes,
-        recomputed``: times in seconds, the cache after the prefill, ``recomputed`` the positions.
+        ``ttft, tpot, load, select, prompt_tokens, document_tokens, share, stored_bytes, cache_tokens,
+        cache_bytes, recomputed``: times in seconds, the share of the document that was recomputed, the files that the
+        prompt is fused from, the cache after the prefill, ``recomputed`` the positions.
     """
     profile, outputs = experiment.profile, experiment.outputs
     parameters, kind = experiment.parameters(benchmark, task), profile.benchmark(benchmark).task(task)
@@ -188,6 +189,7 @@ class _Run:
                 "select": prefill.timings.get("select", 0.0),
                 "prompt_tokens": len(prompt.ids),
                 "document_tokens": len(prompt.document_span),
+                "share": _share(prompt, prefill),
                 "stored_bytes": self.stored_bytes(prompts, method.offline) if method.selector.reuses else 0,
                 "cache_tokens": prefill.cache.get_seq_length(),
                 "cache_bytes": prefill.cache_bytes,
@@ -199,6 +201,12 @@ class _Run:
         if stop is None:
             return None
         return lambda ids: stop in self.tokenizer.decode(ids, skip_special_tokens=True).lstrip(stop)
+
+
+def _share(prompt: Prompt, prefill: Prefill) -> float:
+    span = prompt.document_span
+    inside = ((prefill.selected >= span.start) & (prefill.selected < span.stop)).sum().item()
+    return inside / max(1, len(span))
 
 
 def _running(rows: list[dict]) -> str:

@@ -36,6 +36,46 @@ def accuracy_over_ratio(rows: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+def frontier(summary: pd.DataFrame, title: str) -> Figure:
+    """Accuracy over what it costs, a panel each: the share recomputed, TTFT, and the bytes read from the store.
+
+    Parameters
+    ----------
+    summary
+        As `ragkv.frontier.costs` gives it.
+    """
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    panels: list = list(figure.subplots(1, 3, sharey=True))
+    scales = {"share": ("recomputed document tokens (%)", 1e2), "ttft": ("median TTFT (ms)", 1e3)}
+    scales["stored_bytes"] = ("read from the store (kB)", 1e-3)
+    several = summary.groupby("method", sort=False).filter(lambda part: len(part) > 1)
+    order = several.groupby("method")["score"].mean().sort_values(ascending=False).index
+    for panel, (column, (axis, factor)) in zip(panels, scales.items(), strict=True):
+        shown = summary if column == "stored_bytes" else several
+        kinds = order if column != "stored_bytes" else summary.loc[summary["stored_bytes"] > 0, "method"].unique()
+        for index, method in enumerate(kinds):
+            points = shown[shown["method"] == method].sort_values("ratio")
+            style = {"color": COLOURS[index % 8], "marker": MARKERS[index % 8], "markersize": 5, "capsize": 2}
+            style |= {"elinewidth": 0.7, "linewidth": 1.3, "label": method}
+            spread = [points["score"] - points["low"], points["high"] - points["score"]]
+            if column == "stored_bytes":  # one point each, its highest score
+                best = points["score"].argmax()
+                points, spread = points.iloc[[best]], [part.iloc[[best]] for part in spread]
+                style["fillstyle"] = "full" if index < 8 else "none"
+            panel.errorbar(points[column] * factor, points["score"], yerr=spread, **style)
+        full = summary.loc[summary["method"] == "full_prefill", "score"]
+        if len(full):
+            panel.axhline(full.iloc[0], linestyle="--", color="#555555", linewidth=1)
+        panel.set_xlabel(axis)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set(ylabel="accuracy, 95 % interval", ylim=(-0.03, 1.05), xscale="log")
+    panels[1].legend(frameon=False, fontsize=8)
+    panels[2].legend(frameon=False, fontsize=6)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
 def _curves(rows: pd.DataFrame) -> dict[str, pd.Series]:
     """Mean score by ratio of every method that was run at several ratios, best first."""
     means = rows.groupby(["method", "ratio"], sort=False)["score"].mean()

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from ragkv.calibrate import read_calibration
 from ragkv.experiment import Experiment
 from ragkv.models import model_source as source
 from ragkv.selectors import Selector
@@ -123,6 +124,21 @@ def fused(shape: Shape, selector: Selector, tokens: int) -> float:
     chosen = max(1.0, selector.ratio * tokens)
     mended = 2 * shape.layer_weights * chosen + 4 * shape.heads * shape.head_dim * chosen * tokens / 2
     return shape.prefill(tokens, tokens, before) + selection(shape, selector, tokens) + (shape.layers - before) * mended
+
+
+def choosing(experiment: Experiment, benchmark: str, task: str, model: PreTrainedModel) -> pd.DataFrame:
+    """What choosing takes at most in a task's longest prompt, by method and ratio: a share of a full prefill."""
+    longest = max((item.prompt for item in experiment.items(benchmark, task)), key=lambda prompt: len(prompt.ids))
+    shape, tokens, ratios = Shape.of(experiment.model), len(longest.ids), experiment.parameters(benchmark, task).ratios
+    table = []
+    for method in experiment.profile.methods:
+        found = read_calibration(experiment.calibration, model) if method.calibrated else None
+        for selector in method.selectors(ratios, experiment.model, found):
+            share = selection(shape, selector, tokens, len(longest.question)) / shape.prefill(
+                tokens, tokens, shape.layers
+            )
+            table.append({"method": method.name, "ratio": selector.ratio, "share": share})
+    return pd.DataFrame(table).query("share > 0").reset_index(drop=True)
 
 
 def plan(experiment: Experiment, tflops: float, bandwidth: float) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ragkv import figures
 from ragkv.comparison import grid, metrics, scores_by_task, summarise
 from ragkv.experiment import Experiment
+from ragkv.frontier import areas, costs
 from ragkv.results import read_json
 
 Rows = dict[str, pd.DataFrame]  # a benchmark's results by task
@@ -97,6 +98,10 @@ class _Section:
         found["ttft"] = self._image(
             f"{name}-ttft", figures.ttft_by_method(rows[main], f"{title}, {self.source['device']}")
         )
+        if main in several:
+            found["areas"] = self._table(f"{name}-{main}-areas", areas(rows[main]).set_index("method"))
+            shown = figures.frontier(costs(rows[main]), f"{title}, {rows[main]['prompt'].nunique()} prompts")
+            found["frontier"] = self._image(f"{name}-frontier", shown)
         return found
 
     def _figure(self, rows: pd.DataFrame, several: bool, title: str) -> Figure:
@@ -152,5 +157,6 @@ def _range(table: pd.DataFrame, low: str, high: str) -> pd.Series:
 
 def _html(table: pd.DataFrame) -> str:
     shown = table.reset_index()
-    shown["ratio"] = shown["ratio"].map("{:.0%}".format)
+    if "ratio" in shown:
+        shown["ratio"] = shown["ratio"].map("{:.0%}".format)
     return shown.to_html(index=False, na_rep="", float_format="%.2f", border=0)

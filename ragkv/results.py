@@ -65,6 +65,10 @@ class Outputs:
     def tokens(self) -> Path:
         return self.folder / "tokens.json"
 
+    @property
+    def oracle(self) -> Path:
+        return self.folder / "oracle.json"
+
     def prompts(self, benchmark: str, task: str) -> Path:
         return self.folder / benchmark / f"{task}.prompts.json"
 

@@ -81,7 +81,7 @@ def test_operations_of_choosing_are_at_most_those_that_are_counted(name, options
 
 
 def test_choosing_takes_a_small_share():
-    """At the lengths and shapes that fused prefills are for, no selector takes more than 5 % of a full prefill's operations."""
+    """At the lengths and shapes that fused prefills are for, choosing takes at most 5 % of a full prefill."""
     for model in SHAPES:
         shape, length = Shape.of(model), 8192
         for selector in ("probe", "a3", "cacheblend", "a3_blend"):
