@@ -1,0 +1,116 @@
+"""What methods cost, areas under their curves, oracles and failures; the highlighted document."""
+
+import re
+from html import unescape
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import memory_store, plain, random_prompt
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ragkv import load_tokenizer, precompute
+from ragkv.frontier import areas, costs, deviations, failures
+from ragkv.highlight import highlight
+from ragkv.prompt import Prompt, encode
+
+
+def rows_of(curves: dict[str, dict[float, list[float]]]) -> pd.DataFrame:
+    """Results with these scores, prompt by prompt, by method and ratio."""
+    table = [
+        {"prompt": f"p{n}", "method": method, "ratio": ratio, "score": score, "ttft": 1.0, "tpot": 1.0}
+        | {"share": ratio / 2, "stored_bytes": 8, "cache_tokens": 10, "cache_bytes": 100}
+        for method, curve in curves.items()
+        for ratio, scores in curve.items()
+        for n, score in enumerate(scores)
+    ]
+    return pd.DataFrame(table)
+
+
+def test_the_area_by_hand():
+    rows = rows_of(
+        {
+            "full_reuse": {0.0: [0, 0]},
+            "late": {0.1: [0, 0], 0.4: [1, 1]},  # 0 up to 0.1, then a line up to 1 at 0.4: 0.15 of 0.4
+            "early": {0.1: [1, 1], 0.2: [1, 1]},  # a line up to 1 at 0.1, then 1: 0.35 of 0.4
+            "once": {0.1: [1, 1]},
+        }
+    )
+    table = areas(rows).set_index("method")
+    assert table.index.tolist() == ["early", "late"]
+    assert table["area"].tolist() == pytest.approx([0.875, 0.375])
+    assert (table["low"] == table["high"]).all()  # the prompts do not differ
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=2, max_size=5))
+def test_areas_are_mean_accuracies(scores):
+    """Never beyond the lowest and highest score; and of a constant score that score."""
+    curve = {(index + 1) / 10: some for index, some in enumerate(scores)}
+    rows = rows_of({"full_reuse": {0.0: [0.5] * 3}, "a": curve, "b": {0.1: [0.5] * 3, 0.2: [0.5] * 3}})
+    table = areas(rows).set_index("method")
+    means = [np.mean(some) for some in scores] + [0.5]
+    assert min(means) - 1e-9 <= table.loc["a", "area"] <= max(means) + 1e-9
+    assert table.loc["b", "area"] == pytest.approx(0.5)
+
+
+def test_costs_are_means_beside_the_scores():
+    rows = rows_of({"full_prefill": {1.0: [1, 1]}, "a3": {0.1: [0, 1], 0.2: [1, 1]}})
+    table = costs(rows)
+    assert table["share"].tolist() == [0.5, 0.05, 0.1]
+    assert table["score"].tolist() == [1.0, 0.5, 1.0]
+    assert table["difference"].tolist() == [0.0, -0.5, 0.0]
+
+
+def test_failures_are_what_the_baseline_answers_better():
+    rows = rows_of({"full_prefill": {1.0: [1, 1, 0]}, "a3": {0.1: [0, 1, 0]}})
+    assert failures(rows, "a3", 0.1) == ["p0"]
+
+
+def test_deviations_against_the_models_own_cache(model, rng):
+    """Change and effect from plain forward passes of the model: of the prompt, and of each chunk behind BOS."""
+    prompt, store = random_prompt(rng, chunks=(7, 9), prefix=None), memory_store()
+    precompute(model, [prompt], store)
+    change, effect = deviations(model, prompt, store)
+    _, full = plain(model, prompt)
+    values = torch.zeros(16)
+    start = 0
+    for chunk in prompt.chunks:
+        _, alone = plain(model, Prompt([], [], chunk))
+        for right, wrong in zip(full.layers, alone.layers, strict=True):  # values carry no position
+            gap = right.values[0, :, start : start + len(chunk)] - wrong.values[0]
+            values[start : start + len(chunk)] += gap.square().sum((0, 2))
+        start += len(chunk)
+    assert (change >= values - 1e-4).all()
+    assert (change[:7] < 1e-5).all()  # the first chunk stands where it was computed
+    assert (effect[:7] < 1e-2).all()
+    assert effect[7:].max() > 10 * effect[:7].max()
+
+
+def test_the_highlighted_document_is_the_document():
+    """Without its tags the HTML is the text, chunk by chunk; what was recomputed is marked, and only that."""
+    tokenizer = load_tokenizer("tiny-llama")
+    texts = ["Late the cook wrote VAR PIGA 414.", "Then the poet wrote VAR REDA PIGA."]
+    chunks = [encode(tokenizer, text) for text in texts]
+    prompt = Prompt([1], chunks, [5])
+    start = prompt.document_span.start
+    page = highlight(tokenizer, prompt, [start + 2, start + 3, len(prompt.ids) - 1], evidence=[3])
+    paragraphs = re.findall(r"<p[^>]*>(.*?)</p>", page)
+    assert [unescape(re.sub("<[^>]+>", "", p)) for p in paragraphs] == [tokenizer.decode(c) for c in chunks]
+    marked = re.findall(r'<span style="([^"]*)">(.*?)</span>', page)
+    assert [("background" in style, "border" in style) for style, _ in marked] == [(True, False), (True, True)]
+    assert "".join(text for _, text in marked).split() == tokenizer.decode(chunks[0][2:4]).split()
+
+
+def test_markup_in_a_document_is_shown_as_text():
+    class Words:
+        words = ("", "<script>alert(1)</script>", "&", "<b>")
+
+        def decode(self, ids):
+            return "".join(self.words[i] for i in ids)
+
+    page = highlight(Words(), Prompt([], [[1, 2, 3]], [1]), [0])
+    assert "<script>" not in page
+    assert "<b>" not in page
+    assert unescape(re.sub("<[^>]+>", "", page)) == "<script>alert(1)</script>&<b>"
