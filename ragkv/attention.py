@@ -11,10 +11,13 @@ positions
 scaling
     Factor of the products before the softmax.
 
-The result is ``(batch, heads, queries, head_dim)``. ``sdpa`` is the reference, and runs everywhere.
+The result is ``(batch, heads, queries, head_dim)``. ``sdpa`` is the reference, and runs everywhere; ``triton`` needs a
+GPU; ``auto`` is the faster of the two.
 """
 
+import logging
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -44,6 +47,10 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: 
 
 def attention_weights(query: Tensor, key: Tensor, positions: Tensor, scaling: float, power: float = 1.0) -> Tensor:
     """Weights of position-causal attention, raised to `power` and summed over the queries: ``(heads, tokens)``."""
+    if kernels_run(query.device):
+        from ragkv.kernels.attention import attention_scores
+
+        return attention_scores(query, key, positions, scaling, power)
     kv_heads, tokens = key.shape[1:3]
     grouped = query[0].float().unflatten(0, (kv_heads, -1))  # (kv_heads, group, queries, head_dim)
     products = grouped @ key[0].float()[:, None].mT  # (kv_heads, group, queries, tokens)
@@ -52,13 +59,51 @@ def attention_weights(query: Tensor, key: Tensor, positions: Tensor, scaling: fl
 
 
 Backend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
-BACKENDS: dict[str, Backend] = {"sdpa": sdpa}
+
+
+def triton(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float) -> Tensor:
+    """The package's own kernel: a tile of queries reads no key beyond its highest position.
+
+    Raises
+    ------
+    ValueError
+        A head dimension or dtype that the kernel does not have.
+    """
+    from ragkv.kernels.attention import position_causal
+
+    if query.shape[-1] > 256 or query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"the triton backend has head dimensions up to 256 in float32, bfloat16 and float16, not {query.shape[-1]} "
+            f"in {str(query.dtype).removeprefix('torch.')}: use backend sdpa"
+        )
+    return position_causal(query, key, value, positions, scaling)
+
+
+def auto(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float) -> Tensor:
+    """The fastest that was measured: PyTorch's where every token is asked or there is no GPU, else triton."""
+    every = query.shape[2] == key.shape[2]
+    backend = sdpa if every or not kernels_run(query.device) or query.shape[-1] > 256 else triton
+    return backend(query, key, value, positions, scaling)
+
+
+@cache
+def kernels_run(device: torch.device) -> bool:
+    """Whether Triton's kernels run on a device; says once why not, where one would expect it."""
+    if device.type != "cuda":
+        return False
+    try:
+        import ragkv.kernels.attention  # noqa: F401
+    except ImportError as error:
+        logging.getLogger("ragkv").warning("attention without the triton kernels, which are faster: %s", error)
+        return False
+    return True
+
+
+BACKENDS: dict[str, Backend] = {"auto": auto, "sdpa": sdpa, "triton": triton}
 
 
 def get_backend(name: str) -> Backend:
     """The attention function of that name; ``"auto"`` is the fastest that is here."""
-    if name == "auto":
-        return sdpa
     if name not in BACKENDS:
-        raise ValueError(f"unknown attention backend {name!r}: choose one of auto, {', '.join(BACKENDS)}")
+        raise ValueError(f"unknown attention backend {name!r}: choose one of {', '.join(BACKENDS)}")
     return BACKENDS[name]

@@ -9,9 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
-from statistics import quantiles
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import get_args
 
 import pandas as pd
@@ -21,36 +19,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ragkv.benchmarks import haystack
 from ragkv.chunking import By, chunk_document
 from ragkv.fusion import fused_prefill
+from ragkv.latency import FAMILY, ceilings, prefill_rows, random_model
 from ragkv.models import load_model
 from ragkv.precompute import compute_segment, precompute
 from ragkv.prompt import Prompt, encode, split_ids
 from ragkv.results import provenance, write_json
 from ragkv.selectors import Selector, get_selector
 from ragkv.store import KVStore
+from ragkv.timing import measure
 
 SELECTORS = ("full_reuse", "epic", "cacheblend", "a3")
-
-
-def measure(runs: dict[str, Callable[[], object]], repeats: int) -> pd.DataFrame:
-    """Time each function `repeats` times, in turns, after one call that does not count.
-
-    Returns
-    -------
-    DataFrame
-        ``p20, p50, p80`` in milliseconds, and ``speed-up`` of the first over each by the medians; indexed by name.
-    """
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = perf_counter()
-            run()
-            times[name].append((perf_counter() - start) * 1e3)
-    fifths = {name: quantiles(values, n=10, method="inclusive") for name, values in times.items()}
-    table = pd.DataFrame({name: {"p20": q[1], "p50": q[4], "p80": q[7]} for name, q in fifths.items()}).T
-    table["speed-up"] = table["p50"].iloc[0] / table["p50"]
-    return table
 
 
 def random_prompt(model: PreTrainedModel, tokens: int, chunk_tokens: int) -> Prompt:
@@ -106,6 +84,11 @@ def chunking_times(tokenizer: PreTrainedTokenizerBase, tokens: int, repeats: int
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ragkv.bench", description=__doc__)
     parser.add_argument("--model", default="tiny-llama")
+    parser.add_argument(
+        "--shape", choices=list(FAMILY), help="on a GPU: a model of this shape with random weights, latency only"
+    )
+    parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 16384, 32768], help="with --shape")
+    parser.add_argument("--layers", type=int, help="with --shape: so many layers instead of the shape's")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--tokens", type=int, default=2048, help="prompt length (default: %(default)s)")
@@ -114,6 +97,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--out", type=Path, help="also write the rows, with their provenance, to this JSON file")
     options = parser.parse_args()
+    if options.shape:
+        return _on_a_gpu(options)
     model, tokenizer = load_model(options.model, device=options.device, dtype=options.dtype)
     prefill = prefill_times(model, options.tokens, options.ratio, options.chunk_tokens, options.repeats)
     offline = precompute_times(model, options.chunk_tokens, options.repeats)
@@ -132,6 +117,24 @@ def main() -> None:
         }
         given = {name: str(value) for name, value in vars(options).items() if name != "out"}
         write_json(options.out, rows | {"parameters": given, "provenance": source})
+
+
+def _on_a_gpu(options: argparse.Namespace) -> None:
+    if not torch.cuda.is_available():
+        raise SystemExit("--shape needs a GPU, and PyTorch sees none here: leave it out to measure on the CPU")
+    model = random_model(options.shape, max(options.lengths), layers=options.layers)
+    limits, source = ceilings(model.device), provenance(model)
+    print(f"{options.shape}, random weights, on {source['device']}, {source['dtype']}; {limits}; milliseconds")
+    rows = []
+    for tokens in options.lengths:
+        table = prefill_rows(
+            model, tokens, ["cuda", "pinned"], chunk_tokens=512, repeats=options.repeats, tflops=limits["tflops"]
+        )
+        print(f"\n{table.round(2).to_string(index=False)}", flush=True)
+        rows += table.to_dict("records")
+    if options.out:
+        given = {name: str(value) for name, value in vars(options).items() if name != "out"}
+        write_json(options.out, {"rows": rows, "ceilings": limits, "parameters": given, "provenance": source})
 
 
 if __name__ == "__main__":

@@ -6,30 +6,40 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from ragkv.attention import kernels_run
+from ragkv.decoder import Rotary
+
 KV = tuple[Tensor, Tensor]
 
 
-def scatter(reused: KV | None, fresh: KV, positions: Tensor, tokens: int) -> KV:
-    """Keys and values of all `tokens` positions: the reused ones first, the fresh ones written over them.
+def place(stored: KV | None, fresh: KV, positions: Tensor, rotary: Rotary, tokens: int) -> KV:
+    """Keys and values of all `tokens` positions: the stored ones rotated to theirs, the fresh ones written over them.
 
     Parameters
     ----------
-    reused
-        ``(1, kv_heads, reused, head_dim)`` each, for positions ``0 .. reused - 1``; None for nothing.
+    stored
+        ``(1, kv_heads, stored, head_dim)`` each, keys before rotation, for positions ``0 .. stored - 1``; None for
+        nothing.
     fresh
-        ``(1, kv_heads, fresh, head_dim)`` each.
+        ``(1, kv_heads, fresh, head_dim)`` each, keys rotated.
     positions
-        ``(fresh,)``: where the fresh ones stand. Together with the reused ones they cover every position.
+        ``(fresh,)``: where the fresh ones stand. Together with the stored ones they cover every position.
     """
-    if reused is None:
+    if stored is None:
         return fresh
-    return tuple(_scatter(old, new, positions, tokens) for old, new in zip(reused, fresh, strict=True))
+    keys, values = _place(*stored, rotary, tokens)
+    return keys.index_copy_(2, positions, fresh[0]), values.index_copy_(2, positions, fresh[1])
 
 
-def _scatter(old: Tensor, new: Tensor, positions: Tensor, tokens: int) -> Tensor:
-    states = new.new_empty(*new.shape[:2], tokens, new.shape[3])
-    states[:, :, : old.shape[2]] = old
-    return states.index_copy_(2, positions, new)
+def _place(keys: Tensor, values: Tensor, rotary: Rotary, tokens: int) -> KV:
+    if kernels_run(keys.device):
+        from ragkv.kernels.placing import place
+
+        return place(keys, values, *rotary.on(keys.device), tokens)
+    stored, shape = keys.shape[2], (*keys.shape[:2], tokens, keys.shape[3])
+    placed, beside = keys.new_empty(shape), values.new_empty(shape)
+    placed[:, :, :stored], beside[:, :, :stored] = rotary(keys, slice(stored)), values
+    return placed, beside
 
 
 def build_cache(layers: list[KV]) -> DynamicCache:

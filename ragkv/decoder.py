@@ -59,12 +59,15 @@ class Rotary:
         positions = torch.arange(tokens, device=embedding.inv_freq.device)[None]
         self.cos, self.sin = embedding(torch.empty(0, device=positions.device), positions)  # (1, tokens, head_dim)
 
-    def __call__(self, states: Tensor, positions: Tensor | slice) -> Tensor:
-        """Rotate ``(batch, heads, tokens, head_dim)`` to `positions`, one per token; the dtype stays."""
-        device = states.device
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of all positions, ``(1, tokens, head_dim)`` each, on that device."""
         if self.cos.device != device:
             self.cos, self.sin = self.cos.to(device), self.sin.to(device)
-        cos, sin = self.cos[:, None, positions], self.sin[:, None, positions]  # (1, 1, tokens, head_dim)
+        return self.cos, self.sin
+
+    def __call__(self, states: Tensor, positions: Tensor | slice) -> Tensor:
+        """Rotate ``(batch, heads, tokens, head_dim)`` to `positions`, one per token; the dtype stays."""
+        cos, sin = (angles[:, None, positions] for angles in self.on(states.device))  # (1, 1, tokens, head_dim)
         exact = states.float()
         left, right = exact.chunk(2, dim=-1)
         return (exact * cos + torch.cat((-right, left), dim=-1) * sin).to(states.dtype)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ragkv import decoder
 from ragkv.attention import Backend, attention_weights
-from ragkv.cache import KV, scatter
+from ragkv.cache import KV, place
 from ragkv.eviction import Eviction, evict
 from ragkv.loading import ReusedKV
 from ragkv.prompt import Prompt
@@ -97,9 +97,7 @@ class Forward:
             return self.layers[index]
         with self.clock("load"):
             stored = _stored(self.reuse, index, self.prompt, active)
-        if stored is not None:
-            stored = self.rotary(stored[0], slice(stored[0].shape[2])), stored[1]
-        self.layers.append(scatter(stored, fresh, active, len(self.prompt.ids)))
+        self.layers.append(place(stored, fresh, active, self.rotary, len(self.prompt.ids)))
         return self.layers[index]
 
     def look(self, rows: Tensor, power: float = 1.0) -> Tensor:
@@ -116,11 +114,11 @@ class Forward:
         hidden, seen = self.embed(active), []
 
         def watch(queries: Tensor, keys: Tensor, positions: Tensor, scaling: float) -> None:
-            seen.append(attention_weights(queries, keys, positions, scaling, power)[:, span.start : span.stop].cpu())
+            seen.append(attention_weights(queries, keys, positions, scaling, power)[:, span.start : span.stop])
 
         for index in range(self.model.config.num_hidden_layers):
             hidden, active = self.layer(index, hidden, active, watch=watch)
-        return torch.stack(seen)
+        return torch.stack([weights.to(seen[0].device) for weights in seen])
 
 
 def _stored(reuse: ReusedKV, index: int, prompt: Prompt, active: Tensor) -> KV | None:

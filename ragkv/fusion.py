@@ -92,6 +92,9 @@ def fused_prefill(
         eviction.room(prompt)  # an error before anything is computed
     with clock("open"):
         reuse = _open(model, prompt, store, selector) if selector.reuses else ReusedKV([], [], [])
+    if selector.reuses:
+        first = selector.layer + selector.observes  # up to there all tokens are computed afresh
+        reuse.start({i: _device(model, i) for i in range(first, model.config.num_hidden_layers)})
     forward = Forward(model, prompt, reuse, get_backend(backend), clock)
     active = torch.arange(len(prompt.prefix) if selector.reuses else 0, len(prompt.ids))  # what is being computed
     hidden = forward.embed(active)
@@ -109,6 +112,10 @@ def fused_prefill(
         torch.cuda.synchronize(logits.device)
     clock.seconds["total"] = perf_counter() - start
     return Prefill(logits, build_cache(forward.layers), len(prompt.ids), active.cpu(), clock.seconds)
+
+
+def _device(model: PreTrainedModel, layer: int) -> torch.device:
+    return model.model.layers[layer].self_attn.q_proj.weight.device
 
 
 def _check(model: PreTrainedModel, prompt: Prompt, selector: Selector) -> None:

@@ -37,6 +37,11 @@ class SegmentInMemory:
     def surprisal(self) -> Tensor:
         return self.scores
 
+    def to(self, where: str) -> "SegmentInMemory":
+        """The same on a device, or in pinned host memory (``"pinned"``), from where copies overlap with computing."""
+        move = Tensor.pin_memory if where == "pinned" else (lambda states: states.to(where))
+        return SegmentInMemory([move(self.layers[i]) for i in range(len(self.layers))], self.scores)
+
 
 class Segments(Protocol):
     """Where stored segments come from: a KVStore, or one read ahead."""
@@ -85,7 +90,8 @@ class ReadAhead:
 
     def _read(self, segment: Segment) -> SegmentInMemory:
         stored = self._store.open(self._layout, segment)
-        return SegmentInMemory([stored.layer(i) for i in range(self._layout.layers)], stored.surprisal())
+        read = SegmentInMemory([stored.layer(i) for i in range(self._layout.layers)], stored.surprisal())
+        return read.to("pinned") if torch.cuda.is_available() else read
 
 
 class ReusedKV:
@@ -99,6 +105,13 @@ class ReusedKV:
 
     def __init__(self, prefix: Sequence[SegmentKV], chunks: Sequence[SegmentKV], question: Sequence[SegmentKV]):
         self._prefix, self._chunks, self._question = prefix, chunks, question
+        self._ahead: LayersAhead | None = None
+
+    def start(self, devices: dict[int, device]) -> None:
+        """Begin to copy what `all` will be asked for: these layers, in order, to their GPUs. Nothing on a CPU."""
+        whole = [*self._prefix, *self._chunks, *self._question]
+        if whole and all(to.type == "cuda" for to in devices.values()):
+            self._ahead = LayersAhead(whole, devices)
 
     def prefix(self, index: int, to: device) -> KV | None:
         """One layer of the prefix, or None where nothing of it is reused."""
@@ -110,6 +123,8 @@ class ReusedKV:
 
     def all(self, index: int, to: device) -> KV | None:
         """One layer of everything reused."""
+        if self._ahead is not None and index in self._ahead:
+            return self._ahead.layer(index)
         return _side_by_side([*self._prefix, *self._chunks, *self._question], index, to)
 
     def surprisal(self) -> Tensor:
@@ -117,11 +132,62 @@ class ReusedKV:
         return torch.cat([segment.surprisal() for segment in self._chunks])
 
 
+class LayersAhead:
+    """Layers on their way to the GPU, on a stream of their own, some layers ahead of the one that is computed.
+
+    Parameters
+    ----------
+    segments
+        From pinned memory their copies run while the GPU computes; from elsewhere the host waits for each.
+    devices
+        Where each layer goes.
+    depth
+        How many layers are on their way at a time.
+    """
+
+    def __init__(self, segments: Sequence[SegmentKV], devices: dict[int, device], depth: int = 2):
+        self._segments, self._devices, self._depth = segments, devices, depth
+        self._left = list(devices)
+        self._streams = {to: torch.cuda.Stream(to) for to in set(devices.values())}
+        self._coming: dict[int, tuple[KV | None, torch.cuda.Event]] = {}
+        self._fill()
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._coming or index in self._left
+
+    def layer(self, index: int) -> KV | None:
+        """One layer, once; the current stream waits for it, the host does not."""
+        while index not in self._coming:
+            self._issue()
+        states, arrived = self._coming.pop(index)
+        now = torch.cuda.current_stream(self._devices[index])
+        now.wait_event(arrived)
+        for part in states or ():
+            part.record_stream(now)
+        self._fill()
+        return states
+
+    def _fill(self) -> None:
+        while self._left and len(self._coming) < self._depth:
+            self._issue()
+
+    def _issue(self) -> None:
+        index = self._left.pop(0)
+        to, arrived = self._devices[index], torch.cuda.Event()
+        with torch.cuda.stream(self._streams[to]):
+            states = _side_by_side(self._segments, index, to)
+            arrived.record(self._streams[to])
+        self._coming[index] = states, arrived
+
+
 def _side_by_side(segments: Sequence[SegmentKV], index: int, to: device) -> KV | None:
     """One layer of several segments: keys before rotation and values, ``(1, kv_heads, tokens, head_dim)`` each."""
     if not segments:
         return None
-    keys, values = torch.cat([segment.layer(index) for segment in segments], dim=2).to(to)
+    parts = [segment.layer(index) for segment in segments]
+    if to.type == "cuda":  # each on its own: from pinned memory the host does not wait
+        parts = [part.to(to, non_blocking=True) for part in parts]
+    keys, values = torch.cat(parts, dim=2).to(to)
     return keys[None], values[None]
 
 

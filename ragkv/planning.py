@@ -75,6 +75,11 @@ class Shape:
                 f"the shape of {model!r} is not known: its config.json can be read neither as a local folder nor "
                 f"from the hub. Download it, or plan with one of {', '.join(SHAPES)}"
             ) from None
+        return cls.of_config(config)
+
+    @classmethod
+    def of_config(cls, config: PretrainedConfig) -> "Shape":
+        """The shape that a configuration describes."""
         heads = config.num_attention_heads
         return cls(
             config.num_hidden_layers,

@@ -1,9 +1,12 @@
 """Tiny random models of every family, random prompts and fresh stores."""
 
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
 
 from functools import lru_cache
 from itertools import count

@@ -36,7 +36,7 @@ def cases(draw):
     return tokens, positions, kv_heads, group, dim, draw(st.integers(0, 99))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["sdpa", "auto"])
 @pytest.mark.parametrize("tile", [256, 3])
 @given(case=cases())
 @example(case=(9, list(range(9)), 2, 2, 8, 0))
@@ -67,6 +67,6 @@ def test_an_unknown_backend_names_those_that_exist():
         get_backend("tpu")
 
 
-@pytest.mark.parametrize("name", ["auto", *BACKENDS])
+@pytest.mark.parametrize("name", BACKENDS)
 def test_a_known_backend_is_found(name):
     assert callable(get_backend(name))

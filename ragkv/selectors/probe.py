@@ -73,7 +73,7 @@ class Probe(Selector):
                 attention = seen.look(new[:at_most], self.power)  # (layers, heads, document)
                 if self.first_layer >= len(attention):
                     raise ValueError(f"first_layer is {self.first_layer}: this model has {len(attention)} layers")
-                new = self._more(chosen, attention[self.first_layer :].sum((0, 1)), target)
+                new = self._more(chosen, attention[self.first_layer :].sum((0, 1)).cpu(), target)
                 chosen = torch.cat((chosen, new))
         return chosen
 

@@ -1,0 +1,1 @@
+"""Triton kernels; each has a plain PyTorch version that its tests compare it with."""

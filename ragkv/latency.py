@@ -1,0 +1,150 @@
+"""TTFT on a GPU, on the shapes of real models with random weights: latency only, nothing is said.
+
+Called by ``python -m ragkv.bench --shape``. Times go from ids on the host to the first new id on the host.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+
+import pandas as pd
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
+
+from ragkv.fusion import fused_prefill
+from ragkv.loading import SegmentInMemory, SegmentKV
+from ragkv.planning import SHAPES, Shape, fused
+from ragkv.precompute import compute_segment
+from ragkv.prompt import Prompt, Segment, split_ids
+from ragkv.selectors import Selector, get_selector
+from ragkv.store import Layout
+from ragkv.timing import measure
+
+FAMILY: dict[str, type[PretrainedConfig]] = {
+    "llama-3-8b": LlamaConfig,
+    "mistral-7b": MistralConfig,
+    "qwen2.5-7b": Qwen2Config,
+}
+METHODS = (("full_reuse", None), ("probe", 0.02), ("probe", 0.05), ("a3", 0.15))
+QUESTION, PREFIX = 64, 32
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Segments that lie in one place: on the GPU, in pinned host memory, or in ordinary memory."""
+
+    segments: dict[Segment, SegmentInMemory]
+    url: str = "memory"
+    format: str = "model"
+
+    def open(self, layout: Layout, segment: Segment) -> SegmentKV:
+        return self.segments[segment]
+
+    def other_model(self, layout: Layout) -> str | None:
+        return None
+
+    def to(self, where: str) -> "InMemory":
+        return InMemory({segment: states.to(where) for segment, states in self.segments.items()}, where)
+
+
+def random_model(name: str, positions: int, device: str = "cuda", layers: int | None = None) -> PreTrainedModel:
+    """A model of that shape with random weights, in bfloat16.
+
+    Raises
+    ------
+    ValueError
+        No such shape.
+    """
+    if name not in FAMILY:
+        raise ValueError(f"unknown shape {name!r}: choose one of {', '.join(FAMILY)}")
+    shape = next(values for known, values in SHAPES.items() if name in known.lower())
+    options = dict(shape) | ({"num_hidden_layers": layers} if layers else {})
+    config = FAMILY[name](**options, max_position_embeddings=positions, sliding_window=None, bos_token_id=1)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+    return model.eval().requires_grad_(False)
+
+
+def random_prompt(vocabulary: int, tokens: int, chunk_tokens: int) -> Prompt:
+    """A prompt of `tokens` random ids: BOS and the rest of a prefix, chunks, a question."""
+    rng = Random(0)
+    ids = [1, *(rng.randrange(3, vocabulary) for _ in range(tokens - 1))]
+    return Prompt(ids[:PREFIX], split_ids(ids[PREFIX:-QUESTION], chunk_tokens), ids[-QUESTION:])
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """What this machine reaches: bf16 matrix products in TFLOP/s, copies from pinned memory and on the GPU in GB/s."""
+    from triton.testing import do_bench
+
+    left, right = torch.randn(2, 8192, 8192, dtype=torch.bfloat16, device=device)
+    states, pinned = (
+        torch.empty(2**30, dtype=torch.uint8, device=device),
+        torch.empty(2**30, dtype=torch.uint8).pin_memory(),
+    )
+    other = torch.empty_like(states)
+    return {
+        "tflops": 2 * 8192**3 / do_bench(lambda: left @ right) / 1e9,
+        "pinned_gbs": 2**30 / do_bench(lambda: states.copy_(pinned, non_blocking=True)) / 1e6,
+        "memory_gbs": 2 * 2**30 / do_bench(lambda: other.copy_(states)) / 1e6,
+    }
+
+
+def prefill_rows(
+    model: PreTrainedModel, tokens: int, tiers: list[str], *, chunk_tokens: int, repeats: int, tflops: float
+) -> pd.DataFrame:
+    """TTFT of full prefills and of fused ones, by where keys and values come from.
+
+    Parameters
+    ----------
+    tiers
+        ``"cuda"`` and ``"pinned"``.
+    tflops
+        The machine's speed in matrix products, for the share of it that is reached.
+
+    Returns
+    -------
+    DataFrame
+        ``tokens, tier, selector, ratio, p20, p50, p80`` in milliseconds, ``speed-up`` of the faster full prefill over
+        it, and ``reached``: the operations that it needs (`ragkv.planning`), per second, over `tflops`.
+    """
+    prompt = random_prompt(model.config.vocab_size, tokens, chunk_tokens)
+    device = model.device
+    segments = {s: SegmentInMemory(*compute_segment(model, s)) for s in prompt.segments(1)}
+
+    @torch.inference_mode()
+    def plain() -> int:
+        ids = torch.tensor([prompt.ids]).to(device)
+        return int(model(ids, logits_to_keep=1).logits[0, -1].argmax())
+
+    def run(selector: Selector, store: InMemory | None) -> int:
+        return int(fused_prefill(model, prompt, store, selector).logits.argmax())
+
+    full = get_selector("full_prefill")
+    keys = [("", "transformers", full), ("", "full_prefill", full)]
+    runs: dict[str, Callable[[], object]] = {"0": plain, "1": partial(run, full, None)}
+    for tier in tiers:
+        store = InMemory(segments).to(tier)
+        for name, ratio in METHODS:
+            selector = get_selector(name) if ratio is None else get_selector(name, ratio=ratio)
+            runs[str(len(keys))] = partial(run, selector, store)
+            keys.append((tier, name, selector))
+    times = measure(runs, repeats)
+    shape, best = Shape.of_config(model.config), times["p50"].iloc[:2].min()
+    table = []
+    for (tier, name, selector), (_, row) in zip(keys, times.iterrows(), strict=True):
+        needed = fused(shape, selector, tokens) if selector.reuses else shape.prefill(tokens, tokens, shape.layers)
+        table.append(
+            {"tokens": tokens, "tier": tier, "selector": name, "ratio": selector.ratio}
+            | {q: row[q] for q in ("p20", "p50", "p80")}
+            | {"speed-up": best / row["p50"], "reached": needed / row["p50"] / 1e9 / tflops}
+        )
+    return pd.DataFrame(table)

@@ -1,0 +1,109 @@
+"""The Triton kernels against their plain versions, under Triton's interpreter where there is no GPU."""
+
+import pytest
+import torch
+from conftest import relative_error
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ragkv.attention import attention_weights, get_backend
+from ragkv.cache import place as plain_place
+from ragkv.decoder import Rotary
+
+pytest.importorskip("triton", reason="Triton is not installed")
+from ragkv.kernels.attention import Config, attention_scores, position_causal
+from ragkv.kernels.placing import place
+
+CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the kernels themselves")
+pytestmark = CPU_ONLY
+SMALL = Config(16, 16, 4, 2)  # several tiles and blocks also for a few tokens
+BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3}  # the interpreter has no products in bfloat16: tests/gpu has
+
+
+def dense(query, key, value, positions, scaling):
+    """All products at once, in float64."""
+    group = query.shape[1] // key.shape[1]
+    keys, values = (states.double().repeat_interleave(group, dim=1) for states in (key, value))
+    products = query.double() @ keys.mT * scaling
+    future = positions[:, None] < torch.arange(key.shape[2])
+    weights = products.masked_fill(future, float("-inf")).softmax(-1)
+    return weights @ values, weights
+
+
+@st.composite
+def cases(draw):
+    tokens = draw(st.integers(1, 70))
+    positions = sorted(draw(st.sets(st.integers(0, tokens - 1), min_size=1, max_size=25)))
+    kv_heads, group = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 3, 7]))
+    head_dim = draw(st.sampled_from([32, 48, 64, 80, 128]))
+    return tokens, positions, kv_heads, group, head_dim, draw(st.sampled_from(list(BOUNDS))), draw(st.integers(0, 99))
+
+
+def states(case):
+    tokens, positions, kv_heads, group, head_dim, dtype, seed = case
+    random = torch.Generator().manual_seed(seed)
+    query = torch.randn(1, len(positions), kv_heads * group, head_dim, generator=random).to(dtype).transpose(1, 2)
+    key, value = torch.randn(2, 1, kv_heads, tokens, head_dim, generator=random).to(dtype)
+    return query, key, value, torch.tensor(positions)
+
+
+@settings(max_examples=12, deadline=None)
+@given(cases())
+@example((70, list(range(70)), 1, 2, 32, torch.float32, 0))
+@example((65, [64], 2, 7, 256, torch.float16, 1))
+@example((33, [0], 1, 1, 96, torch.float16, 2))
+def test_attention_equals_a_dense_softmax(case):
+    query, key, value, positions = states(case)
+    expected, _ = dense(query, key, value, positions, 0.4)
+    found = position_causal(query, key, value, positions, 0.4, tuned=SMALL)
+    assert found.dtype == query.dtype
+    assert relative_error(found, expected) <= BOUNDS[query.dtype]
+
+
+@settings(max_examples=8, deadline=None)
+@given(cases(), st.sampled_from([1.0, 2.0]))
+@example((200, [3, 190, 199], 1, 2, 32, torch.float32, 0), 2.0)
+def test_scores_equal_the_sum_of_dense_weights(case, power):
+    query, key, _, positions = states(case)
+    _, weights = dense(query, key, key, positions, 0.4)
+    found = attention_scores(query, key, positions, 0.4, power, tuned=SMALL)
+    assert relative_error(found, weights.pow(power).sum(2)[0]) <= 1e-4
+    assert relative_error(found, attention_weights(query, key, positions, 0.4, power)) <= 1e-4
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    stored=st.integers(0, 90),
+    more=st.integers(0, 9),
+    kv_heads=st.integers(1, 3),
+    head_dim=st.sampled_from([8, 32, 80]),
+    dtype=st.sampled_from(list(BOUNDS)),
+    seed=st.integers(0, 99),
+)
+def test_placing_rotates_as_the_plain_version(stored, more, kv_heads, head_dim, dtype, seed):
+    random, tokens = torch.Generator().manual_seed(seed), stored + more
+    if not tokens:
+        return
+    rotary = Rotary.__new__(Rotary)
+    angles = torch.rand(tokens, head_dim // 2, generator=random) * 6
+    rotary.cos, rotary.sin = (f(torch.cat((angles, angles), 1))[None] for f in (torch.cos, torch.sin))
+    both = torch.randn(1, stored, 2 * kv_heads, head_dim, generator=random).to(dtype).transpose(1, 2)
+    keys, values = both.chunk(2, dim=1)  # strided, as they come from the store
+    found = place(keys, values, rotary.cos, rotary.sin, tokens)
+    nothing = torch.empty(0, dtype=torch.long)
+    fresh = keys[:, :, :0], values[:, :, :0]
+    expected = plain_place((keys, values), fresh, nothing, rotary, tokens)
+    for mine, plain in zip(found, expected, strict=True):
+        assert mine.shape == plain.shape == (1, kv_heads, tokens, head_dim)
+        torch.testing.assert_close(
+            mine[:, :, :stored], plain[:, :, :stored], rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5
+        )
+
+
+def test_what_the_kernel_does_not_have_is_refused():
+    query = torch.zeros(1, 1, 1, 320)
+    with pytest.raises(ValueError, match=r"head dimensions up to 256 .* not 320 in float32: use backend sdpa"):
+        get_backend("triton")(query, query, query, torch.tensor([0]), 1.0)
+    query = torch.zeros(1, 1, 1, 32, dtype=torch.float64)
+    with pytest.raises(ValueError, match="not 32 in float64"):
+        get_backend("triton")(query, query, query, torch.tensor([0]), 1.0)
