@@ -15,13 +15,13 @@ The result is ``(batch, heads, queries, head_dim)``. ``sdpa`` is the reference, 
 GPU; ``auto`` is the faster of the two.
 """
 
-import logging
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from ragkv.kernels import kernels_run
 
 TILE = 256  # queries that share a mask on a CPU
 
@@ -84,19 +84,6 @@ def auto(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: 
     every = query.shape[2] == key.shape[2]
     backend = sdpa if every or not kernels_run(query.device) or query.shape[-1] > 256 else triton
     return backend(query, key, value, positions, scaling)
-
-
-@cache
-def kernels_run(device: torch.device) -> bool:
-    """Whether Triton's kernels run on a device; says once why not, where one would expect it."""
-    if device.type != "cuda":
-        return False
-    try:
-        import ragkv.kernels.attention  # noqa: F401
-    except ImportError as error:
-        logging.getLogger("ragkv").warning("attention without the triton kernels, which are faster: %s", error)
-        return False
-    return True
 
 
 BACKENDS: dict[str, Backend] = {"auto": auto, "sdpa": sdpa, "triton": triton}

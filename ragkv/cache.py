@@ -6,8 +6,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from ragkv.attention import kernels_run
 from ragkv.decoder import Rotary
+from ragkv.kernels import kernels_run
 
 KV = tuple[Tensor, Tensor]
 

@@ -1,13 +1,17 @@
 """One decoder layer in steps, so that tokens may leave between them.
 
 Llama, Mistral, Qwen2 and Qwen3 share their layout in transformers: the steps below call the model's own modules
-(projections, norms, MLP), and no forward of transformers is replaced. Queries and keys come out *before* rotary
+(projections, norms, MLP), and no forward of transformers is replaced; on a GPU what lies between the products runs in
+kernels that round alike. Queries and keys come out *before* rotary
 embedding: a stored key can then be rotated to wherever its chunk stands.
 """
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
+
+from ragkv.kernels import kernels_run
 
 
 def queries(attention: nn.Module, hidden: Tensor) -> Tensor:
@@ -39,7 +43,24 @@ def finish(layer: nn.Module, hidden: Tensor, attended: Tensor) -> Tensor:
         What attention gave, ``(batch, heads, tokens, head_dim)``.
     """
     hidden = hidden + layer.self_attn.o_proj(attended.transpose(1, 2).flatten(-2))
-    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return hidden + _mlp(layer.mlp, norm(layer.post_attention_layernorm, hidden))
+
+
+def norm(module: nn.Module, hidden: Tensor) -> Tensor:
+    """A layer's norm, ``(batch, tokens, hidden)``."""
+    if kernels_run(hidden.device):
+        from ragkv.kernels.elementwise import rms_norm
+
+        return rms_norm(hidden, module.weight, module.variance_epsilon)
+    return module(hidden)
+
+
+def _mlp(mlp: nn.Module, hidden: Tensor) -> Tensor:
+    if kernels_run(hidden.device) and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation):
+        from ragkv.kernels.elementwise import gated
+
+        return mlp.down_proj(gated(mlp.gate_proj(hidden), mlp.up_proj(hidden)))
+    return mlp(hidden)
 
 
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -67,6 +88,10 @@ class Rotary:
 
     def __call__(self, states: Tensor, positions: Tensor | slice) -> Tensor:
         """Rotate ``(batch, heads, tokens, head_dim)`` to `positions`, one per token; the dtype stays."""
+        if kernels_run(states.device) and isinstance(positions, Tensor):
+            from ragkv.kernels.elementwise import rotate
+
+            return rotate(states, *self.on(states.device), positions.to(states.device))
         cos, sin = (angles[:, None, positions] for angles in self.on(states.device))  # (1, 1, tokens, head_dim)
         exact = states.float()
         left, right = exact.chunk(2, dim=-1)

@@ -72,7 +72,7 @@ class Forward:
         attention = layer.self_attn
         device = attention.q_proj.weight.device
         hidden, active = hidden.to(device), active.to(device)
-        normed = layer.input_layernorm(hidden)
+        normed = decoder.norm(layer.input_layernorm, hidden)
         keys, values = decoder.keys_values(attention, normed)
         fresh = self.rotary(keys, active), values
         fused = self._fuse(index, fresh, active)

@@ -87,10 +87,10 @@ def compute_segment(model: PreTrainedModel, segment: Segment) -> tuple[Tensor, T
     for layer in model.model.layers:
         attention = layer.self_attn
         hidden = hidden.to(attention.q_proj.weight.device)
-        normed = layer.input_layernorm(hidden)
+        normed = decoder.norm(layer.input_layernorm, hidden)
         keys, values = decoder.keys_values(attention, normed)
         layers.append(torch.cat((keys, values))[:, :, skip:].cpu())
-        queries, rotated = (rotary(states, slice(None)) for states in (decoder.queries(attention, normed), keys))
+        queries, rotated = (rotary(states, positions) for states in (decoder.queries(attention, normed), keys))
         attended = attend(queries, rotated, values, positions.to(hidden.device), attention.scaling)
         hidden = decoder.finish(layer, hidden, attended)
     logits = decoder.logits(model, hidden[:, skip:-1]).float()

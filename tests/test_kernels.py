@@ -11,7 +11,10 @@ from ragkv.cache import place as plain_place
 from ragkv.decoder import Rotary
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
 from ragkv.kernels.attention import Config, attention_scores, position_causal
+from ragkv.kernels.elementwise import gated, rms_norm, rotate
 from ragkv.kernels.placing import place
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the kernels themselves")
@@ -98,6 +101,40 @@ def test_placing_rotates_as_the_plain_version(stored, more, kv_heads, head_dim, 
         torch.testing.assert_close(
             mine[:, :, :stored], plain[:, :, :stored], rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5
         )
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    tokens=st.integers(1, 40),
+    heads=st.integers(1, 3),
+    head_dim=st.sampled_from([8, 32, 80]),
+    dtype=st.sampled_from(list(BOUNDS)),
+    seed=st.integers(0, 99),
+)
+def test_rotation_equals_the_plain_one(tokens, heads, head_dim, dtype, seed):
+    random = torch.Generator().manual_seed(seed)
+    rotary = Rotary.__new__(Rotary)
+    angles = torch.rand(99, head_dim // 2, generator=random) * 6
+    rotary.cos, rotary.sin = (f(torch.cat((angles, angles), 1))[None] for f in (torch.cos, torch.sin))
+    positions = torch.randperm(99, generator=random)[:tokens]
+    states = torch.randn(1, tokens, heads, head_dim, generator=random).to(dtype).transpose(1, 2)
+    found = rotate(states, rotary.cos, rotary.sin, positions)
+    assert relative_error(found, rotary(states, positions)) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("width", [1, 64, 100, 4096])
+def test_norms_are_transformers_own(width, dtype):
+    module = LlamaRMSNorm(width, eps=1e-5).to(dtype)
+    module.weight.data.normal_()
+    hidden = (torch.randn(2, 3, width) * 5).to(dtype)
+    assert relative_error(rms_norm(hidden, module.weight, 1e-5), module(hidden)) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_gates_equal_the_plain_ones(dtype):
+    gate, up = (torch.randn(2, 2, 5, 1000) * 4).to(dtype)
+    assert relative_error(gated(gate, up), torch.nn.functional.silu(gate) * up) <= BOUNDS[dtype]
 
 
 def test_what_the_kernel_does_not_have_is_refused():

@@ -1,0 +1,61 @@
+"""The kernels compiled: every backend against float32, what is copied ahead, and runs that repeat."""
+
+import pytest
+import torch
+from conftest import fuse, make_model, random_prompt, relative_error
+
+from ragkv import decode, fused_prefill
+from ragkv.attention import BACKENDS, attention_weights, sdpa
+from ragkv.latency import InMemory
+from ragkv.loading import SegmentInMemory
+from ragkv.precompute import compute_segment
+from ragkv.selectors import get_selector
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("tokens", "asked", "heads", "kv_heads", "head_dim"),
+    [(1, 1, 4, 4, 64), (130, 1, 8, 2, 32), (777, 100, 8, 2, 128), (513, 200, 7, 7, 80), (2000, 37, 28, 4, 128),
+     (999, 999, 4, 1, 96), (9001, 60, 8, 8, 64), (600, 64, 4, 2, 256)],
+)  # fmt: skip
+def test_backends_equal_the_reference_in_float32(backend, dtype, tokens, asked, heads, kv_heads, head_dim):
+    torch.manual_seed(tokens)
+    positions = torch.randperm(tokens, device="cuda")[:asked].sort().values
+    query = torch.randn(1, heads, asked, head_dim, device="cuda").to(dtype)
+    key, value = torch.randn(2, 1, kv_heads, tokens, head_dim, device="cuda").to(dtype)
+    expected = sdpa(query.float().cpu(), key.float().cpu(), value.float().cpu(), positions.cpu(), 0.11)
+    found = BACKENDS[backend](query, key, value, positions, 0.11)
+    assert found.dtype == dtype
+    assert relative_error(found.cpu(), expected) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+@pytest.mark.parametrize("tokens", [50, 3000, 20000])
+def test_scores_are_the_sums_of_weights(tokens, power):
+    torch.manual_seed(0)
+    positions = torch.randperm(tokens)[:33].sort().values
+    query, key = torch.randn(1, 8, 33, 64), torch.randn(1, 2, tokens, 64)
+    found = attention_weights(query.cuda(), key.cuda(), positions.cuda(), 0.2, power)
+    assert relative_error(found.cpu(), attention_weights(query, key, positions, 0.2, power)) <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["full_reuse", "probe", "a3", "epic"])
+def test_copies_ahead_give_the_same_bits(rng, name):
+    """From the GPU, from pinned memory and from ordinary memory."""
+    model, prompt = make_model("llama").cuda().bfloat16(), random_prompt(rng, chunks=(60, 70, 80))
+    segments = {s: SegmentInMemory(*compute_segment(model, s)) for s in prompt.segments(1)}
+    selector = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=0.2)
+    stores = InMemory(segments), *(InMemory(segments).to(where) for where in ("pinned", "cuda"))
+    found = [fused_prefill(model, prompt, store, selector) for store in stores]
+    assert torch.equal(found[0].logits, found[1].logits)
+    assert torch.equal(found[0].logits, found[2].logits)
+
+
+def test_two_runs_give_the_same_tokens(family, rng):
+    model, prompt = make_model(family).cuda().bfloat16(), random_prompt(rng, chunks=(100, 200, 90))
+    runs = [decode(model, fuse(model, prompt, "probe", ratio=0.2), max_new_tokens=12).ids for _ in range(2)]
+    assert runs[0] == runs[1]
