@@ -39,13 +39,12 @@ class Forward:
     def __init__(self, model: PreTrainedModel, prompt: Prompt, reuse: ReusedKV, attend: Backend, clock: Clock):
         self.model, self.prompt, self.reuse, self.attend, self.clock = model, prompt, reuse, attend, clock
         self.rotary = decoder.Rotary(model, len(prompt.ids))
+        self.ids = torch.tensor(prompt.ids, device=model.model.embed_tokens.weight.device)
         self.layers: list[KV] = []  # rotated keys, and values, of all tokens
 
     def embed(self, active: Tensor) -> Tensor:
         """The input of the first layer, ``(1, active, hidden)``."""
-        weight = self.model.model.embed_tokens.weight
-        ids = torch.tensor(self.prompt.ids)[active.cpu()]
-        return self.model.model.embed_tokens(ids.to(weight.device))[None]
+        return self.model.model.embed_tokens(self.ids[active.to(self.ids.device)])[None]
 
     def layer(
         self,

@@ -146,10 +146,10 @@ def check_prompt(model: PreTrainedModel, prompt: Prompt) -> None:
             f"a chunk and its context have {longest} tokens, more than the model's {config.max_position_embeddings} "
             "positions: use shorter chunks or contexts"
         )
-    used = set(prompt.ids).union(*(segment.context for segment in segments))
-    outside = [token for token in sorted(used) if not 0 <= token < config.vocab_size]
-    if outside:
-        raise ValueError(f"token id {outside[0]} is outside the model's vocabulary of {config.vocab_size}")
+    parts = [ids for ids in {prompt.ids, *(segment.context for segment in segments)} if ids]
+    for token in (min(map(min, parts)), max(map(max, parts))):
+        if not 0 <= token < config.vocab_size:
+            raise ValueError(f"token id {token} is outside the model's vocabulary of {config.vocab_size}")
 
 
 def sliding_window(model: PreTrainedModel) -> int | None:
