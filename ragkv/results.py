@@ -181,7 +181,13 @@ def provenance(model: PreTrainedModel) -> dict[str, str | int | bool]:
 
 
 def commit() -> str:
-    """The git commit of the code, marked when files differ from it; ``"unknown"`` outside a checkout."""
+    """The git commit of the code, marked when files differ from it.
+
+    Where the code is not in a checkout of its own commit, as in a container, the environment variable ``RAGKV_COMMIT``
+    says it; without either it is ``"unknown"``.
+    """
+    if given := os.environ.get("RAGKV_COMMIT"):
+        return given
     folder = Path(__file__).parent
 
     def git(*command: str) -> str:

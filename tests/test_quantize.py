@@ -6,7 +6,7 @@ from conftest import memory_store, random_prompt, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragkv import KVStore, fused_prefill, precompute
+from ragkv import KVStore, fused_prefill, load_model, precompute
 from ragkv.prompt import Segment
 from ragkv.quantize import CODECS, check_format, dequantize, quantize
 from ragkv.selectors import get_selector
@@ -120,3 +120,14 @@ def test_bad_formats_and_values(llama):
         layers[1, 0, 0, 0, 0] = broken
         with pytest.raises(ValueError, match="layer 1 has keys or values that are not finite"):
             memory_store().write(layout, segment, layers, torch.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-qwen"])
+def test_eight_bits_take_half_of_bfloat16(name, rng):
+    """Files of chunks of 64 tokens, with their headers, scales and surprisal."""
+    model, _ = load_model(name, device="cpu", dtype="bfloat16")
+    prompt = random_prompt(rng, chunks=(64, 64, 64), prefix=None)
+    sizes = {f: precompute(model, [prompt], KVStore(memory_store().url, format=f)).bytes for f in ("model", *CODECS)}
+    assert sizes["fp8"] <= 0.52 * sizes["model"]
+    assert sizes["int8"] <= 0.52 * sizes["model"]
+    assert sizes["int4"] <= 0.28 * sizes["model"]
