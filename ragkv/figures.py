@@ -52,7 +52,7 @@ def frontier(summary: pd.DataFrame, title: str) -> Figure:
     order = several.groupby("method")["score"].mean().sort_values(ascending=False).index
     for panel, (column, (axis, factor)) in zip(panels, scales.items(), strict=True):
         shown = summary if column == "stored_bytes" else several
-        kinds = order if column != "stored_bytes" else summary.loc[summary["stored_bytes"] > 0, "method"].unique()
+        kinds = order if column != "stored_bytes" else _smaller(summary)
         for index, method in enumerate(kinds):
             points = shown[shown["method"] == method].sort_values("ratio")
             style = {"color": COLOURS[index % 8], "marker": MARKERS[index % 8], "markersize": 5, "capsize": 2}
@@ -61,7 +61,6 @@ def frontier(summary: pd.DataFrame, title: str) -> Figure:
             if column == "stored_bytes":  # one point each, its highest score
                 best = points["score"].argmax()
                 points, spread = points.iloc[[best]], [part.iloc[[best]] for part in spread]
-                style["fillstyle"] = "full" if index < 8 else "none"
             panel.errorbar(points[column] * factor, points["score"], yerr=spread, **style)
         full = summary.loc[summary["method"] == "full_prefill", "score"]
         if len(full):
@@ -71,9 +70,17 @@ def frontier(summary: pd.DataFrame, title: str) -> Figure:
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set(ylabel="accuracy, 95 % interval", ylim=(-0.03, 1.05), xscale="log")
     panels[1].legend(frameon=False, fontsize=8)
-    panels[2].legend(frameon=False, fontsize=6)
+    panels[2].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _smaller(summary: pd.DataFrame) -> list[str]:
+    """The methods that read less than the most, and for comparison the best three of those that read the most."""
+    most = summary["stored_bytes"].max()
+    less = summary.loc[(summary["stored_bytes"] > 0) & (summary["stored_bytes"] < most), "method"]
+    same = summary[summary["stored_bytes"] == most].sort_values("score", ascending=False, kind="stable")["method"]
+    return [*same.unique()[:3], *less.unique()]
 
 
 def _curves(rows: pd.DataFrame) -> dict[str, pd.Series]:
