@@ -13,7 +13,7 @@ from ragkv.decoder import Rotary
 pytest.importorskip("triton", reason="Triton is not installed")
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from ragkv.kernels.attention import Config, attention_scores, position_causal
+from ragkv.kernels.attention import Config, attention_scores, config, fitting, position_causal
 from ragkv.kernels.elementwise import gated, rms_norm, rotate
 from ragkv.kernels.placing import place
 
@@ -48,6 +48,18 @@ def states(case):
     query = torch.randn(1, len(positions), kv_heads * group, head_dim, generator=random).to(dtype).transpose(1, 2)
     key, value = torch.randn(2, 1, kv_heads, tokens, head_dim, generator=random).to(dtype)
     return query, key, value, torch.tensor(positions)
+
+
+@pytest.mark.parametrize("memory", [232448, 166912, 101376, 65536, 49152])  # H100, A100, RTX 4090, T4, and less
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [32, 80, 128, 256])
+def test_tiles_fit_into_what_a_gpu_shares(memory, dtype, head_dim):
+    wanted = config(head_dim, dtype)
+    chosen = fitting(wanted, head_dim, dtype, memory)
+    row = 2 ** (head_dim - 1).bit_length() * dtype.itemsize
+    assert (chosen.rows + 2 * chosen.stages * chosen.keys) * row <= memory
+    if (wanted.rows + 2 * wanted.stages * wanted.keys) * row <= memory:
+        assert chosen == wanted
 
 
 @settings(max_examples=12, deadline=None)

@@ -36,12 +36,28 @@ def config(head_dim: int, dtype: torch.dtype) -> Config:
     return Config(128, 128, 8, 3) if head_dim <= 128 else Config(128, 64, 8, 2)
 
 
+def fitting(chosen: Config, head_dim: int, dtype: torch.dtype, memory: int) -> Config:
+    """The same, with fewer stages and smaller blocks where a multiprocessor has only `memory` bytes to share."""
+    row = _width(head_dim) * dtype.itemsize
+    smaller = [chosen, *(chosen._replace(keys=min(chosen.keys, keys), stages=2) for keys in (128, 64, 32))]
+    smaller += [chosen._replace(rows=rows, keys=32, stages=stages) for rows in (64, 32, 16) for stages in (2, 1)]
+    smaller.append(Config(16, 16, 4, 1))
+    return next((one for one in smaller if (one.rows + 2 * one.stages * one.keys) * row <= memory), smaller[-1])
+
+
+def _config(key: Tensor, head_dim: int) -> Config:
+    memory = 2**18
+    if key.is_cuda:
+        memory = torch.cuda.get_device_properties(key.device).shared_memory_per_block_optin
+    return fitting(config(head_dim, key.dtype), head_dim, key.dtype, memory)
+
+
 def position_causal(
     query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float, *, tuned: Config | None = None
 ) -> Tensor:
     """Position-causal attention: see `ragkv.attention` for the arguments; `scaling` is positive."""
     (_, heads, queries, head_dim), batch = query.shape, key.shape[0]
-    chosen = tuned or config(head_dim, query.dtype)
+    chosen = tuned or _config(key, head_dim)
     parts = _parts(query, key, chosen)
     out = torch.empty(batch, queries, heads, head_dim, dtype=query.dtype, device=query.device)
     if parts == 1:
@@ -62,7 +78,7 @@ def attention_scores(
     """What `ragkv.attention.attention_weights` gives, without holding the weights: ``(heads, tokens)``, float32."""
     (_, heads, queries, head_dim), (_, kv_heads, tokens, _) = query.shape, key.shape
     query, key = query[:1], key[:1]
-    chosen = tuned or config(head_dim, query.dtype)
+    chosen = tuned or _config(key, head_dim)
     totals, peaks, _ = _run(query, key, None, positions, scaling, chosen, _parts(query, key, chosen))
     levels = (totals.log2() + peaks).mul_(LN_2).logsumexp(0)[0].div_(LN_2)  # (queries, heads)
     out = torch.empty(heads, tokens, device=query.device)
