@@ -48,7 +48,7 @@ def fitting(chosen: Config, head_dim: int, dtype: torch.dtype, memory: int) -> C
 def _config(key: Tensor, head_dim: int) -> Config:
     memory = 2**18
     if key.is_cuda:
-        memory = torch.cuda.get_device_properties(key.device).shared_memory_per_block_optin
+        memory = getattr(torch.cuda.get_device_properties(key.device), "shared_memory_per_block_optin", 2**16)  # AMD
     return fitting(config(head_dim, key.dtype), head_dim, key.dtype, memory)
 
 
