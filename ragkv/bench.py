@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ragkv.benchmarks import haystack
 from ragkv.chunking import By, chunk_document
 from ragkv.fusion import fused_prefill
-from ragkv.latency import FAMILY, ceilings, prefill_rows, random_model
+from ragkv.latency import FAMILY, ceilings, prefill_rows, random_model, random_prompt
 from ragkv.models import load_model
 from ragkv.precompute import compute_segment, precompute
-from ragkv.prompt import Prompt, encode, split_ids
+from ragkv.prompt import encode
 from ragkv.results import provenance, write_json
 from ragkv.selectors import Selector, get_selector
 from ragkv.store import KVStore
@@ -31,16 +31,9 @@ from ragkv.timing import measure
 SELECTORS = ("full_reuse", "epic", "cacheblend", "a3")
 
 
-def random_prompt(model: PreTrainedModel, tokens: int, chunk_tokens: int) -> Prompt:
-    """A prompt of `tokens` random ids, eight of them the question: latency does not depend on what is said."""
-    rng = Random(0)
-    ids = [rng.randrange(3, model.config.vocab_size) for _ in range(tokens)]
-    return Prompt(ids[:2], split_ids(ids[2:-8], chunk_tokens), ids[-8:])
-
-
 def prefill_times(model: PreTrainedModel, tokens: int, ratio: float, chunk_tokens: int, repeats: int) -> pd.DataFrame:
     """TTFT of a full prefill, by transformers and by this package, and of fused prefills from a store on disk."""
-    prompt = random_prompt(model, tokens, chunk_tokens)
+    prompt = random_prompt(model.config.vocab_size, tokens, chunk_tokens, prefix=2, question=8, bos=None)
     ids = torch.tensor([prompt.ids], device=model.device)
 
     @torch.inference_mode()
@@ -64,7 +57,7 @@ def prefill_times(model: PreTrainedModel, tokens: int, ratio: float, chunk_token
 
 def precompute_times(model: PreTrainedModel, chunk_tokens: int, repeats: int) -> pd.DataFrame:
     """A plain forward pass over one chunk, and precompute's pass over it."""
-    prompt = random_prompt(model, chunk_tokens + 10, chunk_tokens)
+    prompt = random_prompt(model.config.vocab_size, chunk_tokens + 10, chunk_tokens, prefix=2, question=8, bos=None)
     segment = prompt.segments(None)[1]
     ids = torch.tensor([segment.ids], device=model.device)
     plain = torch.inference_mode()(lambda: model(ids).logits)

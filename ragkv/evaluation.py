@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ragkv
 from ragkv.benchmarks import Task, TaskParameters
-from ragkv.calibrate import read_calibration
 from ragkv.comparison import summarise
 from ragkv.decoding import decode
 from ragkv.eviction import Eviction
@@ -70,11 +69,7 @@ def evaluate(
     methods = [
         Method(method.name, method.selector, s, method.offline, method.evicts())
         for method in profile.methods
-        for s in method.selectors(
-            parameters.ratios,
-            experiment.model,
-            read_calibration(experiment.calibration, model) if method.calibrated else None,
-        )
+        for s in experiment.selectors(method, parameters.ratios, model)
     ]
     items = experiment.items(benchmark, task)
     identity = _identity(model, parameters, profile, methods, items)
@@ -87,13 +82,16 @@ def evaluate(
     left = [(item, some) for item, some in left if some]
     run = _Run(experiment, model, tokenizer, kind, parameters.max_new_tokens or kind.max_new_tokens)
 
-    for item, some in left[:1]:  # first-call costs are no TTFT
-        run.prefill(run.placed(item, some), some[0])
+    prompts = run.placed(*left[0]) if left else {}
+    for _, some in left[:1]:  # first-call costs are no TTFT
+        run.prefill(prompts, some[0])
     shown = tqdm(left, task, unit="prompt", initial=len(items) - len(left), total=len(items), disable=not progress)
     for (item, some), after in zip(shown, [*left[1:], None], strict=True):
-        new = list(run.answers(item, some, after))
+        coming = run.placed(*after) if after else {}
+        new = list(run.answers(item, some, prompts, coming))
         append_rows(partial, new)
         rows += new
+        prompts = coming
         shown.set_postfix_str(_running(rows), refresh=False)
     order = {(method.name, method.selector.ratio): i for i, method in enumerate(methods)}
     place = {item.id: i for i, item in enumerate(items)}
@@ -139,7 +137,8 @@ class _Run:
         self.ahead = {name: ReadAhead(self.stores[name], layout) for name, layout in self.layouts.items()}
 
     def placed(self, item: Item, methods: list[Method]) -> Placed:
-        return {method.offline: method.offline.prompt(item.prompt, self.bos) for method in methods}
+        ways = dict.fromkeys(method.offline for method in methods)
+        return {offline: offline.prompt(item.prompt, self.bos) for offline in ways}
 
     def prefill(self, prompts: Placed, method: Method) -> Prefill:
         prompt, store = prompts[method.offline], self.ahead[method.offline.format]
@@ -151,15 +150,17 @@ class _Run:
             needed = [p.segments(self.bos) for offline, p in prompts.items() if offline.format == name]
             ahead.fetch(segment for segments in needed for segment in segments)
 
-    def stored_bytes(self, prompts: Placed, offline: Offline) -> int:
-        """The size of the files that a prompt is fused from."""
-        name = offline.format
-        segments = set(prompts[offline].segments(self.bos))
-        return sum(self.stores[name].size(self.layouts[name], segment) for segment in segments)
+    def stored_bytes(self, prompts: Placed) -> dict[Offline, int]:
+        """The size of the files that each of these prompts is fused from."""
+        sizes = {}
+        for offline, prompt in prompts.items():
+            store, layout = self.stores[offline.format], self.layouts[offline.format]
+            sizes[offline] = sum(store.size(layout, segment) for segment in set(prompt.segments(self.bos)))
+        return sizes
 
-    def answers(self, item: Item, methods: list[Method], after: tuple[Item, list[Method]] | None) -> Iterator[dict]:
-        """A row per method; what comes `after` is read ahead while the first answer is decoded."""
-        prompt, prompts = item.prompt, self.placed(item, methods)
+    def answers(self, item: Item, methods: list[Method], prompts: Placed, coming: Placed) -> Iterator[dict]:
+        """A row per method; what is `coming` next is read ahead while the first answer is decoded."""
+        prompt, stored = item.prompt, self.stored_bytes(prompts)
         self.fetch(prompts)
         for number, method in enumerate(methods):
             for ahead in self.ahead.values():
@@ -168,8 +169,8 @@ class _Run:
             prefill = self.prefill(prompts, method)
             int(prefill.logits.argmax())  # the first token is on the host
             ttft = perf_counter() - start
-            if number == 0 and after is not None:
-                self.fetch(self.placed(*after))
+            if number == 0 and coming:
+                self.fetch(coming)
             answer = decode(self.model, prefill, max_new_tokens=self.max_new_tokens, ended=self._ended())
             prediction = self.tokenizer.decode(answer.ids, skip_special_tokens=True)
             scores = self.task.scores(prediction, item.answers, item.classes)
@@ -190,7 +191,7 @@ class _Run:
                 "prompt_tokens": len(prompt.ids),
                 "document_tokens": len(prompt.document_span),
                 "share": _share(prompt, prefill),
-                "stored_bytes": self.stored_bytes(prompts, method.offline) if method.selector.reuses else 0,
+                "stored_bytes": stored[method.offline] if method.selector.reuses else 0,
                 "cache_tokens": prefill.cache.get_seq_length(),
                 "cache_bytes": prefill.cache_bytes,
                 "recomputed": prefill.selected.tolist(),

@@ -7,11 +7,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.benchmarks import TaskParameters
 from ragkv.benchmarks.base import choose
+from ragkv.calibrate import read_calibration
 from ragkv.items import Item, make_item, read_items, write_items
 from ragkv.parameters import Parameters
 from ragkv.precompute import Precomputed, precompute
-from ragkv.profile import Profile, load_profile
+from ragkv.profile import MethodParameters, Profile, load_profile
 from ragkv.results import Outputs, read_rows, write_json
+from ragkv.selectors import Selector
 from ragkv.store import KVStore
 
 
@@ -60,6 +62,17 @@ class Experiment(Parameters):
     def calibration(self) -> Path:
         """Where the model's calibration lies."""
         return self.root / "params" / "calibration" / f"{self.outputs.folder.name}.json"
+
+    def selectors(self, method: MethodParameters, ratios: list[float], model: PreTrainedModel) -> list[Selector]:
+        """A method's selector at each ratio, with what its model was calibrated to where the profile wants that.
+
+        Raises
+        ------
+        ValueError
+            There is no calibration, or it is another model's.
+        """
+        found = read_calibration(self.calibration, model) if method.calibrated else None
+        return method.selectors(ratios, self.model, found)
 
     @property
     def tasks(self) -> list[tuple[str, str]]:

@@ -74,11 +74,21 @@ def random_model(name: str, positions: int, device: str = "cuda", layers: int | 
     return model.eval().requires_grad_(False)
 
 
-def random_prompt(vocabulary: int, tokens: int, chunk_tokens: int) -> Prompt:
-    """A prompt of `tokens` random ids: BOS and the rest of a prefix, chunks, a question."""
+def random_prompt(
+    vocabulary: int,
+    tokens: int,
+    chunk_tokens: int,
+    *,
+    prefix: int = PREFIX,
+    question: int = QUESTION,
+    bos: int | None = 1,
+) -> Prompt:
+    """A prompt of `tokens` random ids, behind `bos` if there is one: latency does not depend on what is said."""
     rng = Random(0)
-    ids = [1, *(rng.randrange(3, vocabulary) for _ in range(tokens - 1))]
-    return Prompt(ids[:PREFIX], split_ids(ids[PREFIX:-QUESTION], chunk_tokens), ids[-QUESTION:])
+    ids = [rng.randrange(3, vocabulary) for _ in range(tokens)]
+    if bos is not None:
+        ids[0] = bos
+    return Prompt(ids[:prefix], split_ids(ids[prefix:-question], chunk_tokens), ids[-question:])
 
 
 def ceilings(device: torch.device) -> dict[str, float]:

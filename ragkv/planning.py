@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from ragkv.calibrate import read_calibration
 from ragkv.experiment import Experiment
 from ragkv.models import model_source as source
+from ragkv.quantize import number_size
 from ragkv.selectors import Selector
 from ragkv.selectors.a3 import A3
 from ragkv.selectors.a3_blend import A3Blend
@@ -102,7 +102,7 @@ class Shape:
         """Weights that are read for every new token."""
         return self.layers * self.layer_weights + self.hidden * self.vocabulary
 
-    def bytes_per_token(self, size: int) -> int:
+    def bytes_per_token(self, size: float) -> float:
         """Of keys and values, `size` bytes a number."""
         return 2 * self.layers * self.kv_heads * self.head_dim * size
 
@@ -136,12 +136,10 @@ def choosing(experiment: Experiment, benchmark: str, task: str, model: PreTraine
     longest = max((item.prompt for item in experiment.items(benchmark, task)), key=lambda prompt: len(prompt.ids))
     shape, tokens, ratios = Shape.of(experiment.model), len(longest.ids), experiment.parameters(benchmark, task).ratios
     table = []
+    full = shape.prefill(tokens, tokens, shape.layers)
     for method in experiment.profile.methods:
-        found = read_calibration(experiment.calibration, model) if method.calibrated else None
-        for selector in method.selectors(ratios, experiment.model, found):
-            share = selection(shape, selector, tokens, len(longest.question)) / shape.prefill(
-                tokens, tokens, shape.layers
-            )
+        for selector in experiment.selectors(method, ratios, model):
+            share = selection(shape, selector, tokens, len(longest.question)) / full
             table.append({"method": method.name, "ratio": selector.ratio, "share": share})
     return pd.DataFrame(table).query("share > 0").reset_index(drop=True)
 
@@ -169,11 +167,13 @@ def plan(experiment: Experiment, tflops: float, bandwidth: float) -> pd.DataFram
         operations = seconds = stored = 0.0
         for prompts, tokens in benchmark.sizes(task):
             chunks = max(1.0, tokens / profile.chunk_tokens)
-            offline = chunks * shape.prefill(tokens / chunks, tokens / chunks, shape.layers)
+            passes = sum(1 + (way.similar if way.context == "similar" else 0) for way in profile.offline)
+            offline = passes * chunks * shape.prefill(tokens / chunks, tokens / chunks, shape.layers)
             online = sum(fused(shape, selector, tokens) for selector in selectors)
             operations += prompts * (offline + online)
             seconds += prompts * len(selectors) * new * shape.weights * size / (bandwidth * 1e12)
-            stored += prompts * tokens * shape.bytes_per_token(size)
+            numbers = sum(number_size(way.format, size) for way in profile.offline)
+            stored += prompts * tokens * shape.bytes_per_token(numbers)
         prompts = sum(count for count, _ in benchmark.sizes(task))
         table.append(
             {"benchmark": name, "task": task, "prompts": prompts, "tokens": max(t for _, t in benchmark.sizes(task))}

@@ -63,6 +63,11 @@ def check_format(name: str, head_dim: int = 2) -> None:
         raise ValueError(f"store format {name!r} packs two numbers in a byte, heads of {head_dim} do not fit: use int8")
 
 
+def number_size(name: str, computed: int) -> float:
+    """Bytes that a number takes in a format, `computed` as the model gives it; scales not counted."""
+    return CODECS[name].codes.itemsize / CODECS[name].packed if name in CODECS else computed
+
+
 def quantize(layers: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
     """Codes and scales of a segment.
 

@@ -1,5 +1,6 @@
 """Estimates against what models and stores really have."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -102,6 +103,22 @@ def test_recomputing_less_takes_less():
     assert full == pytest.approx(shape.prefill(1000, 1000, shape.layers))
     assert some == sorted(some)
     assert some[-1] < full
+
+
+def test_every_way_of_storing_takes_its_room(tmp_path):
+    """Planned in two bytes a number: fp8 adds half of that, int4 a quarter, another context in fp8 a half again."""
+    (tmp_path / "params").mkdir()
+
+    def gigabytes(*ways):
+        methods = [{"selector": "full_reuse", "label": str(n), "offline": way} for n, way in enumerate(({}, *ways))]
+        profile = {"models": ["tiny-llama"], "methods": methods}
+        profile["benchmarks"] = {"ruler": {"source": "tiny", "tasks": {"vt_1": {}}}}
+        (tmp_path / "params/p.yaml").write_text(json.dumps(profile))
+        return plan(Experiment.load("p", root=tmp_path), tflops=400, bandwidth=2.5)["gigabytes"].sum()
+
+    fp8, int4, prefix = {"format": "fp8"}, {"format": "int4"}, {"format": "fp8", "context": "prefix"}
+    for ways, factor in (((), 1), ((fp8,), 1.5), ((fp8, fp8), 1.5), ((fp8, int4), 1.75), ((fp8, prefix), 2)):
+        assert gigabytes(*ways) == pytest.approx(factor * gigabytes())
 
 
 @pytest.mark.parametrize("model", SHAPES)
