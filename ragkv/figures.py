@@ -1,10 +1,11 @@
 """Every figure, drawn from a results table; one style, readable by the colour-blind and in grey."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999"]  # Okabe and Ito
@@ -46,33 +47,35 @@ def frontier(summary: pd.DataFrame, title: str) -> Figure:
     """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     panels: list = list(figure.subplots(1, 3, sharey=True))
-    scales = {"share": ("recomputed document tokens (%)", 1e2), "ttft": ("median TTFT (ms)", 1e3)}
-    scales["stored_bytes"] = ("read from the store (kB)", 1e-3)
     several = summary.groupby("method", sort=False).filter(lambda part: len(part) > 1)
     order = several.groupby("method")["score"].mean().sort_values(ascending=False).index
-    for panel, (column, (axis, factor)) in zip(panels, scales.items(), strict=True):
-        shown = summary if column == "stored_bytes" else several
-        kinds = order if column != "stored_bytes" else _smaller(summary)
-        for index, method in enumerate(kinds):
-            points = shown[shown["method"] == method].sort_values("ratio")
-            style = {"color": COLOURS[index % 8], "marker": MARKERS[index % 8], "markersize": 5, "capsize": 2}
-            style |= {"elinewidth": 0.7, "linewidth": 1.3, "label": method}
-            spread = [points["score"] - points["low"], points["high"] - points["score"]]
-            if column == "stored_bytes":  # one point each, its highest score
-                best = points["score"].argmax()
-                points, spread = points.iloc[[best]], [part.iloc[[best]] for part in spread]
-            panel.errorbar(points[column] * factor, points["score"], yerr=spread, **style)
-        full = summary.loc[summary["method"] == "full_prefill", "score"]
+    best = summary.loc[summary.groupby("method", sort=False)["score"].idxmax()]
+    _over(panels[0], several, order, several["share"] * 1e2, "recomputed document tokens (%)")
+    _over(panels[1], several, order, several["ttft"] * 1e3, "median TTFT (ms)")
+    _over(panels[2], best, _smaller(summary), best["stored_bytes"] / 1e3, "read from the store (kB)")
+    full = summary.loc[summary["method"] == "full_prefill", "score"]
+    for panel in panels:
         if len(full):
             panel.axhline(full.iloc[0], linestyle="--", color="#555555", linewidth=1)
-        panel.set_xlabel(axis)
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
     panels[0].set(ylabel="accuracy, 95 % interval", ylim=(-0.03, 1.05), xscale="log")
-    panels[1].legend(frameon=False, fontsize=8)
-    panels[2].legend(frameon=False, fontsize=8)
+    for panel in panels[1:]:
+        if panel.containers:
+            panel.legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _over(panel: Axes, summary: pd.DataFrame, methods: Iterable[str], cost: pd.Series, axis: str) -> None:
+    """Scores with their intervals over a cost, a line per method."""
+    for index, method in enumerate(methods):
+        points = summary[summary["method"] == method].sort_values("ratio")
+        spread = [points["score"] - points["low"], points["high"] - points["score"]]
+        style: dict = {"color": COLOURS[index % 8], "marker": MARKERS[index % 8], "markersize": 5, "capsize": 2}
+        style |= {"elinewidth": 0.7, "linewidth": 1.3, "label": method}
+        panel.errorbar(cost[points.index], points["score"], yerr=spread, **style)
+    panel.set_xlabel(axis)
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def _smaller(summary: pd.DataFrame) -> list[str]:

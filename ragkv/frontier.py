@@ -16,6 +16,9 @@ from ragkv.prompt import Prompt
 from ragkv.selectors import get_selector
 from ragkv.store import KVStore
 
+AREA = ["method", "area", "low", "high"]
+OVERLAP = [*GROUP, "change", "effect", "evidence"]
+
 
 def costs(rows: pd.DataFrame) -> pd.DataFrame:
     """`ragkv.comparison.summarise`, with the mean ``share`` that was recomputed, and bytes in store and cache."""
@@ -32,8 +35,11 @@ def areas(rows: pd.DataFrame, start: str = "full_reuse") -> pd.DataFrame:
     -------
     DataFrame
         ``method, area, low, high`` (95 %, by resampling prompts), best first; methods that ran at several ratios.
+        Empty where `start` did not run.
     """
     scores = rows.pivot_table(index="prompt", columns=GROUP, values="score", sort=False)
+    if start not in scores:
+        return pd.DataFrame(columns=AREA)
     reuse = scores[start].iloc[:, 0]
     curves = {method: scores[method].sort_index(axis=1) for method in scores.columns.unique(0) if method != start}
     curves = {method: curve for method, curve in curves.items() if curve.shape[1] > 1}
@@ -44,9 +50,7 @@ def areas(rows: pd.DataFrame, start: str = "full_reuse") -> pd.DataFrame:
         heights = np.column_stack([reuse, curve, curve.iloc[:, -1]])  # (prompts, ratios)
         found = interval(np.trapezoid(heights, ratios, axis=1) / widest, "area")
         table.append({"method": method, "area": found["area"], "low": found["area_low"], "high": found["area_high"]})
-    return pd.DataFrame(table, columns=["method", "area", "low", "high"]).sort_values(
-        "area", ascending=False, kind="stable", ignore_index=True
-    )
+    return pd.DataFrame(table, columns=AREA).sort_values("area", ascending=False, kind="stable", ignore_index=True)
 
 
 def deviations(model: PreTrainedModel, prompt: Prompt, store: KVStore) -> tuple[Tensor, Tensor]:
@@ -81,7 +85,7 @@ def oracle_overlap(
     DataFrame
         ``method, ratio``, and the mean share by two oracles: ``change``, the tokens whose keys and values are most
         wrong, and ``effect``, those whose wrong values the question attends to most; ``evidence``: the share of the
-        evidence that was recomputed.
+        evidence that was recomputed. Methods that recompute nothing or everything are not in it.
     """
     rows, table = experiment.rows(benchmark, task), []
     for item in experiment.items(benchmark, task)[:prompts]:
@@ -93,7 +97,7 @@ def oracle_overlap(
             best = [set(scores.topk(len(chosen)).indices.tolist()) for scores in oracles]
             shares = dict(zip(("change", "effect"), (len(chosen & b) / len(chosen) for b in best), strict=True))
             table.append({"method": row.method, "ratio": row.ratio} | shares | _found(chosen, item.evidence))
-    return pd.DataFrame(table).groupby(GROUP, sort=False).mean().reset_index()
+    return pd.DataFrame(table, columns=OVERLAP).groupby(GROUP, sort=False).mean().reset_index()
 
 
 def _found(chosen: set[int], evidence: Sequence[int]) -> dict[str, float]:
@@ -101,6 +105,8 @@ def _found(chosen: set[int], evidence: Sequence[int]) -> dict[str, float]:
 
 
 def failures(rows: pd.DataFrame, method: str, ratio: float, baseline: str = "full_prefill") -> list[str]:
-    """The prompts that the baseline answers better than a method at a ratio."""
+    """The prompts that the baseline answers better than a method at a ratio; none where the baseline did not run."""
     scores = rows.pivot_table(index="prompt", columns=GROUP, values="score", sort=False)
+    if baseline not in scores:
+        return []
     return scores.index[scores[baseline].iloc[:, 0] > scores[method, ratio]].tolist()

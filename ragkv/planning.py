@@ -141,7 +141,7 @@ def choosing(experiment: Experiment, benchmark: str, task: str, model: PreTraine
         for selector in experiment.selectors(method, ratios, model):
             share = selection(shape, selector, tokens, len(longest.question)) / full
             table.append({"method": method.name, "ratio": selector.ratio, "share": share})
-    return pd.DataFrame(table).query("share > 0").reset_index(drop=True)
+    return pd.DataFrame(table, columns=["method", "ratio", "share"]).query("share > 0").reset_index(drop=True)
 
 
 def plan(experiment: Experiment, tflops: float, bandwidth: float) -> pd.DataFrame:

@@ -99,7 +99,8 @@ class _Section:
             f"{name}-ttft", figures.ttft_by_method(rows[main], f"{title}, {self.source['device']}")
         )
         if main in several:
-            found["areas"] = self._table(f"{name}-{main}-areas", areas(rows[main]).set_index("method"))
+            under = areas(rows[main]).set_index("method")
+            found["areas"] = "" if under.empty else self._table(f"{name}-{main}-areas", under)
             shown = figures.frontier(costs(rows[main]), f"{title}, {rows[main]['prompt'].nunique()} prompts")
             found["frontier"] = self._image(f"{name}-frontier", shown)
         return found

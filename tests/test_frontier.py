@@ -2,6 +2,7 @@
 
 import re
 from html import unescape
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragkv import load_tokenizer, precompute
-from ragkv.frontier import areas, costs, deviations, failures
+from ragkv.figures import frontier
+from ragkv.frontier import areas, costs, deviations, failures, oracle_overlap
 from ragkv.highlight import highlight
 from ragkv.prompt import Prompt, encode
 
@@ -66,6 +68,19 @@ def test_costs_are_means_beside_the_scores():
 def test_failures_are_what_the_baseline_answers_better():
     rows = rows_of({"full_prefill": {1.0: [1, 1, 0]}, "a3": {0.1: [0, 1, 0]}})
     assert failures(rows, "a3", 0.1) == ["p0"]
+
+
+def test_what_a_profile_leaves_out_is_left_out():
+    """Without plain reuse there is no area, without full prefill no failure, without partial methods no overlap."""
+    rows = rows_of({"a3": {0.1: [0, 1], 0.2: [1, 1]}})
+    assert areas(rows).empty
+    assert failures(rows, "a3", 0.1) == []
+    assert frontier(costs(rows), "a profile with one method").axes
+    whole = rows_of({"full_prefill": {1.0: [1, 1]}, "full_reuse": {0.0: [0, 1]}})
+    assert areas(whole).empty
+    assert frontier(costs(whole), "a profile without ratios").axes
+    nothing = SimpleNamespace(rows=lambda *task: whole, items=lambda *task: [])
+    assert oracle_overlap(nothing, "ruler", "vt_3", None, 3).empty
 
 
 def test_deviations_against_the_models_own_cache(model, rng):
