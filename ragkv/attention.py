@@ -45,19 +45,6 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: 
     return torch.cat(parts, dim=2)
 
 
-def attention_weights(query: Tensor, key: Tensor, positions: Tensor, scaling: float, power: float = 1.0) -> Tensor:
-    """Weights of position-causal attention, raised to `power` and summed over the queries: ``(heads, tokens)``."""
-    if kernels_run(query.device):
-        from ragkv.kernels.attention import attention_scores
-
-        return attention_scores(query, key, positions, scaling, power)
-    kv_heads, tokens = key.shape[1:3]
-    grouped = query[0].float().unflatten(0, (kv_heads, -1))  # (kv_heads, group, queries, head_dim)
-    products = grouped @ key[0].float()[:, None].mT  # (kv_heads, group, queries, tokens)
-    future = positions[:, None] < torch.arange(tokens, device=positions.device)
-    return (products * scaling).masked_fill(future, float("-inf")).softmax(-1).pow(power).sum(2).flatten(0, 1)
-
-
 Backend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
@@ -71,7 +58,7 @@ def triton(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling
     """
     from ragkv.kernels.attention import position_causal
 
-    if query.shape[-1] > 256 or query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if not _in_triton(query):
         raise ValueError(
             f"the triton backend has head dimensions up to 256 in float32, bfloat16 and float16, not {query.shape[-1]} "
             f"in {str(query.dtype).removeprefix('torch.')}: use backend sdpa"
@@ -81,9 +68,42 @@ def triton(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling
 
 def auto(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float) -> Tensor:
     """The fastest that was measured: PyTorch's where every token is asked or there is no GPU, else triton."""
-    every = query.shape[2] == key.shape[2]
-    backend = sdpa if every or not kernels_run(query.device) or query.shape[-1] > 256 else triton
+    backend = triton if has_kernel(query) and query.shape[2] < key.shape[2] else sdpa
     return backend(query, key, value, positions, scaling)
+
+
+def has_kernel(query: Tensor) -> bool:
+    """Whether the package's own kernel runs, on this device and for these heads."""
+    return kernels_run(query.device) and _in_triton(query)
+
+
+def _in_triton(query: Tensor) -> bool:
+    return query.shape[-1] <= 256 and query.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+def attention_weights(query: Tensor, key: Tensor, positions: Tensor, scaling: float, power: float = 1.0) -> Tensor:
+    """Weights of position-causal attention, raised to `power` and summed over the queries: ``(heads, tokens)``."""
+    if has_kernel(query):
+        from ragkv.kernels.scores import attention_scores
+
+        return attention_scores(query, key, None, positions, scaling, power)[1]
+    kv_heads, tokens = key.shape[1:3]
+    grouped = query[0].float().unflatten(0, (kv_heads, -1))  # (kv_heads, group, queries, head_dim)
+    products = grouped @ key[0].float()[:, None].mT  # (kv_heads, group, queries, tokens)
+    future = positions[:, None] < torch.arange(tokens, device=positions.device)
+    return (products * scaling).masked_fill(future, float("-inf")).softmax(-1).pow(power).sum(2).flatten(0, 1)
+
+
+def attend_and_weigh(
+    query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float, power: float
+) -> tuple[Tensor, Tensor]:
+    """What `auto` and `attention_weights` give, on a GPU in one pass over the products."""
+    if has_kernel(query):
+        from ragkv.kernels.scores import attention_scores
+
+        return attention_scores(query, key, value, positions, scaling, power)
+    attended = auto(query, key, value, positions, scaling)
+    return attended, attention_weights(query, key, positions, scaling, power)
 
 
 BACKENDS: dict[str, Backend] = {"auto": auto, "sdpa": sdpa, "triton": triton}

@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -12,34 +13,46 @@ from ragkv.kernels import kernels_run
 KV = tuple[Tensor, Tensor]
 
 
-def place(stored: KV | None, fresh: KV, positions: Tensor, rotary: Rotary, tokens: int) -> KV:
-    """Keys and values of all `tokens` positions: the stored ones rotated to theirs, the fresh ones written over them.
+def write(room: KV, fresh: KV, rotary: Rotary, positions: Tensor, slots: Tensor) -> None:
+    """Keys, rotated to their positions, and values into a layer's slots, in place.
 
     Parameters
     ----------
-    stored
-        ``(1, kv_heads, stored, head_dim)`` each, keys before rotation, for positions ``0 .. stored - 1``; None for
-        nothing.
+    room
+        ``(1, kv_heads, slots, head_dim)`` each.
     fresh
-        ``(1, kv_heads, fresh, head_dim)`` each, keys rotated.
+        ``(1, kv_heads, fresh, head_dim)`` each, keys before rotation.
+    positions, slots
+        ``(fresh,)``: to where the keys are rotated, and where they are kept.
+    """
+    if kernels_run(room[0].device):
+        from ragkv.kernels import placing
+
+        placing.write(room, fresh, *rotary.on(room[0].device), positions, slots)
+    else:
+        room[0].index_copy_(2, slots, rotary(fresh[0], positions))
+        room[1].index_copy_(2, slots, fresh[1])
+
+
+def place(stored: KV | None, fresh: KV, positions: Tensor, rotary: Rotary, tokens: int) -> KV:
+    """Keys and values of all `tokens` positions: the stored ones from position 0 on, the fresh ones over them.
+
+    Parameters
+    ----------
+    stored, fresh
+        ``(1, kv_heads, tokens, head_dim)`` each, keys before rotation; no stored ones is None.
     positions
         ``(fresh,)``: where the fresh ones stand. Together with the stored ones they cover every position.
     """
+    keys, values = fresh
     if stored is None:
-        return fresh
-    keys, values = _place(*stored, rotary, tokens)
-    return keys.index_copy_(2, positions, fresh[0]), values.index_copy_(2, positions, fresh[1])
-
-
-def _place(keys: Tensor, values: Tensor, rotary: Rotary, tokens: int) -> KV:
-    if kernels_run(keys.device):
-        from ragkv.kernels.placing import place
-
-        return place(keys, values, *rotary.on(keys.device), tokens)
-    stored, shape = keys.shape[2], (*keys.shape[:2], tokens, keys.shape[3])
-    placed, beside = keys.new_empty(shape), values.new_empty(shape)
-    placed[:, :, :stored], beside[:, :, :stored] = rotary(keys, slice(stored)), values
-    return placed, beside
+        return rotary(keys, positions), values
+    shape = (*keys.shape[:2], tokens, keys.shape[3])
+    room = keys.new_empty(shape), values.new_empty(shape)
+    order = torch.arange(stored[0].shape[2], device=keys.device)
+    write(room, stored, rotary, order, order)
+    write(room, fresh, rotary, positions, positions)
+    return room
 
 
 def build_cache(layers: list[KV]) -> DynamicCache:

@@ -65,8 +65,8 @@ def _mlp(mlp: nn.Module, hidden: Tensor) -> Tensor:
 
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """The language model's head over the last layer's output: ``(batch, tokens, vocab)``."""
-    norm = model.model.norm
-    return model.lm_head(norm(hidden.to(norm.weight.device)).to(model.lm_head.weight.device))
+    last = model.model.norm
+    return model.lm_head(norm(last, hidden.to(last.weight.device)).to(model.lm_head.weight.device))
 
 
 class Rotary:
@@ -75,16 +75,22 @@ class Rotary:
     ``cos`` and ``sin`` carry the family's attention scaling, for fresh and for stored keys alike.
     """
 
-    def __init__(self, model: PreTrainedModel, tokens: int):
+    def __init__(self, cos: Tensor, sin: Tensor):
+        self._on = {cos.device: (cos, sin)}
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokens: int) -> "Rotary":
+        """A model's, for so many positions."""
         embedding = model.model.rotary_emb
         positions = torch.arange(tokens, device=embedding.inv_freq.device)[None]
-        self.cos, self.sin = embedding(torch.empty(0, device=positions.device), positions)  # (1, tokens, head_dim)
+        return cls(*embedding(torch.empty(0, device=positions.device), positions))  # (1, tokens, head_dim) each
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines of all positions, ``(1, tokens, head_dim)`` each, on that device."""
-        if self.cos.device != device:
-            self.cos, self.sin = self.cos.to(device), self.sin.to(device)
-        return self.cos, self.sin
+        if device not in self._on:
+            cos, sin = next(iter(self._on.values()))
+            self._on[device] = cos.to(device), sin.to(device)
+        return self._on[device]
 
     def __call__(self, states: Tensor, positions: Tensor | slice) -> Tensor:
         """Rotate ``(batch, heads, tokens, head_dim)`` to `positions`, one per token; the dtype stays."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.cache import fork
 from ragkv.fusion import Prefill
@@ -49,21 +50,30 @@ def decode(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least one")
-    stops, cache = stop_ids(model), fork(prefill.cache)
+    stops, steps = stop_ids(model), 0
+    step = _cached(model, fork(prefill.cache)) if prefill.workspace is None else prefill.workspace.step
     token, ids, start = int(prefill.logits.argmax(-1)), [], perf_counter()
-    device, steps = model.model.embed_tokens.weight.device, 0
     while token not in stops:
         ids.append(token)
         if on_token is not None:
             on_token(token)
         if len(ids) == max_new_tokens or (ended is not None and ended(ids)):
             break
-        last = torch.tensor([[token]], device=device)
-        where = torch.tensor([[prefill.tokens + steps]], device=device)  # not the cache's length: some may be evicted
-        out = model(input_ids=last, position_ids=where, past_key_values=cache, use_cache=True)
-        token = int(out.logits[0, -1].argmax())
+        token = int(step(token, prefill.tokens + steps).argmax(-1))
         steps += 1
     return Generation(ids, (perf_counter() - start) / steps if steps else None)
+
+
+def _cached(model: PreTrainedModel, cache: DynamicCache) -> Callable[[int, int], Tensor]:
+    """The model's own forward over one token, behind all in the cache."""
+    device = model.model.embed_tokens.weight.device
+
+    def step(token: int, position: int) -> Tensor:
+        last = torch.tensor([[token]], device=device)
+        where = torch.tensor([[position]], device=device)  # not the cache's length: some may be evicted
+        return model(input_ids=last, position_ids=where, past_key_values=cache, use_cache=True).logits[:, -1]
+
+    return step
 
 
 def stop_ids(model: PreTrainedModel) -> set[int]:

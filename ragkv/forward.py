@@ -10,13 +10,12 @@ from transformers import PreTrainedModel
 
 from ragkv import decoder
 from ragkv.attention import Backend, attention_weights
-from ragkv.cache import KV, place
-from ragkv.eviction import Eviction, evict
+from ragkv.cache import KV, place, write
 from ragkv.loading import ReusedKV
 from ragkv.prompt import Prompt
 
 Choose = Callable[[nn.Module, Tensor, KV, Tensor], Tensor]
-Watch = Callable[[Tensor, Tensor, Tensor, float], None]
+Watch = Callable[[int, Tensor, KV, Tensor, float], None]
 
 
 class Clock:
@@ -34,27 +33,36 @@ class Clock:
 
 
 class Forward:
-    """The model's layers over one prompt, each over its fused keys and values."""
+    """The model's layers over one prompt, each over its fused keys and values.
+
+    Attributes
+    ----------
+    layers
+        By layer, rotated keys, and values, of all tokens, ``(1, kv_heads, tokens, head_dim)`` each.
+    """
 
     def __init__(self, model: PreTrainedModel, prompt: Prompt, reuse: ReusedKV, attend: Backend, clock: Clock):
         self.model, self.prompt, self.reuse, self.attend, self.clock = model, prompt, reuse, attend, clock
-        self.rotary = decoder.Rotary(model, len(prompt.ids))
+        self.rotary = self._rotary()
         self.ids = torch.tensor(prompt.ids, device=model.model.embed_tokens.weight.device)
-        self.layers: list[KV] = []  # rotated keys, and values, of all tokens
+        self.layers: list[KV] = []
+
+    def start(self, layers: range) -> None:
+        """Begin to bring the reused keys and values of these layers to where they are needed."""
+        self.reuse.start({i: self.model.model.layers[i].self_attn.q_proj.weight.device for i in layers})
 
     def embed(self, active: Tensor) -> Tensor:
         """The input of the first layer, ``(1, active, hidden)``."""
         return self.model.model.embed_tokens(self.ids[active.to(self.ids.device)])[None]
 
+    def through(self, layers: range, hidden: Tensor, active: Tensor, watch: Watch | None = None) -> Tensor:
+        """Some layers for the tokens at the positions `active`, all of which go on."""
+        for index in layers:
+            hidden, active = self.layer(index, hidden, active, watch=watch)
+        return hidden
+
     def layer(
-        self,
-        index: int,
-        hidden: Tensor,
-        active: Tensor,
-        *,
-        choose: Choose | None = None,
-        watch: Watch | None = None,
-        eviction: Eviction | None = None,
+        self, index: int, hidden: Tensor, active: Tensor, *, choose: Choose | None = None, watch: Watch | None = None
     ) -> tuple[Tensor, Tensor]:
         """One layer for the tokens at the positions `active`; its output, and the positions that went on.
 
@@ -63,41 +71,23 @@ class Forward:
         choose
             Says, once keys and values are computed, which rows of `active` go on.
         watch
-            Sees the queries of those that went on, and all keys.
-        eviction
-            Says what stays of the layer's keys and values afterwards.
+            Sees, once attention is computed, the queries of those that went on, and all keys and values.
         """
         layer = self.model.model.layers[index]
         attention = layer.self_attn
         device = attention.q_proj.weight.device
         hidden, active = hidden.to(device), active.to(device)
         normed = decoder.norm(layer.input_layernorm, hidden)
-        keys, values = decoder.keys_values(attention, normed)
-        fresh = self.rotary(keys, active), values
+        fresh = decoder.keys_values(attention, normed)
         fused = self._fuse(index, fresh, active)
         if choose is not None:
-            kept = choose(attention, normed, fresh, active).to(device)
+            kept = choose(attention, normed, (self.rotary(fresh[0], active), fresh[1]), active).to(device)
             hidden, normed, active = hidden[:, kept], normed[:, kept], active[kept]
         queries = self.rotary(decoder.queries(attention, normed), active)
-        if watch is not None:
-            watch(queries, fused[0], active, attention.scaling)
         attended = self.attend(queries, *fused, active, attention.scaling)
-        if eviction is not None:
-            asked = int((active >= self.prompt.question_span.start).sum())
-            window, where = queries[:, :, -asked:], active[-asked:]
-            self.layers[index] = evict(eviction, self.prompt, fused, window, where, attention.scaling)
+        if watch is not None:
+            watch(index, queries, fused, active, attention.scaling)
         return decoder.finish(layer, hidden, attended), active
-
-    def _fuse(self, index: int, fresh: KV, active: Tensor) -> KV:
-        """Fresh keys and values over the reused ones; a layer that was passed before takes the new ones in."""
-        if index < len(self.layers):
-            for states, new in zip(self.layers[index], fresh, strict=True):
-                states.index_copy_(2, active, new)
-            return self.layers[index]
-        with self.clock("load"):
-            stored = _stored(self.reuse, index, self.prompt, active)
-        self.layers.append(place(stored, fresh, active, self.rotary, len(self.prompt.ids)))
-        return self.layers[index]
 
     def look(self, rows: Tensor, power: float = 1.0) -> Tensor:
         """What the question and the document's tokens `rows` attend to when only they are computed afresh.
@@ -110,18 +100,32 @@ class Forward:
         """
         span, question = self.prompt.document_span, torch.tensor(self.prompt.question_span)
         active = torch.cat((rows.cpu().sort().values + span.start, question))
-        hidden, seen = self.embed(active), []
+        return self._attention(self.embed(active), active, power)[:, :, span.start : span.stop]
 
-        def watch(queries: Tensor, keys: Tensor, positions: Tensor, scaling: float) -> None:
-            seen.append(attention_weights(queries, keys, positions, scaling, power)[:, span.start : span.stop])
+    def _attention(self, hidden: Tensor, active: Tensor, power: float) -> Tensor:
+        """The weights' sums over all tokens, ``(layers, heads, tokens)``."""
+        seen: list[Tensor] = []
 
-        for index in range(self.model.config.num_hidden_layers):
-            hidden, active = self.layer(index, hidden, active, watch=watch)
+        def watch(index: int, queries: Tensor, fused: KV, positions: Tensor, scaling: float) -> None:
+            seen.append(attention_weights(queries, fused[0], positions, scaling, power))
+
+        self.through(range(self.model.config.num_hidden_layers), hidden, active, watch)
         return torch.stack([weights.to(seen[0].device) for weights in seen])
 
+    def _rotary(self) -> decoder.Rotary:
+        return decoder.Rotary.of(self.model, len(self.prompt.ids))
 
-def _stored(reuse: ReusedKV, index: int, prompt: Prompt, active: Tensor) -> KV | None:
-    """Stored keys (before rotation) and values of the positions that are not all computed afresh in this layer."""
-    behind_prefix = len(prompt.ids) - len(prompt.prefix)
-    load = reuse.prefix if len(active) >= behind_prefix else reuse.all
-    return load(index, active.device)
+    def _fuse(self, index: int, fresh: KV, active: Tensor) -> KV:
+        """Fresh keys and values over the reused ones; a layer that was passed before takes the new ones in."""
+        if index < len(self.layers):
+            write(self.layers[index], fresh, self.rotary, active, active)
+        else:
+            self.layers.append(place(self._stored(index, active), fresh, active, self.rotary, len(self.prompt.ids)))
+        return self.layers[index]
+
+    def _stored(self, index: int, active: Tensor) -> KV | None:
+        """Stored keys (before rotation) and values of the positions that are not all computed afresh in this layer."""
+        behind_prefix = len(self.prompt.ids) - len(self.prompt.prefix)
+        load = self.reuse.prefix if len(active) >= behind_prefix else self.reuse.all
+        with self.clock("load"):
+            return load(index, active.device)

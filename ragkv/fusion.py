@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ragkv import decoder
 from ragkv.attention import get_backend
 from ragkv.cache import KV, build_cache
-from ragkv.eviction import Eviction
+from ragkv.eviction import Eviction, evict
 from ragkv.forward import Clock, Forward
 from ragkv.loading import ReusedKV, SegmentInMemory, Segments, open_segments
 from ragkv.models import check_model, check_prompt
@@ -24,6 +24,7 @@ from ragkv.precompute import compute_segment
 from ragkv.prompt import Prompt, Segment
 from ragkv.selectors import Observation, Selector
 from ragkv.store import Layout
+from ragkv.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Prefill:
     timings
         Seconds by stage: ``open`` (finding and checking the stored segments), ``load`` (their keys and values to the
         device), ``select``, and ``total``, which includes the layers' own computation.
+    workspace
+        Where the cache lies, if it lies in one: `ragkv.decode` then goes on there.
     """
 
     logits: Tensor
@@ -50,6 +53,7 @@ class Prefill:
     tokens: int
     selected: Tensor
     timings: dict[str, float]
+    workspace: Workspace | None = None
 
     @property
     def cache_bytes(self) -> int:
@@ -66,6 +70,7 @@ def fused_prefill(
     *,
     eviction: Eviction | None = None,
     backend: str = "auto",
+    workspace: Workspace | None = None,
 ) -> Prefill:
     """Prefill `prompt` from stored segments, recomputing what `selector` chooses.
 
@@ -78,6 +83,9 @@ def fused_prefill(
         Leaves part of the document's keys and values out of the cache, layer by layer, see `ragkv.eviction`.
     backend
         Attention backend, see `ragkv.attention`.
+    workspace
+        Memory and CUDA graphs that prefills share, one at a time: faster where few tokens are recomputed. The next
+        prefill in it overwrites this one's cache.
 
     Raises
     ------
@@ -92,30 +100,37 @@ def fused_prefill(
         eviction.room(prompt)  # an error before anything is computed
     with clock("open"):
         reuse = _open(model, prompt, store, selector) if selector.reuses else ReusedKV([], [], [])
+    if workspace is None:
+        forward = Forward(model, prompt, reuse, get_backend(backend), clock)
+    else:
+        forward = workspace.forward(model, prompt, reuse, get_backend(backend), clock)
+    layers, watch = model.config.num_hidden_layers, partial(_evict, eviction, forward) if eviction else None
+    selecting = selector.layers if selector.reuses else ()
     if selector.reuses:
-        first = selector.layer + selector.observes  # up to there all tokens are computed afresh
-        reuse.start({i: _device(model, i) for i in range(first, model.config.num_hidden_layers)})
-    forward = Forward(model, prompt, reuse, get_backend(backend), clock)
+        forward.start(range(selector.layer + selector.observes, layers))  # before, all tokens are computed afresh
     active = torch.arange(len(prompt.prefix) if selector.reuses else 0, len(prompt.ids))  # what is being computed
-    hidden = forward.embed(active)
-    for index in range(model.config.num_hidden_layers):
-        selects, choose = selector.reuses and index in selector.layers, None
-        if selects and selector.observes:
+    hidden, index = forward.embed(active), 0
+    while index < layers:
+        if index in selecting and selector.observes:
             choose = partial(_observe, selector, forward, index)
-        elif selects:
+            hidden, active = forward.layer(index, hidden, active, choose=choose, watch=watch)
+            index += 1
+            continue
+        if index in selecting:
             with clock("select"):
                 kept = _choose(selector, Observation(prompt, reuse.surprisal, look=forward.look), active)
             hidden, active = hidden[:, kept.to(hidden.device)], active[kept.to(active.device)]
-        hidden, active = forward.layer(index, hidden, active, choose=choose, eviction=eviction)
+        stop = min((layer for layer in selecting if layer > index), default=layers)
+        hidden = forward.through(range(index, stop), hidden, active, watch)
+        index = stop
     logits = decoder.logits(model, hidden[:, -1:])[:, 0]
     if logits.device.type == "cuda":
         torch.cuda.synchronize(logits.device)
     clock.seconds["total"] = perf_counter() - start
-    return Prefill(logits, build_cache(forward.layers), len(prompt.ids), active.cpu(), clock.seconds)
-
-
-def _device(model: PreTrainedModel, layer: int) -> torch.device:
-    return model.model.layers[layer].self_attn.q_proj.weight.device
+    cache, kept_all = build_cache(forward.layers), eviction is None
+    return Prefill(
+        logits, cache, len(prompt.ids), active.cpu(), clock.seconds, workspace=workspace if kept_all else None
+    )
 
 
 def _check(model: PreTrainedModel, prompt: Prompt, selector: Selector) -> None:
@@ -166,6 +181,15 @@ def _observe(
             scaling=attention.scaling,
         )
         return _choose(selector, seen, active)
+
+
+def _evict(
+    eviction: Eviction, forward: Forward, index: int, queries: Tensor, fused: KV, positions: Tensor, scaling: float
+) -> None:
+    """A layer's keys and values that stay, once the layer is computed."""
+    asked = int((positions >= forward.prompt.question_span.start).sum())
+    window, where = queries[:, :, -asked:], positions[-asked:]
+    forward.layers[index] = evict(eviction, forward.prompt, fused, window, where, scaling)
 
 
 def _choose(selector: Selector, seen: Observation, active: Tensor) -> Tensor:

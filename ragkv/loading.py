@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, device
 
 from ragkv.cache import KV
+from ragkv.decoder import Rotary
+from ragkv.kernels import kernels_run
 from ragkv.prompt import Segment
 from ragkv.store import KVStore, Layout, StoreError
 
@@ -28,7 +30,7 @@ class SegmentKV(Protocol):
 class SegmentInMemory:
     """A segment in memory: `compute_segment`'s result, or read from the store ahead of its use."""
 
-    layers: Sequence[Tensor] | Tensor
+    layers: Tensor  # (layers, 2, kv_heads, tokens, head_dim)
     scores: Tensor
 
     def layer(self, index: int) -> Tensor:
@@ -39,8 +41,7 @@ class SegmentInMemory:
 
     def to(self, where: str) -> "SegmentInMemory":
         """The same on a device, or in pinned host memory (``"pinned"``), from where copies overlap with computing."""
-        move = Tensor.pin_memory if where == "pinned" else (lambda states: states.to(where))
-        return SegmentInMemory([move(self.layers[i]) for i in range(len(self.layers))], self.scores)
+        return SegmentInMemory(self.layers.pin_memory() if where == "pinned" else self.layers.to(where), self.scores)
 
 
 class Segments(Protocol):
@@ -90,7 +91,8 @@ class ReadAhead:
 
     def _read(self, segment: Segment) -> SegmentInMemory:
         stored = self._store.open(self._layout, segment)
-        read = SegmentInMemory([stored.layer(i) for i in range(self._layout.layers)], stored.surprisal())
+        layers = torch.stack([stored.layer(i) for i in range(self._layout.layers)])
+        read = SegmentInMemory(layers, stored.surprisal())
         return read.to("pinned") if torch.cuda.is_available() else read
 
 
@@ -112,6 +114,23 @@ class ReusedKV:
         whole = [*self._prefix, *self._chunks, *self._question]
         if whole and all(to.type == "cuda" for to in devices.values()):
             self._ahead = LayersAhead(whole, devices)
+
+    def place(self, layers: range, rooms: Sequence[KV], rotary: Rotary) -> bool:
+        """Write layers that lie on their GPU already to where they belong, all at once; False where they do not.
+
+        Parameters
+        ----------
+        rooms
+            Every layer's keys and values, ``(1, kv_heads, slots, head_dim)`` each.
+        """
+        whole, to = [*self._prefix, *self._chunks, *self._question], rooms[layers.start][0].device
+        there = [s.layers for s in whole if isinstance(s, SegmentInMemory) and s.layers.device == to]
+        if not whole or len(there) < len(whole) or not kernels_run(to):
+            return False
+        from ragkv.kernels.placing import place_segments
+
+        place_segments([states.contiguous() for states in there], layers, rooms, *rotary.on(to))
+        return True
 
     def prefix(self, index: int, to: device) -> KV | None:
         """One layer of the prefix, or None where nothing of it is reused."""

@@ -82,7 +82,7 @@ def compute_segment(model: PreTrainedModel, segment: Segment) -> tuple[Tensor, T
     """
     ids = torch.tensor([segment.context + segment.ids], device=model.model.embed_tokens.weight.device)
     skip, tokens = len(segment.context), ids.shape[1]
-    rotary, positions, attend = decoder.Rotary(model, tokens), torch.arange(tokens), get_backend("auto")
+    rotary, positions, attend = decoder.Rotary.of(model, tokens), torch.arange(tokens), get_backend("auto")
     hidden, layers = model.model.embed_tokens(ids), []
     for layer in model.model.layers:
         attention = layer.self_attn

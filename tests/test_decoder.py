@@ -8,6 +8,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from ragkv import decoder
 from ragkv.attention import sdpa
 
+CPU = torch.device("cpu")
+
 
 @pytest.mark.parametrize("rope", ROPES)
 def test_stored_keys_rotate_to_where_they_would_be_computed(rope):
@@ -20,20 +22,20 @@ def test_stored_keys_rotate_to_where_they_would_be_computed(rope):
     _, there = apply_rotary_pos_emb(keys, keys, cos, sin)
 
     stored, _ = decoder.keys_values(attention, hidden)
-    rotary = decoder.Rotary(model, 309)
+    rotary = decoder.Rotary.of(model, 309)
     assert relative_error(rotary(stored, positions), there) <= 1e-5
     assert relative_error(rotary(stored, slice(300, 309)), there) <= 1e-5
     assert relative_error(rotary(stored, slice(9)), there) > 1e-2  # the place matters
 
 
 def test_rope_types_differ_from_each_other():
-    cosines = [decoder.Rotary(make_model("llama", rope_parameters=ROPES[rope]), 300).cos for rope in ROPES]
+    cosines = [decoder.Rotary.of(make_model("llama", rope_parameters=ROPES[rope]), 300).on(CPU)[0] for rope in ROPES]
     assert all(not torch.allclose(a, b) for i, a in enumerate(cosines) for b in cosines[:i])
 
 
 def test_rotation_is_done_in_float32_and_keeps_the_dtype(llama):
     states = torch.randn(1, 2, 200, 16, generator=torch.Generator().manual_seed(1)).bfloat16()
-    rotary = decoder.Rotary(llama, 200)
+    rotary = decoder.Rotary.of(llama, 200)
     rotated = rotary(states, slice(None))
     assert rotated.dtype == torch.bfloat16
     assert torch.equal(rotated, rotary(states.float(), slice(None)).bfloat16())
@@ -45,7 +47,7 @@ def test_the_steps_are_the_layers_own_forward(family, rope):
     model = make_model(family, rope_parameters=ROPES[rope])
     hidden = torch.randn(1, 11, 64, generator=torch.Generator().manual_seed(2))
     positions = torch.arange(11)
-    rotary = decoder.Rotary(model, 11)
+    rotary = decoder.Rotary.of(model, 11)
     mask = torch.full((11, 11), float("-inf")).triu(1)[None, None]
     for layer in model.model.layers:
         attention = layer.self_attn

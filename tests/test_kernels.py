@@ -7,15 +7,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ragkv.attention import attention_weights, get_backend
-from ragkv.cache import place as plain_place
+from ragkv.cache import write as plain_write
 from ragkv.decoder import Rotary
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from ragkv.kernels.attention import Config, attention_scores, config, fitting, position_causal
+from ragkv.kernels.attention import Config, config, fitting, position_causal
 from ragkv.kernels.elementwise import gated, rms_norm, rotate
-from ragkv.kernels.placing import place
+from ragkv.kernels.placing import place_segments, write
+from ragkv.kernels.scores import attention_scores
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the kernels themselves")
 pytestmark = CPU_ONLY
@@ -79,40 +80,83 @@ def test_attention_equals_a_dense_softmax(case):
 @given(cases(), st.sampled_from([1.0, 2.0]))
 @example((200, [3, 190, 199], 1, 2, 32, torch.float32, 0), 2.0)
 def test_scores_equal_the_sum_of_dense_weights(case, power):
-    query, key, _, positions = states(case)
-    _, weights = dense(query, key, key, positions, 0.4)
-    found = attention_scores(query, key, positions, 0.4, power, tuned=SMALL)
+    query, key, value, positions = states(case)
+    expected, weights = dense(query, key, value, positions, 0.4)
+    none, found = attention_scores(query, key, None, positions, 0.4, power, tuned=SMALL)
+    attended, same = attention_scores(query, key, value, positions, 0.4, power, tuned=SMALL)
+    assert none is None
+    assert torch.equal(found, same)
+    assert relative_error(attended, expected) <= BOUNDS[query.dtype]
     assert relative_error(found, weights.pow(power).sum(2)[0]) <= 1e-4
     assert relative_error(found, attention_weights(query, key, positions, 0.4, power)) <= 1e-4
 
 
+@settings(max_examples=8, deadline=None)
+@given(cases(), st.integers(1, 40), st.integers(0, 30))
+def test_rows_at_no_position_see_and_leave_nothing(case, pads, room):
+    """Padded, and with room behind the last token that holds other keys, all else is as without."""
+    query, key, value, positions = states(case)
+    wide = torch.cat((torch.ones_like(query[:, :, :1]).expand(-1, -1, pads, -1), query), dim=2)
+    more = [
+        torch.cat((part, 3 * torch.ones_like(part[:, :, :1]).expand(-1, -1, room, -1)), dim=2) for part in (key, value)
+    ]
+    where = torch.cat((torch.full((pads,), -1), positions))
+    attended, scores = attention_scores(wide, *more, where, 0.4, 2.0, tuned=SMALL)
+    expected, weights = dense(query, key, value, positions, 0.4)
+    assert (attended[:, :, :pads] == 0).all()
+    assert (scores[:, key.shape[2] :] == 0).all()
+    assert relative_error(attended[:, :, pads:], expected) <= BOUNDS[query.dtype]
+    assert relative_error(scores[:, : key.shape[2]], weights.square().sum(2)[0]) <= 1e-4
+    assert (position_causal(wide, *more, where, 0.4, tuned=SMALL)[:, :, :pads] == 0).all()
+
+
+def angles(random, positions, head_dim):
+    """Cosines and sines of some positions."""
+    half = torch.rand(positions, head_dim // 2, generator=random) * 6
+    return [f(torch.cat((half, half), 1))[None] for f in (torch.cos, torch.sin)]
+
+
 @settings(max_examples=15, deadline=None)
 @given(
-    stored=st.integers(0, 90),
-    more=st.integers(0, 9),
+    count=st.integers(0, 40),
     kv_heads=st.integers(1, 3),
     head_dim=st.sampled_from([8, 32, 80]),
     dtype=st.sampled_from(list(BOUNDS)),
     seed=st.integers(0, 99),
 )
-def test_placing_rotates_as_the_plain_version(stored, more, kv_heads, head_dim, dtype, seed):
-    random, tokens = torch.Generator().manual_seed(seed), stored + more
-    if not tokens:
-        return
-    rotary = Rotary.__new__(Rotary)
-    angles = torch.rand(tokens, head_dim // 2, generator=random) * 6
-    rotary.cos, rotary.sin = (f(torch.cat((angles, angles), 1))[None] for f in (torch.cos, torch.sin))
-    both = torch.randn(1, stored, 2 * kv_heads, head_dim, generator=random).to(dtype).transpose(1, 2)
-    keys, values = both.chunk(2, dim=1)  # strided, as they come from the store
-    found = place(keys, values, rotary.cos, rotary.sin, tokens)
-    nothing = torch.empty(0, dtype=torch.long)
-    fresh = keys[:, :, :0], values[:, :, :0]
-    expected = plain_place((keys, values), fresh, nothing, rotary, tokens)
-    for mine, plain in zip(found, expected, strict=True):
-        assert mine.shape == plain.shape == (1, kv_heads, tokens, head_dim)
-        torch.testing.assert_close(
-            mine[:, :, :stored], plain[:, :, :stored], rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5
-        )
+def test_writing_rotates_as_the_plain_version(count, kv_heads, head_dim, dtype, seed):
+    random = torch.Generator().manual_seed(seed)
+    cos, sin = angles(random, 50, head_dim)
+    fresh = torch.randn(1, count, 2 * kv_heads, head_dim, generator=random).to(dtype).transpose(1, 2).chunk(2, dim=1)
+    positions, slots = (torch.randperm(50, generator=random)[:count] for _ in range(2))
+    room = torch.randn(2, 1, kv_heads, 50, head_dim, generator=random).to(dtype)
+    mine, plain = room.clone(), room.clone()
+    write(tuple(mine), fresh, cos, sin, positions, slots)
+    plain_write(tuple(plain), fresh, Rotary(cos, sin), positions, slots)
+    torch.testing.assert_close(mine, plain, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5)
+    untouched = torch.ones(50, dtype=torch.bool).index_fill(0, slots, False)
+    assert torch.equal(mine[:, :, :, untouched], room[:, :, :, untouched])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4),
+    kv_heads=st.integers(1, 2),
+    head_dim=st.sampled_from([8, 80]),
+    dtype=st.sampled_from(list(BOUNDS)),
+    seed=st.integers(0, 99),
+)
+def test_segments_are_placed_side_by_side(lengths, kv_heads, head_dim, dtype, seed):
+    random, tokens = torch.Generator().manual_seed(seed), sum(lengths)
+    cos, sin = angles(random, tokens, head_dim)
+    segments = [torch.randn(3, 2, kv_heads, length, head_dim, generator=random).to(dtype) for length in lengths]
+    mine, plain = torch.zeros(2, 3, 2, 1, kv_heads, tokens + 2, head_dim, dtype=dtype)
+    place_segments(segments, range(1, 3), [tuple(room) for room in mine], cos, sin)
+    order = torch.arange(tokens)
+    for layer in (1, 2):
+        keys, values = torch.cat([states[layer] for states in segments], dim=2)[:, None]
+        plain_write(tuple(plain[layer]), (keys, values), Rotary(cos, sin), order, order)
+    torch.testing.assert_close(mine, plain, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5)
 
 
 @settings(max_examples=15, deadline=None)
@@ -125,13 +169,11 @@ def test_placing_rotates_as_the_plain_version(stored, more, kv_heads, head_dim, 
 )
 def test_rotation_equals_the_plain_one(tokens, heads, head_dim, dtype, seed):
     random = torch.Generator().manual_seed(seed)
-    rotary = Rotary.__new__(Rotary)
-    angles = torch.rand(99, head_dim // 2, generator=random) * 6
-    rotary.cos, rotary.sin = (f(torch.cat((angles, angles), 1))[None] for f in (torch.cos, torch.sin))
+    cos, sin = angles(random, 99, head_dim)
     positions = torch.randperm(99, generator=random)[:tokens]
     states = torch.randn(1, tokens, heads, head_dim, generator=random).to(dtype).transpose(1, 2)
-    found = rotate(states, rotary.cos, rotary.sin, positions)
-    assert relative_error(found, rotary(states, positions)) <= BOUNDS[dtype]
+    found = rotate(states, cos, sin, positions)
+    assert relative_error(found, Rotary(cos, sin)(states, positions)) <= BOUNDS[dtype]
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)

@@ -38,15 +38,16 @@ def config(head_dim: int, dtype: torch.dtype) -> Config:
 
 def fitting(chosen: Config, head_dim: int, dtype: torch.dtype, memory: int) -> Config:
     """The same, with fewer stages and smaller blocks where a multiprocessor has only `memory` bytes to share."""
-    row = _width(head_dim) * dtype.itemsize
+    row = width(head_dim) * dtype.itemsize
     smaller = [chosen, *(chosen._replace(keys=min(chosen.keys, keys), stages=2) for keys in (128, 64, 32))]
     smaller += [chosen._replace(rows=rows, keys=32, stages=stages) for rows in (64, 32, 16) for stages in (2, 1)]
     smaller.append(Config(16, 16, 4, 1))
     return next((one for one in smaller if (one.rows + 2 * one.stages * one.keys) * row <= memory), smaller[-1])
 
 
-def _config(key: Tensor, head_dim: int) -> Config:
-    memory = 2**18
+def tile(key: Tensor) -> Config:
+    """How to compile for these keys on their GPU."""
+    memory, head_dim = 2**18, key.shape[3]
     if key.is_cuda:
         memory = getattr(torch.cuda.get_device_properties(key.device), "shared_memory_per_block_optin", 2**16)  # AMD
     return fitting(config(head_dim, key.dtype), head_dim, key.dtype, memory)
@@ -55,48 +56,59 @@ def _config(key: Tensor, head_dim: int) -> Config:
 def position_causal(
     query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float, *, tuned: Config | None = None
 ) -> Tensor:
-    """Position-causal attention: see `ragkv.attention` for the arguments; `scaling` is positive."""
-    (_, heads, queries, head_dim), batch = query.shape, key.shape[0]
-    chosen = tuned or _config(key, head_dim)
-    parts = _parts(query, key, chosen)
-    out = torch.empty(batch, queries, heads, head_dim, dtype=query.dtype, device=query.device)
-    if parts == 1:
-        _run(query, key, value, positions, scaling, chosen, 1, out)
-    else:
-        results = torch.empty(parts, *out.shape, device=query.device)
-        totals, peaks, part_keys = _run(query, key, value, positions, scaling, chosen, parts, results)
+    """Position-causal attention: see `ragkv.attention` for the arguments; `scaling` is positive.
+
+    Queries at position -1 see nothing, and their result is 0.
+    """
+    chosen = tuned or tile(key)
+    return _attention(query, key, value, positions, scaling, chosen, split(query, key, chosen))[0]
+
+
+def attention_sums(
+    query: Tensor, key: Tensor, value: Tensor | None, positions: Tensor, scaling: float, chosen: Config
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Attention, and what its softmax was divided by: sums and maxima over each part of the keys.
+
+    Returns
+    -------
+    attended
+        As `position_causal`; None without `value`.
+    totals, peaks
+        ``(parts, batch, queries, heads)``: the sum of ``2 ** (product - peak)``, products in units of ln 2.
+    """
+    return _attention(query, key, value, positions, scaling, chosen, split(query, key, chosen), sums=True)
+
+
+def _attention(query, key, value, positions, scaling, chosen: Config, parts: int, sums: bool = False):
+    (_, heads, queries, head_dim), (batch, kv_heads, tokens, _) = query.shape, key.shape
+    group, device, query = heads // kv_heads, key.device, query.expand(batch, -1, -1, -1)
+    kept = (2, parts, batch, queries, heads) if sums or parts > 1 else (2, 1)
+    totals, peaks = torch.zeros(kept, device=device)
+    out = torch.empty(batch, queries, heads, head_dim, dtype=query.dtype, device=device) if value is not None else None
+    results = torch.empty(parts, *out.shape, device=device) if out is not None and parts > 1 else out
+    part_keys = triton.cdiv(triton.cdiv(tokens, parts), chosen.keys) * chosen.keys
+    values = value if value is not None else key
+    _attend[(triton.cdiv(queries * group, chosen.rows) * parts * batch * kv_heads,)](
+        query, key, values, positions, results if results is not None else totals, totals, peaks,
+        query.stride()[:3], key.stride()[:3], values.stride()[:3],
+        batch, heads, queries, tokens, part_keys, scaling / LN_2,
+        GROUP=group, HEAD_DIM=head_dim, WIDTH=width(head_dim), ROWS=chosen.rows, KEYS=chosen.keys, PARTS=parts,
+        VALUES=out is not None, SUMS=len(kept) > 2, num_warps=chosen.warps, num_stages=chosen.stages,
+    )  # fmt: skip
+    if out is not None and parts > 1:
         _join[(batch * queries * heads,)](
             results, totals, peaks, positions, out, queries, heads, part_keys,
-            HEAD_DIM=head_dim, WIDTH=_width(head_dim), PARTS=parts, PARTS_2=triton.next_power_of_2(parts),
+            HEAD_DIM=head_dim, WIDTH=width(head_dim), PARTS=parts, PARTS_2=triton.next_power_of_2(parts),
         )  # fmt: skip
-    return out.transpose(1, 2)
+    return out.transpose(1, 2) if out is not None else None, totals, peaks
 
 
-def attention_scores(
-    query: Tensor, key: Tensor, positions: Tensor, scaling: float, power: float = 1.0, *, tuned: Config | None = None
-) -> Tensor:
-    """What `ragkv.attention.attention_weights` gives, without holding the weights: ``(heads, tokens)``, float32."""
-    (_, heads, queries, head_dim), (_, kv_heads, tokens, _) = query.shape, key.shape
-    query, key = query[:1], key[:1]
-    chosen = tuned or _config(key, head_dim)
-    totals, peaks, _ = _run(query, key, None, positions, scaling, chosen, _parts(query, key, chosen))
-    levels = (totals.log2() + peaks).mul_(LN_2).logsumexp(0)[0].div_(LN_2)  # (queries, heads)
-    out = torch.empty(heads, tokens, device=query.device)
-    blocks = triton.cdiv(tokens, chosen.keys)
-    first = torch.searchsorted(positions, torch.arange(blocks, device=positions.device) * chosen.keys)
-    _sum_over_queries[(blocks * heads,)](
-        query, key, positions, levels, first, out, query.stride()[1:], key.stride()[1:], heads, queries, tokens,
-        scaling / LN_2, power, GROUP=heads // kv_heads, HEAD_DIM=head_dim, WIDTH=_width(head_dim),
-        ROWS=64, KEYS=chosen.keys, num_warps=4, num_stages=2,
-    )  # fmt: skip
-    return out
-
-
-def _width(head_dim: int) -> int:
+def width(head_dim: int) -> int:
+    """A tile's width: a power of two."""
     return max(16, triton.next_power_of_2(head_dim))
 
 
-def _parts(query: Tensor, key: Tensor, chosen: Config) -> int:
+def split(query: Tensor, key: Tensor, chosen: Config) -> int:
     """Into how many parts the keys go so that all multiprocessors are busy, judged by the shapes alone.
 
     Where tiles are many, the light ones fill up what the heavy ones leave. Where they are few, time goes in waves, and
@@ -112,24 +124,6 @@ def _parts(query: Tensor, key: Tensor, chosen: Config) -> int:
         return 1
     most = max(1, min(64, tokens // (4 * chosen.keys)))
     return min(range(1, most + 1), key=lambda n: ceil(tiles * n / places) * (tokens / n + 2 * chosen.keys))
-
-
-def _run(query, key, value, positions, scaling, chosen: Config, parts: int, out: Tensor | None = None):
-    """Start `_attend`; the parts' sums and maxima, ``(parts, batch, queries, heads)``, and how many keys a part has."""
-    (_, heads, queries, head_dim), (batch, kv_heads, tokens, _) = query.shape, key.shape
-    group, device = heads // kv_heads, key.device
-    query = query.expand(batch, -1, -1, -1)
-    totals, peaks = torch.zeros(2, parts, batch, queries, heads, device=device)
-    part_keys = triton.cdiv(triton.cdiv(tokens, parts), chosen.keys) * chosen.keys
-    tiles = triton.cdiv(queries * group, chosen.rows)
-    _attend[(tiles * parts * batch * kv_heads,)](
-        query, key, value if value is not None else key, positions, out if out is not None else totals, totals, peaks,
-        query.stride()[:3], key.stride()[:3], (value if value is not None else key).stride()[:3],
-        batch, heads, queries, tokens, part_keys, scaling / LN_2,
-        GROUP=group, HEAD_DIM=head_dim, WIDTH=_width(head_dim), ROWS=chosen.rows, KEYS=chosen.keys, PARTS=parts,
-        VALUES=value is not None, num_warps=chosen.warps, num_stages=chosen.stages,
-    )  # fmt: skip
-    return totals, peaks, part_keys
 
 
 @triton.jit
@@ -162,7 +156,7 @@ def _attend(
     query, key, value, positions, out, totals, peaks, query_strides, key_strides, value_strides,
     batch, heads, queries, tokens, part_keys, factor,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    PARTS: tl.constexpr, VALUES: tl.constexpr,
+    PARTS: tl.constexpr, VALUES: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries over one part of the keys. Tiles with high positions take longest, and come first."""
     kv_heads = heads // GROUP
@@ -176,7 +170,7 @@ def _attend(
     lowest, highest = tl.min(where), tl.max(where)
     start = part * part_keys
     stop = tl.minimum(start + part_keys, highest + 1)
-    if start >= stop:
+    if (start >= stop) & ((part > 0) | (highest >= 0)):  # a tile that sees nothing at all says so in its first part
         return
     seen = tl.maximum(start, tl.minimum(stop, (lowest + 1) // KEYS * KEYS))  # by all of the tile's queries
 
@@ -197,9 +191,9 @@ def _attend(
     )  # fmt: skip
 
     to = ((part * batch + item) * queries + asked) * heads + head
-    if PARTS == 1 and VALUES:
-        result = result / total[:, None]
-    else:
+    if PARTS == 1:
+        result = result / tl.where(total > 0, total, 1.0)[:, None]
+    if SUMS:
         tl.store(totals + to, total, there)
         tl.store(peaks + to, peak, there)
     if VALUES:
@@ -218,35 +212,12 @@ def _join(
     """One head's result for one query from those of the parts that it sees keys in."""
     row, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
     part, dims = tl.arange(0, PARTS_2), tl.arange(0, WIDTH)
-    there = part <= tl.load(positions + row // heads % queries) // part_keys
+    there = part <= tl.maximum(tl.load(positions + row // heads % queries), 0) // part_keys
     at = part * rows + row
     peak = tl.load(peaks + at, there, float("-inf"))
     share = tl.exp2(peak - tl.max(peak))
     inside = there[:, None] & (dims < HEAD_DIM)[None, :]
     result = tl.load(results + (at * HEAD_DIM)[:, None] + dims[None, :], inside, 0.0)
     total = tl.sum(share * tl.load(totals + at, there, 0.0))
-    result = tl.sum(share[:, None] * result, 0) / total
+    result = tl.sum(share[:, None] * result, 0) / tl.where(total > 0, total, 1.0)
     tl.store(out + row * HEAD_DIM + dims, result.to(out.dtype.element_ty), dims < HEAD_DIM)
-
-
-@triton.jit
-def _sum_over_queries(
-    query, key, positions, levels, first, out, query_strides, key_strides, heads, queries, tokens, factor, power,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
-    """The sum of one head's weights for a block of keys, over the queries at or behind the first of them."""
-    head, block = (tl.program_id(0) % heads).to(tl.int64), tl.program_id(0) // heads
-    here, dims = block * KEYS + tl.arange(0, KEYS), tl.arange(0, WIDTH)
-    key_at = head // GROUP * key_strides[0] + here.to(tl.int64) * key_strides[1]
-    keys = tl.load(key + key_at[:, None] + dims, (here < tokens)[:, None] & (dims < HEAD_DIM), 0.0)
-    total = tl.zeros([KEYS], tl.float32)
-    for start in tl.range(tl.load(first + block).to(tl.int32), queries, ROWS):
-        asked = start + tl.arange(0, ROWS)
-        there = asked < queries
-        query_at = head * query_strides[0] + asked.to(tl.int64) * query_strides[1]
-        part = tl.load(query + query_at[:, None] + dims, there[:, None] & (dims < HEAD_DIM), 0.0)
-        level = tl.load(levels + asked * heads + head, there, float("inf"))
-        where = tl.load(positions + asked, there, -1)
-        products = tl.dot(part, keys.T, input_precision="ieee") * factor - level[:, None]
-        total += tl.sum(tl.exp2(tl.where(where[:, None] >= here[None, :], products * power, float("-inf"))), 0)
-    tl.store(out + head * tokens + here, total, here < tokens)

@@ -19,13 +19,13 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tenso
         ``(tokens,)``.
     """
     _, heads, tokens, head_dim = states.shape
-    turned, rows = torch.empty_like(states), 16
+    rotated, rows = torch.empty_like(states), 16
     if tokens:
         _rotate[(triton.cdiv(tokens, rows), heads)](
-            states, cos, sin, positions, turned, states.stride()[1:], turned.stride()[1:], tokens,
+            states, cos, sin, positions, rotated, states.stride()[1:], rotated.stride()[1:], tokens,
             HALF=head_dim // 2, WIDTH=triton.next_power_of_2(head_dim // 2), ROWS=rows,
         )  # fmt: skip
-    return turned
+    return rotated
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -48,8 +48,17 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
 
 
 @triton.jit
+def turned(left, right, cos, sin, angle, there, HALF: tl.constexpr):
+    """The two halves of heads' dimensions, which rotate with each other, in float32."""
+    left, right = left.to(tl.float32), right.to(tl.float32)
+    turned_left = left * tl.load(cos + angle, there) - right * tl.load(sin + angle, there)
+    turned_right = right * tl.load(cos + angle + HALF, there) + left * tl.load(sin + angle + HALF, there)
+    return turned_left, turned_right
+
+
+@triton.jit
 def _rotate(
-    states, cos, sin, positions, turned, strides, turned_strides, tokens,
+    states, cos, sin, positions, rotated, strides, rotated_strides, tokens,
     HALF: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     token, dims = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
@@ -59,13 +68,11 @@ def _rotate(
     token = token.to(tl.int64)
     angle = where[:, None] * (2 * HALF) + dims[None, :]
     at = states + head * strides[0] + token[:, None] * strides[1] + dims[None, :]
-    to = turned + head * turned_strides[0] + token[:, None] * turned_strides[1] + dims[None, :]
-    left, right = tl.load(at, there).to(tl.float32), tl.load(at + HALF, there).to(tl.float32)
-    turned_left = left * tl.load(cos + angle, there) - right * tl.load(sin + angle, there)
-    turned_right = right * tl.load(cos + angle + HALF, there) + left * tl.load(sin + angle + HALF, there)
-    kind = turned.dtype.element_ty
-    tl.store(to, turned_left.to(kind), there)
-    tl.store(to + HALF, turned_right.to(kind), there)
+    to = rotated + head * rotated_strides[0] + token[:, None] * rotated_strides[1] + dims[None, :]
+    left, right = turned(tl.load(at, there), tl.load(at + HALF, there), cos, sin, angle, there, HALF)
+    kind = to.dtype.element_ty
+    tl.store(to, left.to(kind), there)
+    tl.store(to + HALF, right.to(kind), there)
 
 
 @triton.jit

@@ -1,57 +1,118 @@
-"""Stored keys rotated to their places, and values beside them, in one pass over memory."""
+"""Keys rotated to their places, and values beside them, in one pass over memory."""
+
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ragkv.kernels.elementwise import turned
 
-def place(keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """Keys rotated to positions ``0 .. stored - 1`` and values, with room for all `tokens`.
+
+def write(
+    room: tuple[Tensor, Tensor],
+    fresh: tuple[Tensor, Tensor],
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+) -> None:
+    """Keys, rotated to `positions`, and values into the `slots` of `room`.
 
     Parameters
     ----------
-    keys, values
-        ``(1, kv_heads, stored, head_dim)``, keys before rotation.
+    room
+        Keys and values, ``(1, kv_heads, tokens, head_dim)`` each, of the same strides.
+    fresh
+        ``(1, kv_heads, fresh, head_dim)`` each, keys before rotation.
     cos, sin
-        Of every position, ``(1, tokens, head_dim)`` in float32.
-
-    Returns
-    -------
-    keys, values
-        ``(1, kv_heads, tokens, head_dim)``; what is behind the stored ones is not set.
+        Of every position, ``(1, positions, head_dim)`` in float32.
+    positions, slots
+        ``(fresh,)``.
     """
-    _, kv_heads, stored, head_dim = keys.shape
-    placed = torch.empty(2, 1, kv_heads, tokens, head_dim, dtype=keys.dtype, device=keys.device)
-    if stored:
-        rows = 64
-        _place[(triton.cdiv(stored, rows), kv_heads)](
-            keys, values, cos, sin, placed[0], placed[1], keys.stride()[1:], values.stride()[1:], stored, tokens,
-            HALF=head_dim // 2, WIDTH=triton.next_power_of_2(head_dim // 2), ROWS=rows,
+    keys, values = fresh
+    _, kv_heads, count, head_dim = keys.shape
+    if count:
+        rows = 16
+        _write[(triton.cdiv(count, rows), kv_heads)](
+            keys, values, cos, sin, positions, slots, *room, keys.stride()[1:], values.stride()[1:],
+            room[0].stride()[1:], count, HALF=head_dim // 2, WIDTH=triton.next_power_of_2(head_dim // 2), ROWS=rows,
         )  # fmt: skip
-    return placed[0], placed[1]
+
+
+def place_segments(
+    segments: Sequence[Tensor], layers: range, rooms: Sequence[tuple[Tensor, Tensor]], cos: Tensor, sin: Tensor
+) -> None:
+    """Layers of several segments, side by side from position 0 on, by one kernel.
+
+    Parameters
+    ----------
+    segments
+        On the GPU, ``(layers, 2, kv_heads, tokens, head_dim)`` each, contiguous, keys before rotation.
+    rooms
+        By layer, keys and values, ``(1, kv_heads, slots, head_dim)`` each, heads and slots without gaps.
+    """
+    like, rows = rooms[layers.start][0], 64
+    (_, kv_heads, slots, head_dim), count = like.shape, len(segments)
+    lengths = torch.tensor([states.shape[3] for states in segments])
+    blocks = (lengths + rows - 1) // rows
+    number = torch.arange(count).repeat_interleave(blocks)  # the segment of each block of tokens
+    first = (torch.arange(len(number)) - (blocks.cumsum(0) - blocks)[number]) * rows
+    step = torch.tensor([states.stride(0) * states.itemsize for states in segments])
+    sources = torch.tensor([states.data_ptr() for states in segments]) + torch.tensor(layers)[:, None] * step
+    places = torch.tensor([[states.data_ptr() for states in rooms[i]] for i in layers])
+    parts = (sources.flatten(), places.flatten(), lengths, lengths.cumsum(0) - lengths, number, first)
+    table = torch.cat(parts).to(like.device)  # one copy of all that the kernel is told
+    _place_segments[(len(number), kv_heads, len(layers))](
+        *table.split([len(part) for part in parts]), cos, sin, like, count, slots * head_dim, kv_heads,
+        HALF=head_dim // 2, WIDTH=triton.next_power_of_2(head_dim // 2), ROWS=rows,
+    )  # fmt: skip
 
 
 @triton.jit
-def _place(
-    keys, values, cos, sin, placed_keys, placed_values, key_strides, value_strides, stored, tokens,
+def _write(
+    keys, values, cos, sin, positions, slots, room_keys, room_values, key_strides, value_strides, room_strides, count,
     HALF: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """A block of tokens of one KV head. The two halves of a head's dimensions rotate with each other."""
+    """A block of tokens of one KV head."""
     token, dims = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
     head = tl.program_id(1).to(tl.int64)
-    there = (token < stored)[:, None] & (dims < HALF)[None, :]
+    there = (token < count)[:, None] & (dims < HALF)[None, :]
+    angle = tl.load(positions + token, token < count, 0).to(tl.int64)[:, None] * (2 * HALF) + dims[None, :]
+    slot = tl.load(slots + token, token < count, 0).to(tl.int64)
     token = token.to(tl.int64)
-    angle = token[:, None] * (2 * HALF) + dims[None, :]
-    key = head * key_strides[0] + token[:, None] * key_strides[1] + dims[None, :]
-    value = head * value_strides[0] + token[:, None] * value_strides[1] + dims[None, :]
-    to = (head * tokens + token[:, None]) * (2 * HALF) + dims[None, :]
-    left = tl.load(keys + key, there).to(tl.float32)
-    right = tl.load(keys + key + HALF, there).to(tl.float32)
-    turned_left = left * tl.load(cos + angle, there) - right * tl.load(sin + angle, there)
-    turned_right = right * tl.load(cos + angle + HALF, there) + left * tl.load(sin + angle + HALF, there)
-    kind = placed_keys.dtype.element_ty
-    tl.store(placed_keys + to, turned_left.to(kind), there)
-    tl.store(placed_keys + to + HALF, turned_right.to(kind), there)
-    tl.store(placed_values + to, tl.load(values + value, there), there)
-    tl.store(placed_values + to + HALF, tl.load(values + value + HALF, there), there)
+    key = keys + head * key_strides[0] + token[:, None] * key_strides[1] + dims[None, :]
+    value = values + head * value_strides[0] + token[:, None] * value_strides[1] + dims[None, :]
+    to = head * room_strides[0] + slot[:, None] * room_strides[1] + dims[None, :]
+    left, right = turned(tl.load(key, there), tl.load(key + HALF, there), cos, sin, angle, there, HALF)
+    kind = room_keys.dtype.element_ty
+    tl.store(room_keys + to, left.to(kind), there)
+    tl.store(room_keys + to + HALF, right.to(kind), there)
+    tl.store(room_values + to, tl.load(value, there), there)
+    tl.store(room_values + to + HALF, tl.load(value + HALF, there), there)
+
+
+@triton.jit
+def _place_segments(
+    sources, places, lengths, starts, number, first, cos, sin, like, segments, head_step, kv_heads,
+    HALF: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """A block of one segment's tokens, of one KV head in one layer."""
+    segment, layer = tl.load(number + tl.program_id(0)), tl.program_id(2)
+    head, dims, length = tl.program_id(1).to(tl.int64), tl.arange(0, WIDTH), tl.load(lengths + segment)
+    kind = tl.pointer_type(like.dtype.element_ty)
+    source = tl.load(sources + layer * segments + segment).to(kind)
+    room_keys, room_values = tl.load(places + 2 * layer).to(kind), tl.load(places + 2 * layer + 1).to(kind)
+    token = tl.load(first + tl.program_id(0)) + tl.arange(0, ROWS)
+    there = (token < length)[:, None] & (dims < HALF)[None, :]
+    slot = tl.load(starts + segment) + token
+    angle = slot[:, None] * (2 * HALF) + dims[None, :]
+    key = source + (head * length + token)[:, None] * (2 * HALF) + dims[None, :]
+    value = key + kv_heads * length * (2 * HALF)
+    to = head * head_step + angle
+    left, right = turned(tl.load(key, there), tl.load(key + HALF, there), cos, sin, angle, there, HALF)
+    tl.store(room_keys + to, left.to(like.dtype.element_ty), there)
+    tl.store(room_keys + to + HALF, right.to(like.dtype.element_ty), there)
+    tl.store(room_values + to, tl.load(value, there), there)
+    tl.store(room_values + to + HALF, tl.load(value + HALF, there), there)

@@ -1,0 +1,245 @@
+"""Memory for one prompt at a time at addresses that stay, and on a GPU the layers over few tokens as CUDA graphs.
+
+Where few tokens are computed, as in a probe's passes and in decoding, starting the kernels one by one takes longer than
+running them. A graph of several layers starts at once. It needs the same addresses and shapes every time: keys and
+values have room for the longest prompt, and the number of tokens is rounded up, with rows that see and leave nothing.
+"""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ragkv import decoder
+from ragkv.attention import Backend, attend_and_weigh, auto
+from ragkv.cache import KV, write
+from ragkv.forward import Clock, Forward, Watch
+from ragkv.kernels import kernels_run
+from ragkv.loading import ReusedKV
+from ragkv.memory import explained
+from ragkv.prompt import Prompt
+
+STEP = 64  # rows of a graph are a multiple of it
+
+
+class Workspace:
+    """Room for prompts of a model, used by one after the other.
+
+    Parameters
+    ----------
+    tokens
+        The longest prompt, with what is decoded behind it.
+    rows
+        Up to so many tokens are computed by a graph. Each number of rows, rounded up, is captured once, when it is
+        first needed.
+
+    Attributes
+    ----------
+    layers
+        Keys and values, ``(1, kv_heads, tokens + 1, head_dim)`` each; the last slot is for rows that do not count.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokens: int, *, rows: int = 2048):
+        self.model, self.tokens, self.rows = model, tokens, rows
+        self.devices = [layer.self_attn.q_proj.weight.device for layer in model.model.layers]
+        self.graphs = all(kernels_run(device) for device in self.devices)
+        self.rotary = decoder.Rotary.of(model, tokens)
+        self.layers: list[KV] = []
+        config, dtype = model.config, model.dtype
+        for layer, device in zip(model.model.layers, self.devices, strict=True):
+            shape = (2, 1, config.num_key_value_heads, tokens + 1, layer.self_attn.head_dim)
+            with explained(f"room for {tokens} tokens", device, "make the workspace for shorter prompts"):
+                keys, values = torch.zeros(shape, dtype=dtype, device=device)  # finite: no NaN may be near attention
+            self.layers.append((keys, values))
+        self._captured: dict[tuple, torch.cuda.CUDAGraph] = {}
+        self._inputs: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def weights(self) -> list[Tensor]:
+        """What the last pass that was asked for it attended to: for each GPU's layers, ``(layers, heads, tokens)``."""
+        heads, spans = self.model.config.num_attention_heads, self.spans(range(len(self.layers)))
+        return [torch.zeros(len(span), heads, self.tokens, device=self.devices[span.start]) for span in spans]
+
+    def forward(
+        self, model: PreTrainedModel, prompt: Prompt, reuse: ReusedKV, attend: Backend, clock: Clock
+    ) -> Forward:
+        """A forward over `prompt` in this room.
+
+        Raises
+        ------
+        ValueError
+            It is another model's room, or too small.
+        """
+        if model is not self.model:
+            raise ValueError("the workspace was made for another model: make one for this model")
+        if len(prompt.ids) > self.tokens:
+            raise ValueError(
+                f"the workspace has room for {self.tokens} tokens, the prompt has {len(prompt.ids)}: make a larger one"
+            )
+        return _InWorkspace(self, prompt, reuse, attend, clock)
+
+    def cache(self, tokens: int) -> list[KV]:
+        """Keys and values of the first `tokens` positions, without copying."""
+        return [(keys[:, :, :tokens], values[:, :, :tokens]) for keys, values in self.layers]
+
+    def replays(self, active: Tensor) -> bool:
+        """Whether there are graphs for so many tokens."""
+        return self.graphs and len(active) <= self.rows
+
+    def replay(self, layers: range, hidden: Tensor, active: Tensor, power: float | None = None) -> Tensor:
+        """Layers over the tokens at `active`, whose other keys and values are in place; with `power`, their `weights`.
+
+        The result stays until the next call.
+        """
+        count = len(active)
+        rows = count if count == 1 else -(-count // STEP) * STEP
+        for span in self.spans(layers):
+            states, positions = self._input(self.devices[span.start], rows)
+            states[:, : rows - count] = 0
+            states[:, rows - count :] = hidden
+            positions[: rows - count] = -1
+            positions[rows - count :] = active
+            self._graph(span, rows, power).replay()
+            hidden = states[:, rows - count :]
+        return hidden
+
+    def step(self, token: int, position: int) -> Tensor:
+        """One token more behind the prompt whose keys and values are here; its logits, ``(1, vocab)``.
+
+        Raises
+        ------
+        ValueError
+            There is no room left.
+        """
+        if position >= self.tokens:
+            raise ValueError(f"the workspace's room for {self.tokens} tokens is used up: make a larger one")
+        embedding = self.model.model.embed_tokens
+        active = torch.tensor([position], device=embedding.weight.device)
+        hidden = embedding(torch.tensor([[token]], device=active.device))
+        if self.graphs:
+            hidden = self.replay(range(len(self.layers)), hidden, active)
+        else:
+            for index, device in enumerate(self.devices):
+                there = active.to(device)
+                hidden = self._layer(index, hidden.to(device), there, there, there, None)
+        return decoder.logits(self.model, hidden)[:, 0]
+
+    def spans(self, layers: range) -> list[range]:
+        """The layers, divided where they change from one GPU to the next."""
+        cuts = [i for i in layers[1:] if self.devices[i] != self.devices[i - 1]]
+        return [range(a, b) for a, b in zip([layers.start, *cuts], [*cuts, layers.stop], strict=True)]
+
+    def _layer(
+        self, index: int, hidden: Tensor, positions: Tensor, angles: Tensor, slots: Tensor, power: float | None
+    ) -> Tensor:
+        layer, keys_values = self.model.model.layers[index], self.layers[index]
+        attention = layer.self_attn
+        normed = decoder.norm(layer.input_layernorm, hidden)
+        write(keys_values, decoder.keys_values(attention, normed), self.rotary, angles, slots)
+        queries = self.rotary(decoder.queries(attention, normed), angles)
+        keys, values = (states[:, :, : self.tokens] for states in keys_values)
+        if power is None:
+            attended = auto(queries, keys, values, positions, attention.scaling)
+        else:
+            attended, weights = attend_and_weigh(queries, keys, values, positions, attention.scaling, power)
+            block, span = next((n, s) for n, s in enumerate(self.spans(range(len(self.layers)))) if index in s)
+            self.weights[block][index - span.start].copy_(weights)
+        return decoder.finish(layer, hidden, attended)
+
+    def _input(self, device: torch.device, rows: int) -> tuple[Tensor, Tensor]:
+        """Where a graph finds its rows' states, ``(1, rows, hidden)``, and positions, -1 for rows that do not count."""
+        if (device, rows) not in self._inputs:
+            size, dtype = self.model.config.hidden_size, self.model.dtype
+            states = torch.zeros(1, rows, size, dtype=dtype, device=device)
+            self._inputs[device, rows] = states, torch.full((rows,), -1, device=device)
+        return self._inputs[device, rows]
+
+    def _graph(self, span: range, rows: int, power: float | None) -> torch.cuda.CUDAGraph:
+        key = (span, rows, power)
+        if key not in self._captured:
+            device = self.devices[span.start]
+            states, positions = self._input(device, rows)
+            kept = states.clone(), positions.clone()
+
+            def run() -> None:
+                hidden, angles = states, positions.clamp(min=0)
+                slots = positions.where(positions >= 0, self.tokens)
+                for index in span:
+                    hidden = self._layer(index, hidden, positions, angles, slots, power)
+                states.copy_(hidden)
+
+            with (
+                torch.cuda.device(device),
+                explained(f"a CUDA graph over {rows} tokens", device, "lower the workspace's tokens or rows"),
+            ):
+                states.zero_()
+                positions.fill_(-1)
+                run()  # compiles the kernels
+                torch.cuda.synchronize(device)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    run()
+            states.copy_(kept[0])
+            positions.copy_(kept[1])
+            self._captured[key] = graph
+        return self._captured[key]
+
+
+class _InWorkspace(Forward):
+    """A forward whose keys and values lie in a workspace."""
+
+    def __init__(self, workspace: Workspace, prompt: Prompt, reuse: ReusedKV, attend: Backend, clock: Clock):
+        self._workspace = workspace
+        super().__init__(workspace.model, prompt, reuse, attend, clock)
+        self.layers = workspace.cache(len(prompt.ids))
+        self._placed: set[int] = set()
+
+    def start(self, layers: range) -> None:
+        with self.clock("load"):
+            for span in self._workspace.spans(layers):
+                if self.reuse.place(span, self._workspace.layers, self.rotary):
+                    self._placed.update(span)
+        super().start(range(layers.start + len(self._placed), layers.stop))
+
+    def through(self, layers: range, hidden: Tensor, active: Tensor, watch: Watch | None = None) -> Tensor:
+        if watch is None and self._workspace.replays(active):
+            return self._replay(layers, hidden, active)
+        return super().through(layers, hidden, active, watch)
+
+    def _attention(self, hidden: Tensor, active: Tensor, power: float) -> Tensor:
+        if not self._workspace.replays(active):
+            return super()._attention(hidden, active, power)
+        self._replay(range(len(self.layers)), hidden, active, power)
+        first, *others = self._workspace.weights
+        return torch.cat((first, *(block.to(first.device) for block in others))) if others else first
+
+    def _replay(self, layers: range, hidden: Tensor, active: Tensor, power: float | None = None) -> Tensor:
+        """At once as many layers as have what they reuse in place; the others one by one, as it comes."""
+        index = layers.start
+        while index < layers.stop:
+            stop = next((i for i in range(index, layers.stop) if i not in self._placed), layers.stop)
+            if stop == index:
+                self._place(index, active.to(self._workspace.devices[index]))
+                stop = index + 1
+            hidden = self._workspace.replay(range(index, stop), hidden, active, power)
+            index = stop
+        return hidden
+
+    def _rotary(self) -> decoder.Rotary:
+        return self._workspace.rotary
+
+    def _fuse(self, index: int, fresh: KV, active: Tensor) -> KV:
+        self._place(index, active)
+        write(self.layers[index], fresh, self.rotary, active, active)
+        return self.layers[index]
+
+    def _place(self, index: int, active: Tensor) -> None:
+        """What a layer reuses, unless it is there already."""
+        if index in self._placed:
+            return
+        stored = self._stored(index, active)
+        if stored is not None:
+            order = torch.arange(stored[0].shape[2], device=active.device)
+            write(self.layers[index], stored, self.rotary, order, order)
+        self._placed.add(index)

@@ -1,0 +1,94 @@
+"""A workspace gives what a prefill without one gives, prompt after prompt."""
+
+import pytest
+import torch
+from conftest import BOS, RATIO_SELECTORS, make_model, memory_store, random_prompt, relative_error
+
+from ragkv import decode, fused_prefill, precompute
+from ragkv.eviction import get_eviction
+from ragkv.selectors import get_selector
+from ragkv.workspace import Workspace
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
+
+
+def ready(model, rng, **lengths):
+    prompt, store = random_prompt(rng, **lengths), memory_store()
+    precompute(model, [prompt], store)
+    return prompt, store
+
+
+def selectors():
+    some = [get_selector(name, ratio=0.3) for name in RATIO_SELECTORS]
+    return [*some, *(get_selector(name) for name in ("full_prefill", "full_reuse", "cat"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_prefill_and_decoding_are_as_without(family, rng, device):
+    """Also in a room that other prompts, longer ones among them, have left their keys and values in."""
+    model = make_model(family).to(device)
+    model.generation_config.eos_token_id = None
+    room = Workspace(model, 150)
+    for lengths in ({"chunks": (40, 31, 50)}, {}, {"chunks": (9, 2), "question": 3, "prefix": None}):
+        prompt, store = ready(model, rng, **lengths)
+        for selector in selectors():
+            expected = fused_prefill(model, prompt, store, selector)
+            found = fused_prefill(model, prompt, store, selector, workspace=room)
+            assert torch.equal(found.selected, expected.selected)
+            assert relative_error(found.logits, expected.logits) <= 1e-4
+            assert found.cache.get_seq_length() == len(prompt.ids)
+            for mine, plain in zip(found.cache.layers, expected.cache.layers, strict=True):
+                assert relative_error(mine.keys, plain.keys) <= 1e-4
+                assert relative_error(mine.values, plain.values) <= 1e-4
+            assert decode(model, found, max_new_tokens=5).ids == decode(model, expected, max_new_tokens=5).ids
+
+
+def test_the_prefill_stays_usable(llama, rng):
+    prompt, store = ready(llama, rng)
+    prefill = fused_prefill(llama, prompt, store, get_selector("a3"), workspace=Workspace(llama, 100))
+    assert decode(llama, prefill, max_new_tokens=6).ids == decode(llama, prefill, max_new_tokens=6).ids
+
+
+def test_what_an_eviction_keeps_leaves_the_room(llama, rng):
+    prompt, store = ready(llama, rng)
+    eviction, selector = get_eviction("streaming", capacity_ratio=0.6), get_selector("epic", ratio=0.2)
+    room = Workspace(llama, 100)
+    found = fused_prefill(llama, prompt, store, selector, eviction=eviction, workspace=room)
+    expected = fused_prefill(llama, prompt, store, selector, eviction=eviction)
+    assert found.cache.get_seq_length() == expected.cache.get_seq_length() < len(prompt.ids)
+    assert decode(llama, found, max_new_tokens=6).ids == decode(llama, expected, max_new_tokens=6).ids
+
+
+def test_too_little_room_and_another_model_are_refused(llama, rng):
+    prompt, store = ready(llama, rng)
+    tokens = len(prompt.ids)
+    with pytest.raises(ValueError, match=f"room for 20 tokens, the prompt has {tokens}: make a larger one"):
+        fused_prefill(llama, prompt, store, get_selector("a3"), workspace=Workspace(llama, 20))
+    with pytest.raises(ValueError, match="the workspace was made for another model"):
+        fused_prefill(llama, prompt, store, get_selector("a3"), workspace=Workspace(make_model("llama"), 100))
+    prefill = fused_prefill(llama, prompt, store, get_selector("a3"), workspace=Workspace(llama, tokens + 2))
+    assert len(decode(llama, prefill, max_new_tokens=3).ids) <= 3
+    with pytest.raises(ValueError, match=f"room for {tokens + 2} tokens is used up"):
+        decode(llama, prefill, max_new_tokens=4, ended=lambda ids: False)
+
+
+@GPU
+@pytest.mark.parametrize("where", ["cuda", "pinned", "cpu"])
+@pytest.mark.parametrize("rows", [10, 2048])
+def test_graphs_give_the_same_wherever_segments_lie(rng, where, rows):
+    from ragkv.latency import InMemory
+    from ragkv.loading import SegmentInMemory
+    from ragkv.precompute import compute_segment
+
+    model = make_model("qwen2").cuda()
+    prompt = random_prompt(rng, chunks=(60, 170, 80))
+    segments = {s: SegmentInMemory(*compute_segment(model, s)) for s in prompt.segments(BOS)}
+    store, room = InMemory(segments).to(where), Workspace(model, 400, rows=rows)
+    for name in ("full_reuse", "probe", "a3", "cacheblend", "epic"):
+        selector = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=0.2)
+        expected = fused_prefill(model, prompt, InMemory(segments), selector)
+        runs = [fused_prefill(model, prompt, store, selector, workspace=room) for _ in range(2)]
+        assert torch.equal(runs[0].selected, expected.selected)
+        assert torch.equal(runs[0].logits, runs[1].logits)
+        assert relative_error(runs[0].logits, expected.logits) <= 1e-4
