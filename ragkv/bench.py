@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ragkv.benchmarks import haystack
 from ragkv.chunking import By, chunk_document
 from ragkv.fusion import fused_prefill
-from ragkv.latency import FAMILY, ceilings, prefill_rows, random_model, random_prompt
+from ragkv.latency import FAMILY, ceilings, decode_row, prefill_rows, random_model, random_prompt
 from ragkv.models import load_model
 from ragkv.precompute import compute_segment, precompute
 from ragkv.prompt import encode
@@ -125,9 +125,17 @@ def _on_a_gpu(options: argparse.Namespace) -> None:
         )
         print(f"\n{table.round(2).to_string(index=False)}", flush=True)
         rows += table.to_dict("records")
+        torch.cuda.empty_cache()
+    decoding = decode_row(
+        model, options.lengths[0], chunk_tokens=512, repeats=options.repeats, bandwidth=limits["memory_gbs"]
+    )
+    print(f"\ndecoding: {decoding}")
     if options.out:
         given = {name: str(value) for name, value in vars(options).items() if name != "out"}
-        write_json(options.out, {"rows": rows, "ceilings": limits, "parameters": given, "provenance": source})
+        write_json(
+            options.out,
+            {"rows": rows, "decoding": decoding, "ceilings": limits, "parameters": given, "provenance": source},
+        )
 
 
 if __name__ == "__main__":

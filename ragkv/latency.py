@@ -19,6 +19,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from ragkv.decoding import decode
 from ragkv.fusion import fused_prefill
 from ragkv.loading import SegmentInMemory, SegmentKV
 from ragkv.planning import SHAPES, Shape, fused
@@ -27,13 +28,20 @@ from ragkv.prompt import Prompt, Segment, split_ids
 from ragkv.selectors import Selector, get_selector
 from ragkv.store import Layout
 from ragkv.timing import measure
+from ragkv.workspace import Workspace
 
 FAMILY: dict[str, type[PretrainedConfig]] = {
     "llama-3-8b": LlamaConfig,
     "mistral-7b": MistralConfig,
     "qwen2.5-7b": Qwen2Config,
 }
-METHODS = (("full_reuse", None), ("probe", 0.02), ("probe", 0.05), ("a3", 0.15))
+METHODS: tuple[tuple[str, dict], ...] = (
+    ("full_reuse", {}),
+    ("probe", {"ratio": 0.02, "hops": 1}),
+    ("probe", {"ratio": 0.02}),
+    ("probe", {"ratio": 0.05}),
+    ("a3", {"ratio": 0.15}),
+)
 QUESTION, PREFIX = 64, 32
 
 
@@ -71,6 +79,7 @@ def random_model(name: str, positions: int, device: str = "cuda", layers: int | 
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+    model.generation_config.eos_token_id = None  # random text has no end
     return model.eval().requires_grad_(False)
 
 
@@ -123,12 +132,13 @@ def prefill_rows(
     Returns
     -------
     DataFrame
-        ``tokens, tier, selector, ratio, p20, p50, p80`` in milliseconds, ``speed-up`` of the faster full prefill over
-        it, and ``reached``: the operations that it needs (`ragkv.planning`), per second, over `tflops`.
+        ``tokens, tier, selector, ratio, hops``, ``p20, p50, p80`` in milliseconds, ``speed-up`` of the faster full
+        prefill over it, and ``reached``: the operations that it needs (`ragkv.planning`), per second, over `tflops`.
     """
     prompt = random_prompt(model.config.vocab_size, tokens, chunk_tokens)
     device = model.device
     segments = {s: SegmentInMemory(*compute_segment(model, s)) for s in prompt.segments(1)}
+    workspace = Workspace(model, tokens + 64)
 
     @torch.inference_mode()
     def plain() -> int:
@@ -136,15 +146,16 @@ def prefill_rows(
         return int(model(ids, logits_to_keep=1).logits[0, -1].argmax())
 
     def run(selector: Selector, store: InMemory | None) -> int:
-        return int(fused_prefill(model, prompt, store, selector).logits.argmax())
+        room = workspace if store is not None else None
+        return int(fused_prefill(model, prompt, store, selector, workspace=room).logits.argmax())
 
     full = get_selector("full_prefill")
-    keys = [("", "transformers", full), ("", "full_prefill", full)]
+    keys: list[tuple[str, str, Selector]] = [("", "transformers", full), ("", "full_prefill", full)]
     runs: dict[str, Callable[[], object]] = {"0": plain, "1": partial(run, full, None)}
     for tier in tiers:
         store = InMemory(segments).to(tier)
-        for name, ratio in METHODS:
-            selector = get_selector(name) if ratio is None else get_selector(name, ratio=ratio)
+        for name, options in METHODS:
+            selector = get_selector(name, **options)
             runs[str(len(keys))] = partial(run, selector, store)
             keys.append((tier, name, selector))
     times = measure(runs, repeats)
@@ -154,7 +165,33 @@ def prefill_rows(
         needed = fused(shape, selector, tokens) if selector.reuses else shape.prefill(tokens, tokens, shape.layers)
         table.append(
             {"tokens": tokens, "tier": tier, "selector": name, "ratio": selector.ratio}
+            | {"hops": getattr(selector, "hops", None)}
             | {q: row[q] for q in ("p20", "p50", "p80")}
             | {"speed-up": best / row["p50"], "reached": needed / row["p50"] / 1e9 / tflops}
         )
     return pd.DataFrame(table)
+
+
+def decode_row(model: PreTrainedModel, tokens: int, *, chunk_tokens: int, repeats: int, bandwidth: float) -> dict:
+    """TPOT behind a fused prefill, over the time to read the weights once.
+
+    Parameters
+    ----------
+    bandwidth
+        Of the GPU's memory, in GB/s.
+
+    Returns
+    -------
+    dict
+        ``tokens, tpot`` (milliseconds, the median), ``weights`` (milliseconds to read them once), ``ratio``.
+    """
+    prompt = random_prompt(model.config.vocab_size, tokens, chunk_tokens)
+    segments = {s: SegmentInMemory(*compute_segment(model, s)) for s in prompt.segments(1)}
+    prefill = fused_prefill(
+        model, prompt, InMemory(segments), get_selector("full_reuse"), workspace=Workspace(model, tokens + 64)
+    )
+    times = sorted(decode(model, prefill, max_new_tokens=33).tpot or 0.0 for _ in range(repeats + 1))
+    shape = Shape.of_config(model.config)
+    weights = 2 * shape.weights / bandwidth / 1e6
+    tpot = times[len(times) // 2] * 1e3
+    return {"tokens": tokens, "tpot": tpot, "weights": weights, "ratio": tpot / weights}
