@@ -12,15 +12,17 @@ scaling
     Factor of the products before the softmax.
 
 The result is ``(batch, heads, queries, head_dim)``. ``sdpa`` is the reference, and runs everywhere; ``triton`` needs a
-GPU; ``auto`` is the faster of the two.
+GPU, ``flashinfer`` and ``flashinfer_tiles`` also that package (`ragkv.flash`); ``auto`` is the fastest of them.
 """
 
+import logging
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ragkv import flash
 from ragkv.kernels import kernels_run
 
 TILE = 256  # queries that share a mask on a CPU
@@ -106,11 +108,26 @@ def attend_and_weigh(
     return attended, attention_weights(query, key, positions, scaling, power)
 
 
-BACKENDS: dict[str, Backend] = {"auto": auto, "sdpa": sdpa, "triton": triton}
+BACKENDS: dict[str, Backend] = {
+    "auto": auto,
+    "sdpa": sdpa,
+    "triton": triton,
+    "flashinfer": flash.packed,
+    "flashinfer_tiles": flash.tiles,
+}
 
 
 def get_backend(name: str) -> Backend:
-    """The attention function of that name; ``"auto"`` is the fastest that is here."""
+    """The attention function of that name; where FlashInfer is asked for and not there, ``auto``, which is logged.
+
+    Raises
+    ------
+    ValueError
+        No such backend.
+    """
     if name not in BACKENDS:
         raise ValueError(f"unknown attention backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    if name.startswith("flashinfer") and (reason := flash.missing()):
+        logging.getLogger("ragkv").warning("backend auto instead of %s, which cannot run here: %s", name, reason)
+        return auto
     return BACKENDS[name]

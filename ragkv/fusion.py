@@ -95,11 +95,11 @@ def fused_prefill(
         Segments are missing, or a file is damaged.
     """
     start, clock = perf_counter(), Clock()
-    _check(model, prompt, selector)
+    _check(model, prompt, selector, workspace)
     if eviction is not None:
         eviction.room(prompt)  # an error before anything is computed
     with clock("open"):
-        reuse = _open(model, prompt, store, selector) if selector.reuses else ReusedKV([], [], [])
+        reuse = _open(model, prompt, store, selector, workspace) if selector.reuses else ReusedKV([], [], [])
     if workspace is None:
         forward = Forward(model, prompt, reuse, get_backend(backend), clock)
     else:
@@ -133,20 +133,24 @@ def fused_prefill(
     )
 
 
-def _check(model: PreTrainedModel, prompt: Prompt, selector: Selector) -> None:
-    check_model(model)
+def _check(model: PreTrainedModel, prompt: Prompt, selector: Selector, workspace: Workspace | None) -> None:
+    if workspace is None:  # it has checked its model
+        check_model(model)
     check_prompt(model, prompt)
     layers = model.config.num_hidden_layers
     if selector.layers[-1] >= layers:
         raise ValueError(f"selection layer {selector.layers[-1]}: this model's layers are 0 to {layers - 1}")
 
 
-def _open(model: PreTrainedModel, prompt: Prompt, store: Segments | None, selector: Selector) -> ReusedKV:
+def _open(
+    model: PreTrainedModel, prompt: Prompt, store: Segments | None, selector: Selector, workspace: Workspace | None
+) -> ReusedKV:
     """The prompt's stored segments; the question's own, computed now, where the selector reuses it."""
     if store is None:
         raise ValueError(f"{type(selector).__name__} reuses stored chunks: give it a KVStore")
     needed = prompt.segments(model.config.bos_token_id)
-    segments = open_segments(store, Layout.of(model, store.format), needed)
+    layout = Layout.of(model, store.format) if workspace is None else workspace.layout(store.format)
+    segments = open_segments(store, layout, needed)
     prefix, chunks = segments[: bool(prompt.prefix)], segments[bool(prompt.prefix) :]
     question = []
     if not selector.recomputes_question:

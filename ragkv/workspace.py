@@ -18,13 +18,15 @@ from ragkv.forward import Clock, Forward, Watch
 from ragkv.kernels import kernels_run
 from ragkv.loading import ReusedKV
 from ragkv.memory import explained
+from ragkv.models import check_model
 from ragkv.prompt import Prompt
+from ragkv.store import Layout
 
 STEP = 64  # rows of a graph are a multiple of it
 
 
 class Workspace:
-    """Room for prompts of a model, used by one after the other.
+    """Room for prompts of a model, used by one after the other. The model's weights stay as they are meanwhile.
 
     Parameters
     ----------
@@ -41,6 +43,7 @@ class Workspace:
     """
 
     def __init__(self, model: PreTrainedModel, tokens: int, *, rows: int = 2048):
+        check_model(model)
         self.model, self.tokens, self.rows = model, tokens, rows
         self.devices = [layer.self_attn.q_proj.weight.device for layer in model.model.layers]
         self.graphs = all(kernels_run(device) for device in self.devices)
@@ -52,6 +55,8 @@ class Workspace:
             with explained(f"room for {tokens} tokens", device, "make the workspace for shorter prompts"):
                 keys, values = torch.zeros(shape, dtype=dtype, device=device)  # finite: no NaN may be near attention
             self.layers.append((keys, values))
+        self._pool = torch.cuda.graph_pool_handle() if self.graphs else None  # graphs run one at a time
+        self._layouts: dict[str, Layout] = {}
         self._captured: dict[tuple, torch.cuda.CUDAGraph] = {}
         self._inputs: dict[tuple, tuple[Tensor, Tensor]] = {}
 
@@ -78,6 +83,12 @@ class Workspace:
                 f"the workspace has room for {self.tokens} tokens, the prompt has {len(prompt.ids)}: make a larger one"
             )
         return _InWorkspace(self, prompt, reuse, attend, clock)
+
+    def layout(self, format: str) -> Layout:
+        """How the model's segments are stored; found once."""
+        if format not in self._layouts:
+            self._layouts[format] = Layout.of(self.model, format)
+        return self._layouts[format]
 
     def cache(self, tokens: int) -> list[KV]:
         """Keys and values of the first `tokens` positions, without copying."""
@@ -178,7 +189,7 @@ class Workspace:
                 run()  # compiles the kernels
                 torch.cuda.synchronize(device)
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
+                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                     run()
             states.copy_(kept[0])
             positions.copy_(kept[1])

@@ -8,8 +8,8 @@ from conftest import relative_error
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ragkv import attention
-from ragkv.attention import BACKENDS, get_backend
+from ragkv import attention, flash
+from ragkv.attention import BACKENDS, auto, get_backend
 
 
 def slow(query, key, value, positions, scaling):
@@ -69,4 +69,19 @@ def test_an_unknown_backend_names_those_that_exist():
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_known_backend_is_found(name):
-    assert callable(get_backend(name))
+    assert get_backend(name) is (auto if name.startswith("flashinfer") and flash.missing() else BACKENDS[name])
+
+
+@pytest.mark.parametrize("name", ["flashinfer", "flashinfer_tiles"])
+def test_without_flashinfer_auto_is_used_and_the_reason_logged(name, monkeypatch, caplog):
+    monkeypatch.setattr(flash, "missing", lambda: "ImportError: no such library")
+    assert get_backend(name) is auto
+    assert caplog.messages == [f"backend auto instead of {name}, which cannot run here: ImportError: no such library"]
+
+
+@pytest.mark.parametrize("attend", [flash.packed, flash.tiles])
+def test_heads_that_flashinfer_lacks_are_refused(attend):
+    for head_dim, dtype in ((80, torch.bfloat16), (128, torch.float32)):
+        query = torch.zeros(1, 1, 1, head_dim, dtype=dtype)
+        with pytest.raises(ValueError, match=f"not {head_dim} in {str(dtype)[6:]}: use backend triton or sdpa"):
+            attend(query, query, query, torch.tensor([0]), 1.0)

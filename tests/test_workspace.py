@@ -30,7 +30,7 @@ def test_prefill_and_decoding_are_as_without(family, rng, device):
     model = make_model(family).to(device)
     model.generation_config.eos_token_id = None
     room = Workspace(model, 150)
-    for lengths in ({"chunks": (40, 31, 50)}, {}, {"chunks": (9, 2), "question": 3, "prefix": None}):
+    for lengths in ({"chunks": (40, 31, 50)}, {}, {"chunks": (2, 9), "question": 3, "prefix": None}):
         prompt, store = ready(model, rng, **lengths)
         for selector in selectors():
             expected = fused_prefill(model, prompt, store, selector)

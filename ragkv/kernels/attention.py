@@ -45,8 +45,8 @@ def fitting(chosen: Config, head_dim: int, dtype: torch.dtype, memory: int) -> C
     return next((one for one in smaller if (one.rows + 2 * one.stages * one.keys) * row <= memory), smaller[-1])
 
 
-def tile(key: Tensor) -> Config:
-    """How to compile for these keys on their GPU."""
+def tile(query: Tensor, key: Tensor) -> Config:
+    """How to compile for these shapes on their GPU."""
     memory, head_dim = 2**18, key.shape[3]
     if key.is_cuda:
         memory = getattr(torch.cuda.get_device_properties(key.device), "shared_memory_per_block_optin", 2**16)  # AMD
@@ -58,9 +58,9 @@ def position_causal(
 ) -> Tensor:
     """Position-causal attention: see `ragkv.attention` for the arguments; `scaling` is positive.
 
-    Queries at position -1 see nothing, and their result is 0.
+    Queries at position -1, before all others, do not count: their result is finite, no more.
     """
-    chosen = tuned or tile(key)
+    chosen = tuned or tile(query, key)
     return _attention(query, key, value, positions, scaling, chosen, split(query, key, chosen))[0]
 
 
@@ -167,7 +167,8 @@ def _attend(
     asked, head, dims = row // GROUP, kv_head * GROUP + row % GROUP, tl.arange(0, WIDTH)
     there = asked < queries
     where = tl.load(positions + tl.minimum(asked, queries - 1)).to(tl.int32)  # a tile's empty rows repeat the last one
-    lowest, highest = tl.min(where), tl.max(where)
+    highest = tl.max(where)
+    lowest = tl.min(tl.where(where >= 0, where, highest))  # rows at no position may see what all others see
     start = part * part_keys
     stop = tl.minimum(start + part_keys, highest + 1)
     if (start >= stop) & ((part > 0) | (highest >= 0)):  # a tile that sees nothing at all says so in its first part

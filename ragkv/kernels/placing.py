@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -55,15 +56,15 @@ def place_segments(
     """
     like, rows = rooms[layers.start][0], 64
     (_, kv_heads, slots, head_dim), count = like.shape, len(segments)
-    lengths = torch.tensor([states.shape[3] for states in segments])
-    blocks = (lengths + rows - 1) // rows
-    number = torch.arange(count).repeat_interleave(blocks)  # the segment of each block of tokens
-    first = (torch.arange(len(number)) - (blocks.cumsum(0) - blocks)[number]) * rows
-    step = torch.tensor([states.stride(0) * states.itemsize for states in segments])
-    sources = torch.tensor([states.data_ptr() for states in segments]) + torch.tensor(layers)[:, None] * step
-    places = torch.tensor([[states.data_ptr() for states in rooms[i]] for i in layers])
-    parts = (sources.flatten(), places.flatten(), lengths, lengths.cumsum(0) - lengths, number, first)
-    table = torch.cat(parts).to(like.device)  # one copy of all that the kernel is told
+    lengths = np.array([states.shape[3] for states in segments])
+    blocks = -(-lengths // rows)
+    number: np.ndarray = np.repeat(np.arange(count), blocks)  # the segment of each block of tokens
+    first = (np.arange(len(number)) - (blocks.cumsum() - blocks)[number]) * rows
+    step = np.array([states.stride(0) * states.itemsize for states in segments])
+    sources = np.array([states.data_ptr() for states in segments]) + np.array(layers)[:, None] * step
+    places = np.array([[states.data_ptr() for states in rooms[i]] for i in layers])
+    parts = (sources.ravel(), places.ravel(), lengths, lengths.cumsum() - lengths, number, first)
+    table = torch.from_numpy(np.concatenate(parts)).to(like.device)  # one copy of all that the kernel is told
     _place_segments[(len(number), kv_heads, len(layers))](
         *table.split([len(part) for part in parts]), cos, sin, like, count, slots * head_dim, kv_heads,
         HALF=head_dim // 2, WIDTH=triton.next_power_of_2(head_dim // 2), ROWS=rows,

@@ -23,7 +23,7 @@ def attention_scores(
     Queries at position -1 attend to nothing. Without `value` the first of the two is None.
     """
     (_, heads, queries, head_dim), (_, kv_heads, tokens, _) = query.shape, key.shape
-    chosen = tuned or tile(key)
+    chosen = tuned or tile(query, key)
     attended, totals, peaks = attention_sums(query[:1], key[:1], value, positions, scaling, chosen)
     levels, out = torch.empty(queries, heads, device=key.device), torch.empty(heads, tokens, device=key.device)
     parts, rows = len(totals), 128

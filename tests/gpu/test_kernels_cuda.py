@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import fuse, make_model, random_prompt, relative_error
 
-from ragkv import decode, fused_prefill
+from ragkv import decode, flash, fused_prefill
 from ragkv.attention import BACKENDS, attention_weights, sdpa
 from ragkv.latency import InMemory
 from ragkv.loading import SegmentInMemory
@@ -28,6 +28,10 @@ def test_backends_equal_the_reference_in_float32(backend, dtype, tokens, asked, 
     query = torch.randn(1, heads, asked, head_dim, device="cuda").to(dtype)
     key, value = torch.randn(2, 1, kv_heads, tokens, head_dim, device="cuda").to(dtype)
     expected = sdpa(query.float().cpu(), key.float().cpu(), value.float().cpu(), positions.cpu(), 0.11)
+    if backend.startswith("flashinfer") and (
+        flash.missing() or head_dim not in (64, 128, 256) or dtype == torch.float32
+    ):
+        pytest.skip(flash.missing() or "FlashInfer has no such heads")
     found = BACKENDS[backend](query, key, value, positions, 0.11)
     assert found.dtype == dtype
     assert relative_error(found.cpu(), expected) <= BOUNDS[dtype]
