@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ragkv.benchmarks import haystack
 from ragkv.chunking import By, chunk_document
 from ragkv.fusion import fused_prefill
-from ragkv.latency import FAMILY, ceilings, decode_row, prefill_rows, random_model, random_prompt
+from ragkv.latency import FAMILY, attention_rows, ceilings, decode_row, prefill_rows, random_model, random_prompt
 from ragkv.models import load_model
 from ragkv.precompute import compute_segment, precompute
 from ragkv.prompt import encode
@@ -129,12 +129,20 @@ def _on_a_gpu(options: argparse.Namespace) -> None:
     decoding = decode_row(
         model, options.lengths[0], chunk_tokens=512, repeats=options.repeats, bandwidth=limits["memory_gbs"]
     )
-    print(f"\ndecoding: {decoding}")
+    attention = pd.concat([attention_rows(model.config, tokens) for tokens in options.lengths])
+    print(f"\ndecoding: {decoding}\n\nattention of 15 %\n{attention.round(3).to_string(index=False)}")
     if options.out:
         given = {name: str(value) for name, value in vars(options).items() if name != "out"}
         write_json(
             options.out,
-            {"rows": rows, "decoding": decoding, "ceilings": limits, "parameters": given, "provenance": source},
+            {
+                "rows": rows,
+                "decoding": decoding,
+                "attention": attention.to_dict("records"),
+                "ceilings": limits,
+                "parameters": given,
+                "provenance": source,
+            },
         )
 
 

@@ -19,6 +19,8 @@ from transformers import (
     Qwen2Config,
 )
 
+from ragkv import flash
+from ragkv.attention import BACKENDS
 from ragkv.decoding import decode
 from ragkv.fusion import fused_prefill
 from ragkv.loading import SegmentInMemory, SegmentKV
@@ -195,3 +197,29 @@ def decode_row(model: PreTrainedModel, tokens: int, *, chunk_tokens: int, repeat
     weights = 2 * shape.weights / bandwidth / 1e6
     tpot = times[len(times) // 2] * 1e3
     return {"tokens": tokens, "tpot": tpot, "weights": weights, "ratio": tpot / weights}
+
+
+def attention_rows(config: PretrainedConfig, tokens: int, ratio: float = 0.15) -> pd.DataFrame:
+    """Each backend's attention of one layer, for a share of the tokens, drawn at random, over the keys of all.
+
+    Returns
+    -------
+    DataFrame
+        ``tokens, backend, ms`` (the median), ``tflops``: operations on keys that are seen, in TFLOP/s.
+    """
+    from triton.testing import do_bench
+
+    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, Shape.of_config(config).head_dim
+    random = torch.Generator("cuda").manual_seed(0)
+    positions = torch.randperm(tokens, generator=random, device="cuda")[: int(ratio * tokens)].sort().values
+    options: dict = {"generator": random, "device": "cuda", "dtype": torch.bfloat16}
+    query = torch.randn(1, heads, len(positions), head_dim, **options)
+    key, value = torch.randn(2, 1, kv_heads, tokens, head_dim, **options)
+    useful, table = 4 * heads * head_dim * float((positions + 1).sum()), []
+    for name, backend in BACKENDS.items():
+        if name.startswith("flashinfer") and flash.missing():
+            continue
+        run = partial(backend, query, key, value, positions, head_dim**-0.5)
+        milliseconds = do_bench(run, return_mode="median")
+        table.append({"tokens": tokens, "backend": name, "ms": milliseconds, "tflops": useful / milliseconds / 1e9})
+    return pd.DataFrame(table)

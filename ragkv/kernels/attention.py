@@ -27,10 +27,15 @@ class Config(NamedTuple):
     resident: int = 1  # tiles at a time on one multiprocessor
 
 
-def config(head_dim: int, dtype: torch.dtype) -> Config:
-    """The fastest of those tried on an H200, for head dimensions of 128; for others, what fits into shared memory."""
+def config(head_dim: int, dtype: torch.dtype, rows: int = 2**20) -> Config:
+    """The fastest of those tried on an H200, for head dimensions of 128; for others, what fits into shared memory.
+
+    `rows` are those of all tiles of a KV head: small tiles where there are few.
+    """
     if dtype == torch.float32:
         return Config(64, 32, 4, 2)
+    if rows <= 256:
+        return Config(16 if rows <= 16 else 64, 64, 4, 3, 2)
     if head_dim <= 64:
         return Config(128, 128, 4, 2, 2)
     return Config(128, 128, 8, 3) if head_dim <= 128 else Config(128, 64, 8, 2)
@@ -50,7 +55,8 @@ def tile(query: Tensor, key: Tensor) -> Config:
     memory, head_dim = 2**18, key.shape[3]
     if key.is_cuda:
         memory = getattr(torch.cuda.get_device_properties(key.device), "shared_memory_per_block_optin", 2**16)  # AMD
-    return fitting(config(head_dim, key.dtype), head_dim, key.dtype, memory)
+    rows = query.shape[1] // key.shape[1] * query.shape[2]
+    return fitting(config(head_dim, key.dtype, rows), head_dim, key.dtype, memory)
 
 
 def position_causal(
