@@ -77,7 +77,7 @@ def longbench_records(count: int, length: int, seed: int) -> list[dict]:
     return records
 
 
-def notes(documents: int, sentences: int, seed: int, **statements: int) -> tuple[list[str], list[Question]]:
+def notes(documents: int, sentences: int, seed: int, **statements: Any) -> tuple[list[str], list[Question]]:
     """Several documents with statements scattered over all of them, and the questions that these answer.
 
     Parameters
