@@ -166,6 +166,31 @@ def test_the_next_turn_is_the_chat_templates(tiny):
     assert [*first, *said, *next_turn(tokenizer, "Find VAR PIGA?")] == whole
 
 
+TURNS = {  # written anew in the shapes that the families have
+    "llama": "{% for m in messages %}<|head|>{{ m.role }}<|end|>\n\n{{ m.content | trim }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|head|>assistant<|end|>\n\n{% endif %}",
+    "mistral": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}",
+    "qwen": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if not enable_thinking %}<think>\n\n</think>\n\n"
+    "{% endif %}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_the_next_turn_begins_where_the_answer_ends(name):
+    from test_chunking import byte_level_bpe
+
+    tokenizer = byte_level_bpe("<|eot|>", "<|im_end|>", "</s>")
+    tokenizer.chat_template = TURNS[name]
+    ends = {
+        "llama": "<|eot|><|head|>user<|end|>\n\nWhy?<|eot|><|head|>assistant<|end|>\n\n",
+        "mistral": "</s>[INST] Why? [/INST]",
+        "qwen": "<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    }
+    assert tokenizer.decode(next_turn(tokenizer, "Why?")) == ends[name]
+
+
 def test_without_a_chat_template_the_next_turn_is_text():
     from ragkv.tiny.language import build_tokenizer
 
