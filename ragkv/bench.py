@@ -133,17 +133,8 @@ def _on_a_gpu(options: argparse.Namespace) -> None:
     print(f"\ndecoding: {decoding}\n\nattention of 15 %\n{attention.round(3).to_string(index=False)}")
     if options.out:
         given = {name: str(value) for name, value in vars(options).items() if name != "out"}
-        write_json(
-            options.out,
-            {
-                "rows": rows,
-                "decoding": decoding,
-                "attention": attention.to_dict("records"),
-                "ceilings": limits,
-                "parameters": given,
-                "provenance": source,
-            },
-        )
+        measured = {"rows": rows, "decoding": decoding, "attention": attention.to_dict("records"), "ceilings": limits}
+        write_json(options.out, measured | {"parameters": given, "provenance": source})
 
 
 if __name__ == "__main__":

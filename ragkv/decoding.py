@@ -1,14 +1,16 @@
 """Greedy decoding from a prefilled cache, and the two times that users feel: TTFT and TPOT."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
-from ragkv.cache import fork
+from ragkv.cache import build_cache, fork
 from ragkv.fusion import Prefill
 from ragkv.prompt import Prompt
 
@@ -24,10 +26,13 @@ class Generation:
     tpot
         Seconds per output token: the time from the first new token to the last over the tokens after the first;
         None if there was only one. The prefill is not in it (TTFT is ``prefill.timings["total"]``).
+    cache
+        The prefill's cache grown by the new tokens; by all but the last one where that ended the generation.
     """
 
     ids: list[int]
     tpot: float | None
+    cache: DynamicCache
 
 
 @torch.inference_mode()
@@ -50,8 +55,8 @@ def decode(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least one")
-    stops, steps = stop_ids(model), 0
-    step = _cached(model, fork(prefill.cache)) if prefill.workspace is None else prefill.workspace.step
+    stops, steps, workspace, cache = stop_ids(model), 0, prefill.workspace, fork(prefill.cache)
+    step = _cached(model, cache) if workspace is None else workspace.step
     token, ids, start = int(prefill.logits.argmax(-1)), [], perf_counter()
     while token not in stops:
         ids.append(token)
@@ -61,7 +66,35 @@ def decode(
             break
         token = int(step(token, prefill.tokens + steps).argmax(-1))
         steps += 1
-    return Generation(ids, (perf_counter() - start) / steps if steps else None)
+    tpot = (perf_counter() - start) / steps if steps else None
+    if workspace is not None:
+        cache = build_cache(workspace.cache(prefill.tokens + steps))
+    return Generation(ids, tpot, cache)
+
+
+@contextmanager
+def text_stream(
+    tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], object] | None
+) -> Iterator[Callable[[int], None] | None]:
+    """`decode`'s ``on_token`` that calls `on_text` with whole words as they come; together they are the text."""
+    if on_text is None:
+        yield None
+        return
+    stream = _TextStream(tokenizer, on_text)
+    yield lambda token: stream.put(torch.tensor([token]))
+    stream.end()
+
+
+class _TextStream(TextStreamer):
+    """The library's streamer, which finds whole words, calling a function instead of printing."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], object]):
+        super().__init__(tokenizer, skip_special_tokens=True)
+        self._on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._on_text(text)
 
 
 def _cached(model: PreTrainedModel, cache: DynamicCache) -> Callable[[int, int], Tensor]:
@@ -97,9 +130,43 @@ def generate(
     ValueError
         `prefill` belongs to another prompt.
     """
+    _check_same(prompt, prefill)
+    generation = decode(model, prefill, max_new_tokens=max_new_tokens)
+    return tokenizer.decode(generation.ids, skip_special_tokens=True)
+
+
+def generate_inputs(prompt: Prompt, prefill: Prefill, *, rows: int = 1) -> dict[str, Any]:
+    """What ``model.generate(**generate_inputs(prompt, prefill))`` of transformers goes on from.
+
+    It computes tokens that are not in the cache, and needs at least one: the prompt's last token is left to it. The
+    prefill stays usable.
+
+    Parameters
+    ----------
+    rows
+        The cache's batch: ``num_beams`` or ``num_return_sequences``, the larger one.
+
+    Raises
+    ------
+    ValueError
+        `prefill` belongs to another prompt, or part of its cache was evicted.
+    """
+    _check_same(prompt, prefill)
+    cache = fork(prefill.cache)
+    if cache.get_seq_length() != prefill.tokens:
+        raise ValueError(
+            f"the cache holds {cache.get_seq_length()} of the prompt's {prefill.tokens} tokens, and generate() would "
+            "take the rest for new: prefill without eviction, or use decode()"
+        )
+    cache.crop(-1)
+    if rows > 1:
+        cache.batch_repeat_interleave(rows)
+    ids = torch.tensor([prompt.ids], device=cache.layers[0].keys.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": cache}
+
+
+def _check_same(prompt: Prompt, prefill: Prefill) -> None:
     if prefill.tokens != len(prompt.ids):
         raise ValueError(
             f"the prefill is of {prefill.tokens} tokens, the prompt has {len(prompt.ids)}: prefill this prompt first"
         )
-    generation = decode(model, prefill, max_new_tokens=max_new_tokens)
-    return tokenizer.decode(generation.ids, skip_special_tokens=True)

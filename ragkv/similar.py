@@ -1,12 +1,35 @@
-"""The chunks most like each chunk, by BM25: what it is worth being precomputed behind (FusionRAG, arXiv 2601.12904)."""
+"""What is most like a text, by BM25: chunks like a question, or like the chunk that is precomputed behind them
+(FusionRAG, arXiv 2601.12904)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 
 import bm25s
 
 from ragkv.prompt import Ids, Prompt
+
+Scores = Callable[[Sequence[str]], list[float]]
+_WORDS = r"(?u)[\u3040-\u30ff\u3400-\u9fff]|\w+"  # Chinese and Japanese have no spaces: each character is a word
+
+
+def bm25(documents: Sequence[Sequence[str]]) -> Scores:
+    """A function from a query's words to the BM25 score of every document, all given as words."""
+    if not any(documents):
+        return lambda query: [0.0] * len(documents)
+    retriever = bm25s.BM25()
+    retriever.index(documents, show_progress=False)
+    return lambda query: retriever.get_scores(list(query)).tolist() if query else [0.0] * len(documents)
+
+
+def words(texts: Sequence[str]) -> list[list[str]]:
+    """The words of each text, in lower case."""
+    return bm25s.tokenize(texts, stopwords=[], token_pattern=_WORDS, return_ids=False, show_progress=False)
+
+
+def best_first(scores: Sequence[float]) -> list[int]:
+    """Indices by score, the highest first; of equal ones the earlier."""
+    return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)  # stable
 
 
 def behind_similar(prompt: Prompt, count: int, bos: int | None) -> Prompt:
@@ -28,15 +51,10 @@ def similar_contexts(chunks: Sequence[Ids], count: int) -> list[Ids]:
     """
     if count < 1:
         raise ValueError(f"{count} similar chunks: ask for at least 1")
-    words = [[str(token) for token in chunk] for chunk in chunks]
-    if len(words) < 2:
-        return [()] * len(words)
-    retriever = bm25s.BM25()
-    retriever.index(words, show_progress=False)
-    contexts = []
-    for index, query in enumerate(words):
-        scores = retriever.get_scores(query)
-        order = sorted(range(len(chunks)), key=scores.__getitem__, reverse=True)  # stable: of equal ones the earlier
-        nearest = [i for i in order if scores[i] > 0 and chunks[i] != chunks[index]][:count]
+    tokens = [[str(token) for token in chunk] for chunk in chunks]
+    scored, contexts = bm25(tokens), []
+    for index, query in enumerate(tokens):
+        scores = scored(query)
+        nearest = [i for i in best_first(scores) if scores[i] > 0 and chunks[i] != chunks[index]][:count]
         contexts.append(tuple(chain.from_iterable(chunks[i] for i in sorted(nearest))))
     return contexts

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from ragkv.documents import read_text
 from ragkv.prompt import encode
 
 GENERATED = "generated"
@@ -104,7 +105,7 @@ def read_sentences(folder: Path) -> list[str]:
     files = sorted(path for path in folder.iterdir() if path.suffix in (".txt", ".md") and path.is_file())
     if not files:
         raise ValueError(f"no .txt or .md files in the haystack folder {folder}. {_ADVICE}")
-    found = [sentence for file in files for sentence in split_sentences(_read(file))]
+    found = [sentence for file in files for sentence in split_sentences(read_text(file))]
     if not found:
         raise ValueError(f"all .txt and .md files in the haystack folder {folder} are empty. {_ADVICE}")
     return found
@@ -134,11 +135,3 @@ def fill(sentences: Iterator[str], tokenizer: PreTrainedTokenizerBase, budget: i
     while taken and len(encode(tokenizer, " ".join(taken))) > budget:
         taken.pop()
     return taken
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{file}, line {line}: this is not UTF-8 text. Save the file as UTF-8") from None

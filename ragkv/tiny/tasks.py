@@ -7,7 +7,7 @@ from typing import Any
 
 from ragkv.benchmarks.base import Example
 from ragkv.benchmarks.longbench_tasks import Wording
-from ragkv.tiny.corpus import SENTENCE_TOKENS, Document, make_document, sentence_text
+from ragkv.tiny.corpus import SENTENCE_TOKENS, Document, Question, make_document, sentence_text
 
 BEFORE = "Read the notes below.\n"
 AROUND = 64  # tokens kept free for instruction, question and answer
@@ -75,6 +75,22 @@ def longbench_records(count: int, length: int, seed: int) -> list[dict]:
             }
         )
     return records
+
+
+def notes(documents: int, sentences: int, seed: int, **statements: Any) -> tuple[list[str], list[Question]]:
+    """Several documents with statements scattered over all of them, and the questions that these answer.
+
+    Parameters
+    ----------
+    sentences
+        In each document.
+    statements
+        How many there are of each kind, as `make_document` takes them.
+    """
+    whole = make_document(Random(f"notes/{seed}"), documents * sentences, **statements)
+    starts = range(0, documents * sentences, sentences)
+    texts = [" ".join(map(sentence_text, whole.sentences[start : start + sentences])) for start in starts]
+    return texts, whole.questions
 
 
 def _made(name: str, length: int, sentences: int, seed: str, options: dict[str, Any]) -> Document:
