@@ -219,6 +219,58 @@ def ttft_by_method(rows: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+def ttft_over_length(rows: pd.DataFrame, title: str) -> Figure:
+    """Median TTFT over the prompt's length, a line for each method, dashed where keys and values come from the host.
+
+    Parameters
+    ----------
+    rows
+        As `ragkv.latency.prefill_rows` gives them.
+    """
+    figure, axes = _axes(7.4, 4)
+    methods = list(dict.fromkeys(zip(rows["selector"], rows["ratio"], rows["hops"].fillna(0), strict=True)))
+    for (selector, ratio, hops, tier), points in rows.fillna({"hops": 0}).groupby(
+        ["selector", "ratio", "hops", "tier"], sort=False
+    ):
+        index = methods.index((selector, ratio, hops))
+        name = selector if ratio in (0, 1) else f"{selector} {ratio:.0%}" + (f", {hops:.0f} hops" if hops else "")
+        style = {"color": COLOURS[index % 8], "marker": MARKERS[index % 8], "markersize": 5}
+        style |= {"linestyle": "--" if tier == "pinned" else "-", "label": f"{name}, {tier}" if tier else name}
+        axes.plot(points["tokens"], points["p50"], **style)
+    lengths = sorted(rows["tokens"].unique())
+    axes.set(xscale="log", yscale="log", xlabel="prompt (tokens)", ylabel="TTFT (ms)", title=title)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
+def attention_speed(rows: pd.DataFrame, ceiling: float, title: str) -> Figure:
+    """Each attention backend's useful operations per second over the keys, under those of a matrix product.
+
+    Parameters
+    ----------
+    rows
+        As `ragkv.latency.attention_rows` gives them.
+    ceiling
+        What the machine reaches in matrix products, TFLOP/s.
+    """
+    figure, axes = _axes(7.4, 3.4)
+    for index, (backend, points) in enumerate(rows.groupby("backend", sort=False)):
+        axes.plot(
+            points["tokens"], points["tflops"], color=COLOURS[index % 8], marker=MARKERS[index % 8], label=backend
+        )
+    axes.axhline(ceiling, linestyle="--", color="#555555", linewidth=1, label="matrix product")
+    lengths = sorted(rows["tokens"].unique())
+    axes.set(xscale="log", xlabel="keys", ylabel="useful TFLOP/s", title=title, ylim=(0, None))
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
 def save(figure: Figure, path: Path, source: Mapping[str, object]) -> Path:
     """Write a PNG whose metadata say where its numbers come from."""
     path.parent.mkdir(parents=True, exist_ok=True)

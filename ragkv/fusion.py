@@ -19,12 +19,15 @@ from ragkv.cache import KV, build_cache
 from ragkv.eviction import Eviction, evict
 from ragkv.forward import Clock, Forward
 from ragkv.loading import ReusedKV, SegmentInMemory, Segments, open_segments
+from ragkv.memory import explained
 from ragkv.models import check_model, check_prompt
 from ragkv.precompute import compute_segment
 from ragkv.prompt import Prompt, Segment
 from ragkv.selectors import Observation, Selector
 from ragkv.store import Layout
 from ragkv.workspace import Workspace
+
+_SMALLER = "give fewer or shorter chunks, or spread the model over several GPUs (load_model's device_map)"
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,22 @@ def fused_prefill(
         The model or the prompt cannot be handled; the message says why.
     StoreError
         Segments are missing, or a file is damaged.
+    torch.OutOfMemoryError
+        The GPU's memory is full; the message says what helps.
     """
+    with explained(f"a prefill of {len(prompt.ids)} tokens", model.device, _SMALLER):
+        return _prefill(model, prompt, store, selector, eviction, backend, workspace)
+
+
+def _prefill(
+    model: PreTrainedModel,
+    prompt: Prompt,
+    store: Segments | None,
+    selector: Selector,
+    eviction: Eviction | None,
+    backend: str,
+    workspace: Workspace | None,
+) -> Prefill:
     start, clock = perf_counter(), Clock()
     _check(model, prompt, selector, workspace)
     if eviction is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ragkv.memory import explained
 from ragkv.prompt import Prompt
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -70,7 +71,8 @@ def load_model(
             model_source(name), dtype=precision, device_map=device_map, trust_remote_code=trust_remote_code
         )
     if device_map is None:
-        model = model.to(device)
+        with explained(f"the model {name!r}", torch.device(device), "use a larger GPU, or several by device_map"):
+            model = model.to(device)
     check_model(model)
     return model.eval(), tokenizer
 

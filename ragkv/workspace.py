@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ragkv import decoder
-from ragkv.attention import Backend, attend_and_weigh, auto
+from ragkv.attention import Backend, attend_and_weigh, auto, triton
 from ragkv.cache import KV, write
 from ragkv.forward import Clock, Forward, Watch
 from ragkv.kernels import kernels_run
@@ -201,7 +201,7 @@ class _InWorkspace(Forward):
     """A forward whose keys and values lie in a workspace."""
 
     def __init__(self, workspace: Workspace, prompt: Prompt, reuse: ReusedKV, attend: Backend, clock: Clock):
-        self._workspace = workspace
+        self._workspace, self._in_graphs = workspace, attend in (auto, triton)  # graphs hold the package's own kernel
         super().__init__(workspace.model, prompt, reuse, attend, clock)
         self.layers = workspace.cache(len(prompt.ids))
         self._placed: set[int] = set()
@@ -214,12 +214,12 @@ class _InWorkspace(Forward):
         super().start(range(layers.start + len(self._placed), layers.stop))
 
     def through(self, layers: range, hidden: Tensor, active: Tensor, watch: Watch | None = None) -> Tensor:
-        if watch is None and self._workspace.replays(active):
+        if watch is None and self._in_graphs and self._workspace.replays(active):
             return self._replay(layers, hidden, active)
         return super().through(layers, hidden, active, watch)
 
     def _attention(self, hidden: Tensor, active: Tensor, power: float) -> Tensor:
-        if not self._workspace.replays(active):
+        if not self._in_graphs or not self._workspace.replays(active):
             return super()._attention(hidden, active, power)
         self._replay(range(len(self.layers)), hidden, active, power)
         first, *others = self._workspace.weights
