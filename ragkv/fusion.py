@@ -141,14 +141,12 @@ def _prefill(
         stop = min((layer for layer in selecting if layer > index), default=layers)
         hidden = forward.through(range(index, stop), hidden, active, watch)
         index = stop
-    logits = decoder.logits(model, hidden[:, -1:])[:, 0]
+    logits, cache = decoder.logits(model, hidden[:, -1:])[:, 0], build_cache(forward.layers)
     if logits.device.type == "cuda":
         torch.cuda.synchronize(logits.device)
     clock.seconds["total"] = perf_counter() - start
-    cache, kept_all = build_cache(forward.layers), eviction is None
-    return Prefill(
-        logits, cache, len(prompt.ids), active.cpu(), clock.seconds, workspace=workspace if kept_all else None
-    )
+    room = workspace if eviction is None else None
+    return Prefill(logits, cache, len(prompt.ids), active.cpu(), clock.seconds, room)
 
 
 def _check(model: PreTrainedModel, prompt: Prompt, selector: Selector, workspace: Workspace | None) -> None:

@@ -5,7 +5,9 @@ running them. A graph of several layers starts at once. It needs the same addres
 values have room for the longest prompt, and the number of tokens is rounded up, with rows that see and leave nothing.
 """
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,7 +106,7 @@ class Workspace:
         The result stays until the next call.
         """
         count = len(active)
-        rows = count if count == 1 else -(-count // STEP) * STEP
+        rows = -(-count // STEP) * STEP
         for span in self.spans(layers):
             states, positions = self._input(self.devices[span.start], rows)
             states[:, : rows - count] = 0
@@ -118,6 +120,8 @@ class Workspace:
     def step(self, token: int, position: int) -> Tensor:
         """One token more behind the prompt whose keys and values are here; its logits, ``(1, vocab)``.
 
+        They stay until the next call.
+
         Raises
         ------
         ValueError
@@ -125,16 +129,35 @@ class Workspace:
         """
         if position >= self.tokens:
             raise ValueError(f"the workspace's room for {self.tokens} tokens is used up: make a larger one")
+        given = torch.tensor([token, position])
+        if not self.graphs or len(self.spans(range(len(self.layers)))) > 1:
+            return self._token(given.to(self.devices[0]))
+        inputs, logits, graph = self._decoding
+        inputs.copy_(given)
+        graph.replay()
+        return logits
+
+    @cached_property
+    def _decoding(self) -> tuple[Tensor, Tensor, torch.cuda.CUDAGraph]:
+        """A graph of a whole step: where it finds the token and its position, and leaves its logits."""
+        inputs = torch.tensor([0, -1], device=self.devices[0])
+        graph, logits = self._capture(self.devices[0], lambda: self._token(inputs), "decoding")
+        return inputs, logits, graph
+
+    def _token(self, given: Tensor) -> Tensor:
+        """The logits of a token at its position, ``(2,)``; at position -1 it leaves nothing."""
         embedding = self.model.model.embed_tokens
-        active = torch.tensor([position], device=embedding.weight.device)
-        hidden = embedding(torch.tensor([[token]], device=active.device))
-        if self.graphs:
-            hidden = self.replay(range(len(self.layers)), hidden, active)
-        else:
-            for index, device in enumerate(self.devices):
-                there = active.to(device)
-                hidden = self._layer(index, hidden.to(device), there, there, there, None)
+        hidden = embedding(given[:1].to(embedding.weight.device))[None]
+        for span in self.spans(range(len(self.layers))):
+            device = self.devices[span.start]
+            hidden, places = hidden.to(device), self._places(given[1:].to(device))
+            for index in span:
+                hidden = self._layer(index, hidden, *places, None)
         return decoder.logits(self.model, hidden)[:, 0]
+
+    def _places(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions, -1 for rows that do not count; what to rotate them by; and where their keys and values go."""
+        return positions, positions.clamp(min=0), positions.where(positions >= 0, self.tokens)
 
     def spans(self, layers: range) -> list[range]:
         """The layers, divided where they change from one GPU to the next."""
@@ -167,34 +190,36 @@ class Workspace:
         return self._inputs[device, rows]
 
     def _graph(self, span: range, rows: int, power: float | None) -> torch.cuda.CUDAGraph:
+        """The layers' graph over so many rows, captured when it is first asked for."""
         key = (span, rows, power)
         if key not in self._captured:
             device = self.devices[span.start]
             states, positions = self._input(device, rows)
             kept = states.clone(), positions.clone()
+            states.zero_()
+            positions.fill_(-1)
 
             def run() -> None:
-                hidden, angles = states, positions.clamp(min=0)
-                slots = positions.where(positions >= 0, self.tokens)
+                hidden, places = states, self._places(positions)
                 for index in span:
-                    hidden = self._layer(index, hidden, positions, angles, slots, power)
+                    hidden = self._layer(index, hidden, *places, power)
                 states.copy_(hidden)
 
-            with (
-                torch.cuda.device(device),
-                explained(f"a CUDA graph over {rows} tokens", device, "lower the workspace's tokens or rows"),
-            ):
-                states.zero_()
-                positions.fill_(-1)
-                run()  # compiles the kernels
-                torch.cuda.synchronize(device)
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                    run()
+            self._captured[key], _ = self._capture(device, run, f"{rows} tokens")
             states.copy_(kept[0])
             positions.copy_(kept[1])
-            self._captured[key] = graph
         return self._captured[key]
+
+    def _capture(self, device: torch.device, run: Callable[[], Any], what: str) -> tuple[torch.cuda.CUDAGraph, Any]:
+        """A function's graph, and its result, which each replay writes anew."""
+        lower = "lower the workspace's tokens or rows"
+        with torch.cuda.device(device), explained(f"a CUDA graph over {what}", device, lower):
+            run()  # compiles the kernels
+            torch.cuda.synchronize(device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = run()
+        return graph, result
 
 
 class _InWorkspace(Forward):

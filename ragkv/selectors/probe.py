@@ -73,14 +73,14 @@ class Probe(Selector):
                 attention = seen.look(new[:at_most], self.power)  # (layers, heads, document)
                 if self.first_layer >= len(attention):
                     raise ValueError(f"first_layer is {self.first_layer}: this model has {len(attention)} layers")
-                new = self._more(chosen, attention[self.first_layer :].sum((0, 1)).cpu(), target)
+                new = self._more(chosen, attention[self.first_layer :].sum((0, 1)), target)
                 chosen = torch.cat((chosen, new))
         return chosen
 
     def _more(self, chosen: Tensor, scores: Tensor, target: int) -> Tensor:
         """Tokens to add to the chosen ones up to `target`: the highest scores, each with what follows it."""
         best = top(scores, target)  # enough, even if the chosen ones are the best
-        best = best[scores[best] >= self.threshold * scores.max()]
+        best = best[scores[best] >= self.threshold * scores.max()].cpu()
         spans = (best[:, None] + torch.arange(self.following + 1)).flatten()  # each token and those behind it
         found = dict.fromkeys(spans[(spans < len(scores)) & ~torch.isin(spans, chosen)].tolist())
         return torch.tensor(list(found)[: target - len(chosen)], dtype=torch.long)
