@@ -1,10 +1,12 @@
 """The fused cache: reused keys and values, fresh ones scattered over them, and an ordinary cache at the end."""
 
 import copy
+from functools import lru_cache
+from inspect import signature
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
 from ragkv.decoder import Rotary
@@ -64,6 +66,12 @@ def build_cache(layers: list[KV]) -> DynamicCache:
         layer.keys, layer.values = keys, values
         cache.layers.append(layer)
     return cache
+
+
+@lru_cache
+def cache_argument() -> str:
+    """What transformers calls the cache of a forward and of `generate`; ``past_key_values`` before 5.24."""
+    return "cache" if "cache" in signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 
 
 def fork(cache: DynamicCache) -> DynamicCache:

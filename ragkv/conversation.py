@@ -6,7 +6,7 @@ from time import perf_counter
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ragkv.cache import fork
+from ragkv.cache import cache_argument, fork
 from ragkv.decoding import Generation
 from ragkv.documents import Chunk
 from ragkv.fusion import Prefill
@@ -102,9 +102,9 @@ def go_on(model: PreTrainedModel, prefill: Prefill, generation: Generation, ids:
     out = model(
         input_ids=torch.tensor([new], device=device),
         position_ids=where[None].to(device),
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **{cache_argument(): cache},
     )
     logits = out.logits[:, -1]
     if logits.device.type == "cuda":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
-from ragkv.cache import build_cache, fork
+from ragkv.cache import build_cache, cache_argument, fork
 from ragkv.fusion import Prefill
 from ragkv.prompt import Prompt
 
@@ -104,7 +104,7 @@ def _cached(model: PreTrainedModel, cache: DynamicCache) -> Callable[[int, int],
     def step(token: int, position: int) -> Tensor:
         last = torch.tensor([[token]], device=device)
         where = torch.tensor([[position]], device=device)  # not the cache's length: some may be evicted
-        return model(input_ids=last, position_ids=where, past_key_values=cache, use_cache=True).logits[:, -1]
+        return model(input_ids=last, position_ids=where, use_cache=True, **{cache_argument(): cache}).logits[:, -1]
 
     return step
 
@@ -162,7 +162,7 @@ def generate_inputs(prompt: Prompt, prefill: Prefill, *, rows: int = 1) -> dict[
     if rows > 1:
         cache.batch_repeat_interleave(rows)
     ids = torch.tensor([prompt.ids], device=cache.layers[0].keys.device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": cache}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), cache_argument(): cache}
 
 
 def _check_same(prompt: Prompt, prefill: Prefill) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import TextStreamer
 
 from ragkv import KVStore, Prompt, Rag, answer, decode, fused_prefill, generate_inputs, load_model, precompute
+from ragkv.cache import cache_argument
 from ragkv.conversation import go_on, next_turn
 from ragkv.decoding import text_stream
 from ragkv.documents import read_documents
@@ -148,7 +149,7 @@ def test_going_on_after_an_eviction_is_one_token_at_a_time(family, rng):
     for place, token in enumerate([generation.ids[-1], *ids], len(prompt.ids) + 2):
         with torch.inference_mode():
             out = model(
-                input_ids=torch.tensor([[token]]), position_ids=torch.tensor([[place]]), past_key_values=cache
+                input_ids=torch.tensor([[token]]), position_ids=torch.tensor([[place]]), **{cache_argument(): cache}
             ).logits
     assert relative_error(further.logits, out[:, -1]) <= 1e-5
     with pytest.raises(ValueError, match="nothing to go on with"):

@@ -5,7 +5,7 @@ import torch
 from conftest import fuse, make_model, plain, random_prompt, relative_error
 
 from ragkv import decode, generate
-from ragkv.cache import fork
+from ragkv.cache import cache_argument, fork
 from ragkv.decoding import stop_ids
 from ragkv.tiny.language import build_tokenizer
 
@@ -42,7 +42,7 @@ def test_the_cache_is_an_ordinary_one(family, rng, name):
     out = decode(model, prefill, max_new_tokens=STEPS).ids
     cache = fork(prefill.cache)
     cache.crop(-1)  # generate() computes the last token itself
-    assert greedy(model, prompt, past_key_values=cache) == out
+    assert greedy(model, prompt, **{cache_argument(): cache}) == out
     first = int(prefill.logits.argmax())
     full = torch.tensor([[*prompt.ids, first]])
     rest = model.generate(
@@ -50,7 +50,7 @@ def test_the_cache_is_an_ordinary_one(family, rng, name):
         attention_mask=torch.ones_like(full),
         max_new_tokens=STEPS - 1,
         do_sample=False,
-        past_key_values=fork(prefill.cache),
+        **{cache_argument(): fork(prefill.cache)},
     )
     assert [first, *rest[0, full.shape[1] :].tolist()] == out
 
@@ -127,6 +127,6 @@ def test_a_full_prefill_leaves_what_a_forward_leaves(model, rng):
     logits, cache = plain(model, prompt)
     again = torch.tensor([[int(logits.argmax())]])
     with torch.inference_mode():
-        mine = model(input_ids=again, past_key_values=fork(prefill.cache)).logits
-        theirs = model(input_ids=again, past_key_values=cache).logits
+        mine = model(input_ids=again, **{cache_argument(): fork(prefill.cache)}).logits
+        theirs = model(input_ids=again, **{cache_argument(): cache}).logits
     assert relative_error(mine, theirs) <= 1e-5

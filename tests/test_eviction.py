@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragkv import Prompt, fused_prefill, precompute
+from ragkv.cache import cache_argument
 from ragkv.decoding import decode
 from ragkv.eviction import SnapKV, StreamingLLM, get_eviction
 from ragkv.selectors import get_selector
@@ -131,11 +132,16 @@ def test_decoding_goes_on_at_the_right_positions(model, rng):
     mask = torch.zeros(1, 1, 1, 51).masked_fill(~visible, float("-inf"))
     with torch.inference_mode():
         expected = model(
-            torch.tensor([[token]]), position_ids=torch.tensor([[50]]), attention_mask=mask, past_key_values=whole.cache
+            torch.tensor([[token]]),
+            position_ids=torch.tensor([[50]]),
+            attention_mask=mask,
+            **{cache_argument(): whole.cache},
         ).logits[0, -1]
         ids, cache = [token], found.cache
         generated = decode(model, found, max_new_tokens=2).ids
-        logits = model(torch.tensor([[token]]), position_ids=torch.tensor([[50]]), past_key_values=cache).logits[0, -1]
+        logits = model(torch.tensor([[token]]), position_ids=torch.tensor([[50]]), **{cache_argument(): cache}).logits[
+            0, -1
+        ]
     assert relative_error(logits, expected) <= 1e-5
     stops = model.generation_config.eos_token_id
     assert generated in (ids, [*ids, int(expected.argmax())]) or token == stops
