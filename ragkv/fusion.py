@@ -26,6 +26,7 @@ from ragkv.prompt import Prompt, Segment
 from ragkv.selectors import Observation, Selector
 from ragkv.store import Layout
 from ragkv.workspace import Workspace
+from ragkv.workspace_forward import WorkspaceForward
 
 _SMALLER = "give fewer or shorter chunks, or spread the model over several GPUs (load_model's device_map)"
 
@@ -118,10 +119,11 @@ def _prefill(
         eviction.room(prompt)  # an error before anything is computed
     with clock("open"):
         reuse = _open(model, prompt, store, selector, workspace) if selector.reuses else ReusedKV([], [], [])
+    attend = get_backend(backend)
     if workspace is None:
-        forward = Forward(model, prompt, reuse, get_backend(backend), clock)
+        forward = Forward(model, prompt, reuse, attend, clock)
     else:
-        forward = workspace.forward(model, prompt, reuse, get_backend(backend), clock)
+        forward = WorkspaceForward(workspace, prompt, reuse, attend, clock)
     layers, watch = model.config.num_hidden_layers, partial(_evict, eviction, forward) if eviction else None
     selecting = selector.layers if selector.reuses else ()
     if selector.reuses:
@@ -150,8 +152,10 @@ def _prefill(
 
 
 def _check(model: PreTrainedModel, prompt: Prompt, selector: Selector, workspace: Workspace | None) -> None:
-    if workspace is None:  # it has checked its model
+    if workspace is None:
         check_model(model)
+    else:  # has checked its model when it was made
+        workspace.check(model, prompt)
     check_prompt(model, prompt)
     layers = model.config.num_hidden_layers
     if selector.layers[-1] >= layers:

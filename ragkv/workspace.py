@@ -14,11 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ragkv import decoder
-from ragkv.attention import Backend, attend_and_weigh, auto, triton
+from ragkv.attention import attend_and_weigh, auto
 from ragkv.cache import KV, write
-from ragkv.forward import Clock, Forward, Watch
 from ragkv.kernels import kernels_run
-from ragkv.loading import ReusedKV
 from ragkv.memory import explained
 from ragkv.models import check_model
 from ragkv.prompt import Prompt
@@ -68,15 +66,12 @@ class Workspace:
         heads, spans = self.model.config.num_attention_heads, self.spans(range(len(self.layers)))
         return [torch.zeros(len(span), heads, self.tokens, device=self.devices[span.start]) for span in spans]
 
-    def forward(
-        self, model: PreTrainedModel, prompt: Prompt, reuse: ReusedKV, attend: Backend, clock: Clock
-    ) -> Forward:
-        """A forward over `prompt` in this room.
-
+    def check(self, model: PreTrainedModel, prompt: Prompt) -> None:
+        """
         Raises
         ------
         ValueError
-            It is another model's room, or too small.
+            It is another model's room, or too small for this prompt.
         """
         if model is not self.model:
             raise ValueError("the workspace was made for another model: make one for this model")
@@ -84,7 +79,6 @@ class Workspace:
             raise ValueError(
                 f"the workspace has room for {self.tokens} tokens, the prompt has {len(prompt.ids)}: make a larger one"
             )
-        return _InWorkspace(self, prompt, reuse, attend, clock)
 
     def layout(self, format: str) -> Layout:
         """How the model's segments are stored; found once."""
@@ -220,62 +214,3 @@ class Workspace:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = run()
         return graph, result
-
-
-class _InWorkspace(Forward):
-    """A forward whose keys and values lie in a workspace."""
-
-    def __init__(self, workspace: Workspace, prompt: Prompt, reuse: ReusedKV, attend: Backend, clock: Clock):
-        self._workspace, self._in_graphs = workspace, attend in (auto, triton)  # graphs hold the package's own kernel
-        super().__init__(workspace.model, prompt, reuse, attend, clock)
-        self.layers = workspace.cache(len(prompt.ids))
-        self._placed: set[int] = set()
-
-    def start(self, layers: range) -> None:
-        with self.clock("load"):
-            for span in self._workspace.spans(layers):
-                if self.reuse.place(span, self._workspace.layers, self.rotary):
-                    self._placed.update(span)
-        super().start(range(layers.start + len(self._placed), layers.stop))
-
-    def through(self, layers: range, hidden: Tensor, active: Tensor, watch: Watch | None = None) -> Tensor:
-        if watch is None and self._in_graphs and self._workspace.replays(active):
-            return self._replay(layers, hidden, active)
-        return super().through(layers, hidden, active, watch)
-
-    def _attention(self, hidden: Tensor, active: Tensor, power: float) -> Tensor:
-        if not self._in_graphs or not self._workspace.replays(active):
-            return super()._attention(hidden, active, power)
-        self._replay(range(len(self.layers)), hidden, active, power)
-        first, *others = self._workspace.weights
-        return torch.cat((first, *(block.to(first.device) for block in others))) if others else first
-
-    def _replay(self, layers: range, hidden: Tensor, active: Tensor, power: float | None = None) -> Tensor:
-        """At once as many layers as have what they reuse in place; the others one by one, as it comes."""
-        index = layers.start
-        while index < layers.stop:
-            stop = next((i for i in range(index, layers.stop) if i not in self._placed), layers.stop)
-            if stop == index:
-                self._place(index, active.to(self._workspace.devices[index]))
-                stop = index + 1
-            hidden = self._workspace.replay(range(index, stop), hidden, active, power)
-            index = stop
-        return hidden
-
-    def _rotary(self) -> decoder.Rotary:
-        return self._workspace.rotary
-
-    def _fuse(self, index: int, fresh: KV, active: Tensor) -> KV:
-        self._place(index, active)
-        write(self.layers[index], fresh, self.rotary, active, active)
-        return self.layers[index]
-
-    def _place(self, index: int, active: Tensor) -> None:
-        """What a layer reuses, unless it is there already."""
-        if index in self._placed:
-            return
-        stored = self._stored(index, active)
-        if stored is not None:
-            order = torch.arange(stored[0].shape[2], device=active.device)
-            write(self.layers[index], stored, self.rotary, order, order)
-        self._placed.add(index)

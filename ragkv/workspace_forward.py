@@ -1,0 +1,71 @@
+"""A forward whose keys and values lie in a workspace, over its graphs where there are any for so few tokens."""
+
+import torch
+from torch import Tensor
+
+from ragkv import decoder
+from ragkv.attention import Backend, auto, triton
+from ragkv.cache import KV, write
+from ragkv.forward import Clock, Forward, Watch
+from ragkv.loading import ReusedKV
+from ragkv.prompt import Prompt
+from ragkv.workspace import Workspace
+
+
+class WorkspaceForward(Forward):
+    """`Forward` in a workspace that has been checked for its prompt."""
+
+    def __init__(self, workspace: Workspace, prompt: Prompt, reuse: ReusedKV, attend: Backend, clock: Clock):
+        self._workspace, self._in_graphs = workspace, attend in (auto, triton)  # graphs hold the package's own kernel
+        super().__init__(workspace.model, prompt, reuse, attend, clock)
+        self.layers = workspace.cache(len(prompt.ids))
+        self._placed: set[int] = set()
+
+    def start(self, layers: range) -> None:
+        with self.clock("load"):
+            for span in self._workspace.spans(layers):
+                if self.reuse.place(span, self._workspace.layers, self.rotary):
+                    self._placed.update(span)
+        super().start(range(layers.start + len(self._placed), layers.stop))
+
+    def through(self, layers: range, hidden: Tensor, active: Tensor, watch: Watch | None = None) -> Tensor:
+        if watch is None and self._in_graphs and self._workspace.replays(active):
+            return self._replay(layers, hidden, active)
+        return super().through(layers, hidden, active, watch)
+
+    def _attention(self, hidden: Tensor, active: Tensor, power: float) -> Tensor:
+        if not self._in_graphs or not self._workspace.replays(active):
+            return super()._attention(hidden, active, power)
+        self._replay(range(len(self.layers)), hidden, active, power)
+        first, *others = self._workspace.weights
+        return torch.cat((first, *(block.to(first.device) for block in others))) if others else first
+
+    def _replay(self, layers: range, hidden: Tensor, active: Tensor, power: float | None = None) -> Tensor:
+        """At once as many layers as have what they reuse in place; the others one by one, as it comes."""
+        index = layers.start
+        while index < layers.stop:
+            stop = next((i for i in range(index, layers.stop) if i not in self._placed), layers.stop)
+            if stop == index:
+                self._place(index, active.to(self._workspace.devices[index]))
+                stop = index + 1
+            hidden = self._workspace.replay(range(index, stop), hidden, active, power)
+            index = stop
+        return hidden
+
+    def _rotary(self) -> decoder.Rotary:
+        return self._workspace.rotary
+
+    def _fuse(self, index: int, fresh: KV, active: Tensor) -> KV:
+        self._place(index, active)
+        write(self.layers[index], fresh, self.rotary, active, active)
+        return self.layers[index]
+
+    def _place(self, index: int, active: Tensor) -> None:
+        """What a layer reuses, unless it is there already."""
+        if index in self._placed:
+            return
+        stored = self._stored(index, active)
+        if stored is not None:
+            order = torch.arange(stored[0].shape[2], device=active.device)
+            write(self.layers[index], stored, self.rotary, order, order)
+        self._placed.add(index)
