@@ -1,10 +1,9 @@
 """Which tokens' keys and values stay after the prefill: one small dataclass per method, and a registry by name."""
 
-from dataclasses import fields
-
 from ragkv.eviction.base import Eviction, evict
 from ragkv.eviction.snapkv import SnapKV
 from ragkv.eviction.streaming import StreamingLLM
+from ragkv.options import build
 
 __all__ = ["EVICTIONS", "Eviction", "SnapKV", "StreamingLLM", "evict", "get_eviction"]
 
@@ -21,7 +20,4 @@ def get_eviction(name: str, **options: object) -> Eviction:
     """
     if name not in EVICTIONS:
         raise ValueError(f"unknown eviction {name!r}: choose one of {', '.join(EVICTIONS)}")
-    allowed = [field.name for field in fields(EVICTIONS[name])]
-    if unknown := sorted(set(options) - set(allowed)):
-        raise ValueError(f"eviction {name!r} has no option {', '.join(unknown)}: it takes {', '.join(allowed)}")
-    return EVICTIONS[name](**options)  # type: ignore[arg-type]
+    return build(EVICTIONS[name], f"eviction {name!r}", options)

@@ -5,8 +5,8 @@ A selector of one's own is a subclass of `ScoringSelector` with a ``scores`` met
 """
 
 from collections.abc import Callable
-from dataclasses import fields
 
+from ragkv.options import build, option_names
 from ragkv.selectors.a3 import A3
 from ragkv.selectors.a3_blend import A3Blend
 from ragkv.selectors.base import Observation, ScoringSelector, Selector
@@ -60,18 +60,12 @@ def get_selector(name: str, **options: object) -> Selector:
     ValueError
         An unknown name or field (the message lists those that exist), or a value that is out of range.
     """
-    kind, allowed = _kind(name), selector_options(name)
-    unknown = sorted(set(options) - set(allowed))
-    if unknown:
-        raise ValueError(
-            f"selector {name!r} has no option {', '.join(unknown)}: it takes {', '.join(allowed) or 'none'}"
-        )
-    return kind(**options)  # type: ignore[arg-type]
+    return build(_kind(name), f"selector {name!r}", options)
 
 
 def selector_options(name: str) -> list[str]:
     """The options that a selector takes."""
-    return [field.name for field in fields(_kind(name)) if field.init]
+    return option_names(_kind(name))
 
 
 def _kind(name: str) -> type[Selector]:
