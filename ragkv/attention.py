@@ -96,18 +96,6 @@ def attention_weights(query: Tensor, key: Tensor, positions: Tensor, scaling: fl
     return (products * scaling).masked_fill(future, float("-inf")).softmax(-1).pow(power).sum(2).flatten(0, 1)
 
 
-def attend_and_weigh(
-    query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float, power: float
-) -> tuple[Tensor, Tensor]:
-    """What `auto` and `attention_weights` give, on a GPU in one pass over the products."""
-    if has_kernel(query):
-        from ragkv.kernels.scores import attention_scores
-
-        return attention_scores(query, key, value, positions, scaling, power)
-    attended = auto(query, key, value, positions, scaling)
-    return attended, attention_weights(query, key, positions, scaling, power)
-
-
 BACKENDS: dict[str, Backend] = {
     "auto": auto,
     "sdpa": sdpa,

@@ -36,6 +36,12 @@ def write(room: KV, fresh: KV, rotary: Rotary, positions: Tensor, slots: Tensor)
         room[1].index_copy_(2, slots, fresh[1])
 
 
+def write_first(room: KV, stored: KV, rotary: Rotary) -> None:
+    """Stored keys, before rotation, and values into a layer's first slots, which are their positions."""
+    order = torch.arange(stored[0].shape[2], device=stored[0].device)
+    write(room, stored, rotary, order, order)
+
+
 def place(stored: KV | None, fresh: KV, positions: Tensor, rotary: Rotary, tokens: int) -> KV:
     """Keys and values of all `tokens` positions: the stored ones from position 0 on, the fresh ones over them.
 
@@ -51,8 +57,7 @@ def place(stored: KV | None, fresh: KV, positions: Tensor, rotary: Rotary, token
         return rotary(keys, positions), values
     shape = (*keys.shape[:2], tokens, keys.shape[3])
     room = keys.new_empty(shape), values.new_empty(shape)
-    order = torch.arange(stored[0].shape[2], device=keys.device)
-    write(room, stored, rotary, order, order)
+    write_first(room, stored, rotary)
     write(room, fresh, rotary, positions, positions)
     return room
 

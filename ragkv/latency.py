@@ -55,6 +55,12 @@ class InMemory:
     url: str = "memory"
     format: str = "model"
 
+    @classmethod
+    def computed(cls, model: PreTrainedModel, prompt: Prompt) -> "InMemory":
+        """A prompt's segments, computed now."""
+        segments = prompt.segments(model.config.bos_token_id)
+        return cls({segment: SegmentInMemory(*compute_segment(model, segment)) for segment in segments})
+
     def open(self, layout: Layout, segment: Segment) -> SegmentKV:
         return self.segments[segment]
 
@@ -139,7 +145,7 @@ def prefill_rows(
     """
     prompt = random_prompt(model.config.vocab_size, tokens, chunk_tokens)
     device = model.device
-    segments = {s: SegmentInMemory(*compute_segment(model, s)) for s in prompt.segments(1)}
+    segments = InMemory.computed(model, prompt)
     workspace = Workspace(model, tokens + 64)
 
     @torch.inference_mode()
@@ -155,7 +161,7 @@ def prefill_rows(
     keys: list[tuple[str, str, Selector]] = [("", "transformers", full), ("", "full_prefill", full)]
     runs: dict[str, Callable[[], object]] = {"0": plain, "1": partial(run, full, None)}
     for tier in tiers:
-        store = InMemory(segments).to(tier)
+        store = segments.to(tier)
         for name, options in METHODS:
             selector = get_selector(name, **options)
             runs[str(len(keys))] = partial(run, selector, store)
@@ -188,10 +194,8 @@ def decode_row(model: PreTrainedModel, tokens: int, *, chunk_tokens: int, repeat
         ``tokens, tpot`` (milliseconds, the median), ``weights`` (milliseconds to read them once), ``ratio``.
     """
     prompt = random_prompt(model.config.vocab_size, tokens, chunk_tokens)
-    segments = {s: SegmentInMemory(*compute_segment(model, s)) for s in prompt.segments(1)}
-    prefill = fused_prefill(
-        model, prompt, InMemory(segments), get_selector("full_reuse"), workspace=Workspace(model, tokens + 64)
-    )
+    store, room = InMemory.computed(model, prompt), Workspace(model, tokens + 64)
+    prefill = fused_prefill(model, prompt, store, get_selector("full_reuse"), workspace=room)
     times = sorted(decode(model, prefill, max_new_tokens=33).tpot or 0.0 for _ in range(repeats + 1))
     shape = Shape.of_config(model.config)
     weights = 2 * shape.weights / bandwidth / 1e6

@@ -14,9 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ragkv import decoder
-from ragkv.attention import attend_and_weigh, auto
+from ragkv.attention import auto, has_kernel, triton
 from ragkv.cache import KV, write
-from ragkv.kernels import kernels_run
 from ragkv.memory import explained
 from ragkv.models import check_model
 from ragkv.prompt import Prompt
@@ -46,7 +45,6 @@ class Workspace:
         check_model(model)
         self.model, self.tokens, self.rows = model, tokens, rows
         self.devices = [layer.self_attn.q_proj.weight.device for layer in model.model.layers]
-        self.graphs = all(kernels_run(device) for device in self.devices)
         self.rotary = decoder.Rotary.of(model, tokens)
         self.layers: list[KV] = []
         config, dtype = model.config, model.dtype
@@ -55,16 +53,28 @@ class Workspace:
             with explained(f"room for {tokens} tokens", device, "make the workspace for shorter prompts"):
                 keys, values = torch.zeros(shape, dtype=dtype, device=device)  # finite: no NaN may be near attention
             self.layers.append((keys, values))
+        self.graphs = all(has_kernel(keys) for keys, _ in self.layers)
+        self._attend = triton if self.graphs else auto  # PyTorch's does not know rows that do not count
         self._pool = torch.cuda.graph_pool_handle() if self.graphs else None  # graphs run one at a time
         self._layouts: dict[str, Layout] = {}
         self._captured: dict[tuple, torch.cuda.CUDAGraph] = {}
         self._inputs: dict[tuple, tuple[Tensor, Tensor]] = {}
 
+    @property
+    def weights(self) -> Tensor:
+        """What the last pass that was asked for it attended to, ``(layers, heads, tokens)``."""
+        first, *others = self._weights
+        return torch.cat((first, *(part.to(first.device) for part in others))) if others else first
+
     @cached_property
-    def weights(self) -> list[Tensor]:
-        """What the last pass that was asked for it attended to: for each GPU's layers, ``(layers, heads, tokens)``."""
+    def _weights(self) -> list[Tensor]:
+        """The same, a part for each GPU's layers."""
         heads, spans = self.model.config.num_attention_heads, self.spans(range(len(self.layers)))
         return [torch.zeros(len(span), heads, self.tokens, device=self.devices[span.start]) for span in spans]
+
+    @cached_property
+    def _weights_by_layer(self) -> list[Tensor]:
+        return [weights for part in self._weights for weights in part]
 
     def check(self, model: PreTrainedModel, prompt: Prompt) -> None:
         """
@@ -168,11 +178,12 @@ class Workspace:
         queries = self.rotary(decoder.queries(attention, normed), angles)
         keys, values = (states[:, :, : self.tokens] for states in keys_values)
         if power is None:
-            attended = auto(queries, keys, values, positions, attention.scaling)
+            attended = self._attend(queries, keys, values, positions, attention.scaling)
         else:
-            attended, weights = attend_and_weigh(queries, keys, values, positions, attention.scaling, power)
-            block, span = next((n, s) for n, s in enumerate(self.spans(range(len(self.layers)))) if index in s)
-            self.weights[block][index - span.start].copy_(weights)
+            from ragkv.kernels.scores import attention_scores
+
+            attended, weights = attention_scores(queries, keys, values, positions, attention.scaling, power)
+            self._weights_by_layer[index].copy_(weights)
         return decoder.finish(layer, hidden, attended)
 
     def _input(self, device: torch.device, rows: int) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,10 @@
 """A forward whose keys and values lie in a workspace, over its graphs where there are any for so few tokens."""
 
-import torch
 from torch import Tensor
 
 from ragkv import decoder
 from ragkv.attention import Backend, auto, triton
-from ragkv.cache import KV, write
+from ragkv.cache import KV, write, write_first
 from ragkv.forward import Clock, Forward, Watch
 from ragkv.loading import ReusedKV
 from ragkv.prompt import Prompt
@@ -29,16 +28,18 @@ class WorkspaceForward(Forward):
         super().start(range(layers.start + len(self._placed), layers.stop))
 
     def through(self, layers: range, hidden: Tensor, active: Tensor, watch: Watch | None = None) -> Tensor:
-        if watch is None and self._in_graphs and self._workspace.replays(active):
+        if watch is None and self._replays(active):
             return self._replay(layers, hidden, active)
         return super().through(layers, hidden, active, watch)
 
     def _attention(self, hidden: Tensor, active: Tensor, power: float) -> Tensor:
-        if not self._in_graphs or not self._workspace.replays(active):
+        if not self._replays(active):
             return super()._attention(hidden, active, power)
         self._replay(range(len(self.layers)), hidden, active, power)
-        first, *others = self._workspace.weights
-        return torch.cat((first, *(block.to(first.device) for block in others))) if others else first
+        return self._workspace.weights
+
+    def _replays(self, active: Tensor) -> bool:
+        return self._in_graphs and self._workspace.replays(active)
 
     def _replay(self, layers: range, hidden: Tensor, active: Tensor, power: float | None = None) -> Tensor:
         """At once as many layers as have what they reuse in place; the others one by one, as it comes."""
@@ -66,6 +67,5 @@ class WorkspaceForward(Forward):
             return
         stored = self._stored(index, active)
         if stored is not None:
-            order = torch.arange(stored[0].shape[2], device=active.device)
-            write(self.layers[index], stored, self.rotary, order, order)
+            write_first(self.layers[index], stored, self.rotary)
         self._placed.add(index)

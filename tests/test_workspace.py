@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import BOS, RATIO_SELECTORS, make_model, memory_store, random_prompt, relative_error
+from conftest import RATIO_SELECTORS, make_model, memory_store, random_prompt, relative_error
 
 from ragkv import decode, fused_prefill, precompute
 from ragkv.eviction import get_eviction
@@ -78,16 +78,17 @@ def test_too_little_room_and_another_model_are_refused(llama, rng):
 @pytest.mark.parametrize("rows", [10, 2048])
 def test_graphs_give_the_same_wherever_segments_lie(rng, where, rows):
     from ragkv.latency import InMemory
-    from ragkv.loading import SegmentInMemory
-    from ragkv.precompute import compute_segment
 
     model = make_model("qwen2").cuda()
-    prompt = random_prompt(rng, chunks=(60, 170, 80))
-    segments = {s: SegmentInMemory(*compute_segment(model, s)) for s in prompt.segments(BOS)}
-    store, room = InMemory(segments).to(where), Workspace(model, 400, rows=rows)
-    for name in ("full_reuse", "probe", "a3", "cacheblend", "epic"):
-        selector = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=0.2)
-        expected = fused_prefill(model, prompt, InMemory(segments), selector)
+    prompt = random_prompt(rng, chunks=(60, 190, 80))
+    plain = InMemory.computed(model, prompt)
+    store, room = (
+        plain.to(where),
+        Workspace(model, 384, rows=rows),
+    )  # 340 tokens: as many rows as slots
+    for name in ("full_prefill", "full_reuse", "probe", "a3", "cacheblend", "epic"):
+        selector = get_selector(name) if name.startswith("full") else get_selector(name, ratio=0.2)
+        expected = fused_prefill(model, prompt, plain, selector)
         runs = [fused_prefill(model, prompt, store, selector, workspace=room) for _ in range(2)]
         assert torch.equal(runs[0].selected, expected.selected)
         assert torch.equal(runs[0].logits, runs[1].logits)
