@@ -29,11 +29,12 @@ from ragkv.store import KVStore
 from ragkv.timing import measure
 
 SELECTORS = ("full_reuse", "epic", "cacheblend", "a3")
+small_prompt = partial(random_prompt, prefix=2, question=8, bos=None)
 
 
 def prefill_times(model: PreTrainedModel, tokens: int, ratio: float, chunk_tokens: int, repeats: int) -> pd.DataFrame:
     """TTFT of a full prefill, by transformers and by this package, and of fused prefills from a store on disk."""
-    prompt = random_prompt(model.config.vocab_size, tokens, chunk_tokens, prefix=2, question=8, bos=None)
+    prompt = small_prompt(model.config.vocab_size, tokens, chunk_tokens)
     ids = torch.tensor([prompt.ids], device=model.device)
 
     @torch.inference_mode()
@@ -57,7 +58,7 @@ def prefill_times(model: PreTrainedModel, tokens: int, ratio: float, chunk_token
 
 def precompute_times(model: PreTrainedModel, chunk_tokens: int, repeats: int) -> pd.DataFrame:
     """A plain forward pass over one chunk, and precompute's pass over it."""
-    prompt = random_prompt(model.config.vocab_size, chunk_tokens + 10, chunk_tokens, prefix=2, question=8, bos=None)
+    prompt = small_prompt(model.config.vocab_size, chunk_tokens + 10, chunk_tokens)
     segment = prompt.segments(None)[1]
     ids = torch.tensor([segment.ids], device=model.device)
     plain = torch.inference_mode()(lambda: model(ids).logits)

@@ -237,12 +237,8 @@ def ttft_over_length(rows: pd.DataFrame, title: str) -> Figure:
         style = {"color": COLOURS[index % 8], "marker": MARKERS[index % 8], "markersize": 5}
         style |= {"linestyle": "--" if tier == "pinned" else "-", "label": f"{name}, {tier}" if tier else name}
         axes.plot(points["tokens"], points["p50"], **style)
-    lengths = sorted(rows["tokens"].unique())
-    axes.set(xscale="log", yscale="log", xlabel="prompt (tokens)", ylabel="TTFT (ms)", title=title)
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    axes.minorticks_off()
-    axes.grid(alpha=0.25)
-    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    axes.set(yscale="log", xlabel="prompt (tokens)", ylabel="TTFT (ms)", title=title)
+    _over_lengths(figure, axes, rows["tokens"])
     return figure
 
 
@@ -262,13 +258,19 @@ def attention_speed(rows: pd.DataFrame, ceiling: float, title: str) -> Figure:
             points["tokens"], points["tflops"], color=COLOURS[index % 8], marker=MARKERS[index % 8], label=backend
         )
     axes.axhline(ceiling, linestyle="--", color="#555555", linewidth=1, label="matrix product")
-    lengths = sorted(rows["tokens"].unique())
-    axes.set(xscale="log", xlabel="keys", ylabel="useful TFLOP/s", title=title, ylim=(0, None))
+    axes.set(xlabel="keys", ylabel="useful TFLOP/s", title=title, ylim=(0, None))
+    _over_lengths(figure, axes, rows["tokens"])
+    return figure
+
+
+def _over_lengths(figure: Figure, axes: Axes, tokens: pd.Series) -> None:
+    """A logarithmic axis with just these lengths, and a legend beside it."""
+    lengths = sorted(tokens.unique())
+    axes.set_xscale("log")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
     axes.grid(alpha=0.25)
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
-    return figure
 
 
 def save(figure: Figure, path: Path, source: Mapping[str, object]) -> Path:

@@ -61,7 +61,7 @@ def tiles(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling:
     check(query)
     (_, heads, queries, head_dim), kv_heads, device = query.shape, key.shape[1], key.device
     parts = positions.split(TILE)
-    lengths = [int(part[-1]) + 1 for part in parts]  # of keys that a tile sees
+    lengths = (torch.stack([part[-1] for part in parts]) + 1).tolist()  # of keys that a tile sees
     order = torch.arange(max(lengths), device=device, dtype=torch.int32)
     masks = [part[:, None] >= order[:length] for part, length in zip(parts, lengths, strict=True)]
     wrapper, count = _wrapper(device), len(parts)

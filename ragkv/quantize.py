@@ -95,7 +95,7 @@ def quantize(layers: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
         broken = int((~exact.isfinite()).flatten(1).any(1).nonzero()[0])
         raise ValueError(
             f"layer {broken} has keys or values that are not finite, so no scale fits them: was the model run in "
-            "float16? Use bfloat16, or store_format 'model'"
+            "float16? Use bfloat16, or format 'model'"
         )
     keys, values = exact.unbind(1)  # (layers, kv_heads, tokens, head_dim)
     key_scales = _exponents(keys.abs().amax(-2), codec.largest)
