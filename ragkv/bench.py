@@ -19,15 +19,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ragkv.benchmarks import haystack
 from ragkv.chunking import By, chunk_document
 from ragkv.fusion import fused_prefill
-from ragkv.latency import FAMILY, attention_rows, ceilings, decode_row, prefill_rows, random_model, random_prompt
+from ragkv.latency import prefill_rows
 from ragkv.models import load_model
 from ragkv.precompute import compute_segment, precompute
 from ragkv.prompt import encode
+from ragkv.random_models import FAMILY, random_model, random_prompt
 from ragkv.results import provenance, write_json
 from ragkv.selectors import Selector, get_selector
+from ragkv.speeds import attention_rows, ceilings, decode_row, precompute_row, store_rows
 from ragkv.store import KVStore
+from ragkv.tiers import TIERS
 from ragkv.timing import measure
 
+FILES_UP_TO = 32768  # tokens: longer prompts are not measured from files, nor often
 SELECTORS = ("full_reuse", "epic", "cacheblend", "a3")
 small_prompt = partial(random_prompt, prefix=2, question=8, bos=None)
 
@@ -82,15 +86,20 @@ def main() -> None:
         "--shape", choices=list(FAMILY), help="on a GPU: a model of this shape with random weights, latency only"
     )
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 16384, 32768], help="with --shape")
+    parser.add_argument("--tiers", nargs="+", choices=TIERS, default=TIERS, help="with --shape: where K/V come from")
+    parser.add_argument(
+        "--store", type=Path, help="with --shape: a folder on a local disk for the tiers of files (default: a new one)"
+    )
     parser.add_argument("--layers", type=int, help="with --shape: so many layers instead of the shape's")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--tokens", type=int, default=2048, help="prompt length (default: %(default)s)")
     parser.add_argument("--ratio", type=float, default=0.15)
-    parser.add_argument("--chunk-tokens", type=int, default=128)
+    parser.add_argument("--chunk-tokens", type=int, help="default: 128, with --shape 512")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--out", type=Path, help="also write the rows, with their provenance, to this JSON file")
     options = parser.parse_args()
+    options.chunk_tokens = options.chunk_tokens or (512 if options.shape else 128)
     if options.shape:
         return _on_a_gpu(options)
     model, tokenizer = load_model(options.model, device=options.device, dtype=options.dtype)
@@ -116,25 +125,41 @@ def main() -> None:
 def _on_a_gpu(options: argparse.Namespace) -> None:
     if not torch.cuda.is_available():
         raise SystemExit("--shape needs a GPU, and PyTorch sees none here: leave it out to measure on the CPU")
+    with TemporaryDirectory(dir=options.store) as folder, TemporaryDirectory(dir=options.store) as other:
+        _measure_shape(options, KVStore(folder), KVStore(other))
+
+
+def _measure_shape(options: argparse.Namespace, store: KVStore, other: KVStore) -> None:
+    """Print what a shape's prefills take, and write it down; `store` holds the prompts' segments, `other` is empty."""
     model = random_model(options.shape, max(options.lengths), layers=options.layers)
     limits, source = ceilings(model.device), provenance(model)
+    files, chunk, repeats = {"page cache", "disk"}, options.chunk_tokens, options.repeats
     print(f"{options.shape}, random weights, on {source['device']}, {source['dtype']}; {limits}; milliseconds")
-    rows = []
+    measured: dict[str, object] = {"ceilings": limits}
+    rows: list[dict] = []
     for tokens in options.lengths:
-        table = prefill_rows(
-            model, tokens, ["cuda", "pinned"], chunk_tokens=512, repeats=options.repeats, tflops=limits["tflops"]
-        )
-        print(f"\n{table.round(2).to_string(index=False)}", flush=True)
+        tiers = [tier for tier in options.tiers if tier not in files or tokens <= FILES_UP_TO]
+        few = repeats if tokens <= FILES_UP_TO else 3
+        table = prefill_rows(model, tokens, tiers, store, chunk_tokens=chunk, repeats=few, limits=limits)
+        print(f"\n{table.drop(columns=['flop', 'bytes']).round(2).to_string(index=False)}", flush=True)
         rows += table.to_dict("records")
         torch.cuda.empty_cache()
-    decoding = decode_row(
-        model, options.lengths[0], chunk_tokens=512, repeats=options.repeats, bandwidth=limits["memory_gbs"]
+    measured["rows"] = rows
+    shortest = min(options.lengths)
+    measured["decoding"] = decode_row(
+        model, shortest, chunk_tokens=chunk, repeats=repeats, bandwidth=limits["memory_gbs"]
     )
-    attention = pd.concat([attention_rows(model.config, tokens) for tokens in options.lengths])
-    print(f"\ndecoding: {decoding}\n\nattention of 15 %\n{attention.round(3).to_string(index=False)}")
+    if torch.cuda.device_count() == 1:
+        measured["precompute"] = precompute_row(model, chunk, repeats)
+        attention = [attention_rows(model.config, tokens) for tokens in options.lengths if tokens <= FILES_UP_TO]
+        measured["attention"] = pd.concat(attention).to_dict("records")
+        if files & set(options.tiers):
+            stored = store_rows(model, shortest, other, chunk_tokens=chunk, repeats=3)
+            measured["store"] = stored.to_dict("records")
+    for name in measured.keys() - {"rows", "ceilings"}:
+        print(f"\n{name}\n{pd.DataFrame(measured[name] if isinstance(measured[name], list) else [measured[name]])}")
     if options.out:
         given = {name: str(value) for name, value in vars(options).items() if name != "out"}
-        measured = {"rows": rows, "decoding": decoding, "attention": attention.to_dict("records"), "ceilings": limits}
         write_json(options.out, measured | {"parameters": given, "provenance": source})
 
 

@@ -67,8 +67,8 @@ def build_cache(layers: list[KV]) -> DynamicCache:
     cache = DynamicCache()  # full layers, also for a model with a sliding window: its masks do the rest
     for keys, values in layers:
         layer = DynamicLayer()
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
+        layer.keys, layer.values, layer.is_initialized = keys, values, True
+        layer.dtype, layer.device = keys.dtype, keys.device
         cache.layers.append(layer)
     return cache
 

@@ -16,12 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ragkv.benchmarks.ruler import TINY, Ruler
 from ragkv.fusion import fused_prefill
 from ragkv.items import make_item
-from ragkv.loading import Segments
 from ragkv.models import embedded_models, fingerprint, load_model
 from ragkv.precompute import precompute
 from ragkv.profile import Profile
 from ragkv.prompt import Prompt
 from ragkv.results import provenance, read_json, write_json
+from ragkv.segments import Segments
 from ragkv.selectors import get_selector
 from ragkv.store import KVStore
 

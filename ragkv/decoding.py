@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from ragkv.cache import build_cache, cache_argument, fork
@@ -56,15 +56,19 @@ def decode(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least one")
     stops, steps, workspace, cache = stop_ids(model), 0, prefill.workspace, fork(prefill.cache)
-    step = _cached(model, cache) if workspace is None else workspace.step
-    token, ids, start = int(prefill.logits.argmax(-1)), [], perf_counter()
+    token, ids = int(prefill.logits.argmax(-1)), []
+    if workspace is None:
+        following = _greedy(model, cache, token, prefill.tokens)
+    else:
+        following = workspace.greedy(token, prefill.tokens)
+    start = perf_counter()
     while token not in stops:
         ids.append(token)
         if on_token is not None:
             on_token(token)
         if len(ids) == max_new_tokens or (ended is not None and ended(ids)):
             break
-        token = int(step(token, prefill.tokens + steps).argmax(-1))
+        token = next(following)
         steps += 1
     tpot = (perf_counter() - start) / steps if steps else None
     if workspace is not None:
@@ -97,16 +101,14 @@ class _TextStream(TextStreamer):
             self._on_text(text)
 
 
-def _cached(model: PreTrainedModel, cache: DynamicCache) -> Callable[[int, int], Tensor]:
-    """The model's own forward over one token, behind all in the cache."""
+def _greedy(model: PreTrainedModel, cache: DynamicCache, token: int, position: int) -> Iterator[int]:
+    """The tokens that follow one at `position`, by the model's own forward, behind all in the cache."""
     device = model.model.embed_tokens.weight.device
-
-    def step(token: int, position: int) -> Tensor:
-        last = torch.tensor([[token]], device=device)
-        where = torch.tensor([[position]], device=device)  # not the cache's length: some may be evicted
-        return model(input_ids=last, position_ids=where, use_cache=True, **{cache_argument(): cache}).logits[:, -1]
-
-    return step
+    for place in count(position):  # not the cache's length: some may be evicted
+        last, where = (torch.tensor([[number]], device=device) for number in (token, place))
+        logits = model(input_ids=last, position_ids=where, use_cache=True, **{cache_argument(): cache}).logits
+        token = int(logits[:, -1].argmax(-1))
+        yield token
 
 
 def stop_ids(model: PreTrainedModel) -> set[int]:

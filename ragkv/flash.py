@@ -1,8 +1,8 @@
 """FlashInfer's attention behind the backends' signature, with a mask that says which keys each query sees.
 
-FlashInfer has no attention by position, so its custom masks stand in: for all of the keys at once (``packed``), or for
-tiles of queries that each are a request of their own over the shared keys, none beyond the tile's last position
-(``tiles``).
+FlashInfer has no attention by position. ``packed`` gives it a bit for every query and key. ``tiles`` needs no mask:
+each tile of queries is a request of its own over the shared keys, none beyond its last position, and a variant of the
+kernel that is compiled with the positions as one more tensor compares them with the keys'.
 """
 
 from functools import cache
@@ -60,32 +60,60 @@ def tiles(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling:
     """Requests of `TILE` queries, each over the keys up to its last position; see `ragkv.attention`."""
     check(query)
     (_, heads, queries, head_dim), kv_heads, device = query.shape, key.shape[1], key.device
-    parts = positions.split(TILE)
-    lengths = (torch.stack([part[-1] for part in parts]) + 1).tolist()  # of keys that a tile sees
-    order = torch.arange(max(lengths), device=device, dtype=torch.int32)
-    masks = [part[:, None] >= order[:length] for part, length in zip(parts, lengths, strict=True)]
-    wrapper, count = _wrapper(device), len(parts)
+    ends = torch.arange(TILE, queries + TILE, TILE).clamp(max=queries)  # of each tile
+    lengths = positions[(ends - 1).to(device)].cpu() + 1  # of the keys that it sees
+    order = torch.arange(int(lengths[-1]), device=device, dtype=torch.int32)
+    wrapper, zero = _wrapper(device, query.dtype, key.dtype, head_dim), torch.zeros(1, dtype=torch.int32)
     wrapper.plan(
-        torch.tensor([0, *(min(queries, TILE * (i + 1)) for i in range(count))], dtype=torch.int32, device=device),
-        torch.tensor([0, *lengths], device=device).cumsum(0, dtype=torch.int32),
-        torch.cat([order[:length] for length in lengths]),  # pages of one token
-        torch.ones(count, dtype=torch.int32, device=device),
+        torch.cat((zero, ends.int())),
+        torch.cat((zero, lengths.cumsum(0).int())),
+        torch.cat([order[:length] for length in lengths.tolist()]),  # pages of one token
+        torch.ones(len(lengths), dtype=torch.int32),
         heads,
         kv_heads,
         head_dim,
         1,
-        custom_mask=torch.cat([mask.flatten() for mask in masks]),
-        sm_scale=scaling,
+        packed_custom_mask=torch.zeros(1, dtype=torch.uint8, device=device),  # only so that the variant is asked
         q_data_type=query.dtype,
         kv_data_type=key.dtype,
     )
     pages = tuple(states[0].transpose(0, 1)[:, :, None] for states in (key, value))  # (tokens, kv_heads, 1, head_dim)
-    return wrapper.run(query[0].transpose(0, 1).contiguous(), pages).transpose(0, 1)[None]
+    asked = query[0].transpose(0, 1).contiguous()
+    return wrapper.run(asked, pages, positions.int(), scaling).transpose(0, 1)[None]
+
+
+_VARIANT = """
+struct PositionCausal : AttentionVariantBase {
+  static constexpr bool use_softmax = true;
+  uint32_t qo_len, kv_len, window_left;
+  float sm_scale_log2;
+  int32_t* positions;
+
+  template <typename Params>
+  __device__ __host__ PositionCausal(const Params& params, uint32_t batch_idx, uint8_t* smem_ptr) {
+    qo_len = params.get_qo_len(batch_idx);
+    kv_len = params.get_kv_len(batch_idx);
+    window_left = kv_len;
+    sm_scale_log2 = params.sm_scale * math::log2e;
+    positions = params.positions + params.q_indptr[batch_idx];
+  }
+
+  REGISTER_LOGITS_MASK(params, batch_idx, qo_idx, kv_idx, qo_head_idx, kv_head_idx, {
+    return qo_idx < qo_len && int32_t(kv_idx) <= positions[qo_idx];
+  })
+};
+"""
 
 
 @cache
-def _wrapper(device: torch.device):  # type: ignore[no-untyped-def]
+def _wrapper(device: torch.device, query: torch.dtype, key: torch.dtype, head_dim: int):  # type: ignore[no-untyped-def]
+    """What runs the variant, compiled when it is first asked for."""
     from flashinfer import BatchPrefillWithPagedKVCacheWrapper
 
+    name = f"ragkv_position_causal_{query}_{key}_{head_dim}".replace("torch.", "")
+    kinds = [query, key, query, torch.int32, head_dim, head_dim]
+    added = [["positions"], ["int32_t"], ["sm_scale"], ["double"]]
     room = torch.empty(WORKSPACE, dtype=torch.uint8, device=device)
-    return BatchPrefillWithPagedKVCacheWrapper(room, "HND", backend="fa2")
+    return BatchPrefillWithPagedKVCacheWrapper(
+        room, "HND", backend="fa2", jit_args=[name, *kinds, *added, "PositionCausal", _VARIANT]
+    )

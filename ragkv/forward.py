@@ -1,6 +1,6 @@
 """The model's layers over one prompt: some tokens computed afresh, over the keys and values of all of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -19,17 +19,43 @@ Watch = Callable[[int, Tensor, KV, Tensor, float], None]
 
 
 class Clock:
-    """Seconds by stage, on the host's clock; a stage within another does not count twice."""
+    """Seconds by stage, as the GPU lives through them or, without one, the host; a stage within another counts once.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    Parameters
+    ----------
+    devices
+        The GPU whose time counts; of none or several, which have no time in common, it is the host's.
+    """
+
+    def __init__(self, devices: Collection[torch.device] = ()):
+        self._on_gpu = len(devices) == 1 and next(iter(devices)).type == "cuda"
+        self._spans: list[list] = []  # stage, the span around it, start, end
+        self._around: int | None = None
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        start, counted = perf_counter(), sum(self.seconds.values())
+        around, span = self._around, [stage, self._around, self._now(), None]
+        self._around = len(self._spans)
+        self._spans.append(span)
         yield
-        inner = sum(self.seconds.values()) - counted
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - start - inner
+        span[3], self._around = self._now(), around
+
+    def seconds(self) -> dict[str, float]:
+        """By stage; a GPU must have finished."""
+        lengths = [start.elapsed_time(end) / 1e3 if self._on_gpu else end - start for *_, start, end in self._spans]
+        total = dict.fromkeys((stage for stage, *_ in self._spans), 0.0)
+        for (stage, around, *_), length in zip(self._spans, lengths, strict=True):
+            total[stage] += length
+            if around is not None:
+                total[self._spans[around][0]] -= length
+        return total
+
+    def _now(self):  # type: ignore[no-untyped-def]
+        if not self._on_gpu:
+            return perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 class Forward:
@@ -44,7 +70,7 @@ class Forward:
     def __init__(self, model: PreTrainedModel, prompt: Prompt, reuse: ReusedKV, attend: Backend, clock: Clock):
         self.model, self.prompt, self.reuse, self.attend, self.clock = model, prompt, reuse, attend, clock
         self.rotary = self._rotary()
-        self.ids = torch.tensor(prompt.ids, device=model.model.embed_tokens.weight.device)
+        self.ids = prompt.tensor.to(model.model.embed_tokens.weight.device)
         self.layers: list[KV] = []
 
     def start(self, layers: range) -> None:
@@ -98,8 +124,9 @@ class Forward:
             ``(layers, heads, document)``, in float32: attention weights, raised to `power` and summed over those that
             attend.
         """
-        span, question = self.prompt.document_span, torch.tensor(self.prompt.question_span)
-        active = torch.cat((rows.cpu().sort().values + span.start, question))
+        span, asked = self.prompt.document_span, self.prompt.question_span
+        question = torch.arange(asked.start, asked.stop, device=self.ids.device)
+        active = torch.cat((rows.to(self.ids.device).sort().values + span.start, question))
         return self._attention(self.embed(active), active, power)[:, :, span.start : span.stop]
 
     def _attention(self, hidden: Tensor, active: Tensor, power: float) -> Tensor:

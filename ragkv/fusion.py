@@ -18,11 +18,12 @@ from ragkv.attention import get_backend
 from ragkv.cache import KV, build_cache
 from ragkv.eviction import Eviction, evict
 from ragkv.forward import Clock, Forward
-from ragkv.loading import ReusedKV, SegmentInMemory, Segments, open_segments
+from ragkv.loading import ReusedKV, open_segments
 from ragkv.memory import explained
 from ragkv.models import check_model, check_prompt
 from ragkv.precompute import compute_segment
 from ragkv.prompt import Prompt, Segment
+from ragkv.segments import SegmentInMemory, Segments
 from ragkv.selectors import Observation, Selector
 from ragkv.store import Layout
 from ragkv.workspace import Workspace
@@ -113,7 +114,7 @@ def _prefill(
     backend: str,
     workspace: Workspace | None,
 ) -> Prefill:
-    start, clock = perf_counter(), Clock()
+    start, clock = perf_counter(), Clock({weight.device for weight in model.parameters()})
     _check(model, prompt, selector, workspace)
     if eviction is not None:
         eviction.room(prompt)  # an error before anything is computed
@@ -128,7 +129,8 @@ def _prefill(
     selecting = selector.layers if selector.reuses else ()
     if selector.reuses:
         forward.start(range(selector.layer + selector.observes, layers))  # before, all tokens are computed afresh
-    active = torch.arange(len(prompt.prefix) if selector.reuses else 0, len(prompt.ids))  # what is being computed
+    first = len(prompt.prefix) if selector.reuses else 0
+    active = torch.arange(first, len(prompt.ids), device=forward.ids.device)  # what is being computed
     hidden, index = forward.embed(active), 0
     while index < layers:
         if index in selecting and selector.observes:
@@ -139,16 +141,16 @@ def _prefill(
         if index in selecting:
             with clock("select"):
                 kept = _choose(selector, Observation(prompt, reuse.surprisal, look=forward.look), active)
-            hidden, active = hidden[:, kept.to(hidden.device)], active[kept.to(active.device)]
+            hidden, active = hidden[:, kept.to(hidden.device)], active[kept]
         stop = min((layer for layer in selecting if layer > index), default=layers)
         hidden = forward.through(range(index, stop), hidden, active, watch)
         index = stop
     logits, cache = decoder.logits(model, hidden[:, -1:])[:, 0], build_cache(forward.layers)
     if logits.device.type == "cuda":
         torch.cuda.synchronize(logits.device)
-    clock.seconds["total"] = perf_counter() - start
+    timings = clock.seconds() | {"total": perf_counter() - start}
     room = workspace if eviction is None else None
-    return Prefill(logits, cache, len(prompt.ids), active.cpu(), clock.seconds, room)
+    return Prefill(logits, cache, len(prompt.ids), active.cpu(), timings, room)
 
 
 def _check(model: PreTrainedModel, prompt: Prompt, selector: Selector, workspace: Workspace | None) -> None:
@@ -200,7 +202,7 @@ def _observe(
             keys=fresh[0],
             values=fresh[1],
             choice=selector.layers.index(index),
-            left=active.cpu()[: len(active) - len(prompt.question)] - start,
+            left=active[: len(active) - len(prompt.question)] - start,
             reused=reused,
             scaling=attention.scaling,
         )
@@ -218,16 +220,18 @@ def _evict(
 
 def _choose(selector: Selector, seen: Observation, active: Tensor) -> Tensor:
     """Which rows of the tokens at `active` go on: the chosen document tokens, sorted, and the question's."""
-    span, rows = seen.prompt.document_span, torch.arange(len(active))
-    question = rows[len(active) - len(seen.prompt.question) :]
-    if not selector.recomputes_question:
-        question = question[-1:]
+    span, rows, device = seen.prompt.document_span, len(active), active.device
+    asked = len(seen.prompt.question)
+    question = torch.arange(rows - (asked if selector.recomputes_question else 1), rows, device=device)
     if not span:
         return question
-    chosen = torch.unique(selector.choose(seen).cpu())
-    document = active.cpu() - span.start
-    if not torch.isin(chosen, document[: len(active) - len(seen.prompt.question)]).all():
+    chosen = selector.choose(seen).to(device)
+    marked = torch.zeros(len(span), dtype=torch.bool, device=device)
+    marked[chosen.clamp(0, len(span) - 1)] = True
+    kept = marked[active[: rows - asked] - span.start].nonzero()[:, 0]
+    outside = ((chosen < 0) | (chosen >= len(span))).any()
+    if outside | (marked.sum() != len(kept)):  # one look at what the device says
         raise ValueError(
             f"{type(selector).__name__} chose a token outside the document's {len(span)}, or one that it had left out"
         )
-    return torch.cat((torch.searchsorted(document, chosen), question))
+    return torch.cat((kept, question))

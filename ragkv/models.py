@@ -148,8 +148,8 @@ def check_prompt(model: PreTrainedModel, prompt: Prompt) -> None:
             f"a chunk and its context have {longest} tokens, more than the model's {config.max_position_embeddings} "
             "positions: use shorter chunks or contexts"
         )
-    parts = [ids for ids in {prompt.ids, *(segment.context for segment in segments)} if ids]
-    for token in (min(map(min, parts)), max(map(max, parts))):
+    contexts = {segment.context for segment in segments if segment.context}
+    for token in (*map(int, prompt.tensor.aminmax()), *map(min, contexts), *map(max, contexts)):
         if not 0 <= token < config.vocab_size:
             raise ValueError(f"token id {token} is outside the model's vocabulary of {config.vocab_size}")
 

@@ -36,6 +36,14 @@ SHAPES = {  # so that nothing needs to be there to plan with them
         num_key_value_heads=4,
         vocab_size=152064,
     ),
+    "meta-llama/Meta-Llama-3-70B-Instruct": dict(
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        vocab_size=128256,
+    ),
     "Qwen/Qwen3-8B": dict(
         hidden_size=4096,
         intermediate_size=12288,
@@ -129,6 +137,16 @@ def fused(shape: Shape, selector: Selector, tokens: int) -> float:
     chosen = max(1.0, selector.ratio * tokens)
     mended = 2 * shape.layer_weights * chosen + 4 * shape.heads * shape.head_dim * chosen * tokens / 2
     return shape.prefill(tokens, tokens, before) + selection(shape, selector, tokens) + (shape.layers - before) * mended
+
+
+def moved(shape: Shape, selector: Selector, tokens: int, size: int = 2) -> float:
+    """Bytes that a fused prefill moves through the GPU's memory at least, `size` a number.
+
+    The weights once a pass, the prompt's keys and values into their places, and once a pass out of them.
+    """
+    passes = 1 + (selector.hops if isinstance(selector, Probe) else 0)
+    placed = 2 if selector.reuses else 1  # read where they were stored, and written
+    return size * passes * shape.weights + (placed + passes) * tokens * shape.bytes_per_token(size)
 
 
 def choosing(experiment: Experiment, benchmark: str, task: str, model: PreTrainedModel) -> pd.DataFrame:

@@ -89,11 +89,11 @@ def compute_segment(model: PreTrainedModel, segment: Segment) -> tuple[Tensor, T
         hidden = hidden.to(attention.q_proj.weight.device)
         normed = decoder.norm(layer.input_layernorm, hidden)
         keys, values = decoder.keys_values(attention, normed)
-        layers.append(torch.cat((keys, values))[:, :, skip:].cpu())
+        layers.append(torch.cat((keys, values))[:, :, skip:])
         queries, rotated = (rotary(states, positions) for states in (decoder.queries(attention, normed), keys))
         attended = attend(queries, rotated, values, positions.to(hidden.device), attention.scaling)
         hidden = decoder.finish(layer, hidden, attended)
     logits = decoder.logits(model, hidden[:, skip:-1]).float()
     surprisal = torch.zeros(len(segment.ids))
     surprisal[1:] = cross_entropy(logits[0], ids[0, skip + 1 :].to(logits.device), reduction="none").cpu()
-    return torch.stack(layers), surprisal
+    return torch.stack([states.cpu() for states in layers]), surprisal  # last: the host waits for the GPU once

@@ -5,6 +5,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
 
+import numpy as np
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 Ids = tuple[int, ...]
@@ -78,6 +81,11 @@ class Prompt:
     def ids(self) -> Ids:
         """All token ids in order."""
         return self.prefix + tuple(chain.from_iterable(self.chunks)) + self.question
+
+    @cached_property
+    def tensor(self) -> Tensor:
+        """The same, ``(tokens,)``, on the host."""
+        return torch.from_numpy(np.fromiter(self.ids, np.int64, len(self.ids)))
 
     @cached_property
     def chunk_spans(self) -> list[range]:

@@ -120,7 +120,7 @@ class Rag:
             prefill = fused_prefill(self.model, prompt, self.store, self.selector)
         retrieved = tuple(map(order.index, best))
         said = self._decode(prefill, on_token)
-        return Answer(question, chunks, retrieved, prompt, hit_rate, clock.seconds, **said)
+        return Answer(question, chunks, retrieved, prompt, hit_rate, clock.seconds(), **said)
 
     def follow_up(self, answer: Answer, question: str, *, on_token: OnToken | None = None) -> Answer:
         """Ask on in the conversation that `answer` ends: over its cache; nothing is retrieved or prefilled anew.
@@ -134,14 +134,14 @@ class Rag:
             self._check_room(prompt, "begin a new conversation")
             prefill = go_on(self.model, answer.prefill, answer.generation, ids)
         said = self._decode(prefill, on_token)
-        return replace(answer, question=question, prompt=prompt, hit_rate=None, seconds=clock.seconds, **said)
+        return replace(answer, question=question, prompt=prompt, hit_rate=None, seconds=clock.seconds(), **said)
 
     def in_full(self, answer: Answer) -> Answer:
         """The same prompt answered from a full prefill. Reuse saved ``in_full(answer).ttft - answer.ttft`` seconds."""
         clock = Clock()
         with clock("prefill"):
             prefill = fused_prefill(self.model, answer.prompt, None, get_selector("full_prefill"))
-        seconds = {"retrieve": answer.seconds.get("retrieve", 0.0), **clock.seconds}
+        seconds = {"retrieve": answer.seconds.get("retrieve", 0.0), **clock.seconds()}
         return replace(answer, hit_rate=None, seconds=seconds, **self._decode(prefill, None))
 
     def _prompt(self, question: str, *chunks: Chunk) -> Prompt:

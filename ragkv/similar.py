@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 
-import bm25s
-
 from ragkv.prompt import Ids, Prompt
 
 Scores = Callable[[Sequence[str]], list[float]]
@@ -17,6 +15,8 @@ def bm25(documents: Sequence[Sequence[str]]) -> Scores:
     """A function from a query's words to the BM25 score of every document, all given as words."""
     if not any(documents):
         return lambda query: [0.0] * len(documents)
+    import bm25s  # not before it is needed: beside JAX it takes most of a GPU's memory
+
     retriever = bm25s.BM25()
     retriever.index(documents, show_progress=False)
     return lambda query: retriever.get_scores(list(query)).tolist() if query else [0.0] * len(documents)
@@ -24,6 +24,8 @@ def bm25(documents: Sequence[Sequence[str]]) -> Scores:
 
 def words(texts: Sequence[str]) -> list[list[str]]:
     """The words of each text, in lower case."""
+    import bm25s
+
     return bm25s.tokenize(texts, stopwords=[], token_pattern=_WORDS, return_ids=False, show_progress=False)
 
 

@@ -17,6 +17,7 @@ import fsspec
 import safetensors.torch
 import torch
 import xxhash
+from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -236,22 +237,28 @@ class StoredSegment:
             raise self._damaged(str(error)) from error
         self._expected = expected
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, *, pinned: bool = False) -> Tensor:
         """One tensor of the file, checked."""
-        start, stop = self._entries[name]
-        data = self._files.cat_file(self.path, start=self._start + start, end=self._start + stop)
-        if _checksum(data) != self._checksums.get(name):
+        (start, stop), (dtype, shape) = self._entries[name], self._expected[name]
+        tensor = torch.empty(shape, dtype=_BY_NAME[dtype], pin_memory=pinned)
+        data = _bytes(tensor)
+        whole = stop - start == len(data) and _read_into(data, self._files, self.path, self._start + start)
+        if not whole or _checksum(data) != self._checksums.get(name):
             raise self._damaged(f"{name} does not match its checksum")
-        dtype, shape = self._expected[name]
-        return torch.frombuffer(bytearray(data), dtype=_BY_NAME[dtype]).view(shape)
+        return tensor
 
-    def layer(self, index: int) -> Tensor:
-        """Keys before rotation and values of one layer, ``(2, kv_heads, tokens, head_dim)``."""
-        stored = self.read(_layer(index))
-        if self._layout.format not in CODECS:
+    def layer(self, index: int, *, pinned: bool = False) -> Tensor:
+        """Keys before rotation and values of one layer, ``(2, kv_heads, tokens, head_dim)``.
+
+        In `pinned` memory their copy to a GPU overlaps with computing.
+        """
+        plain = self._layout.format not in CODECS
+        stored = self.read(_layer(index), pinned=pinned and plain)
+        if plain:
             return stored
         key_scales, value_scales = self._scales
-        return dequantize(stored, key_scales[index], value_scales[index], self._layout.format, self._layout.dtype)
+        exact = dequantize(stored, key_scales[index], value_scales[index], self._layout.format, self._layout.dtype)
+        return exact.pin_memory() if pinned else exact
 
     @cached_property
     def _scales(self) -> tuple[Tensor, Tensor]:
@@ -274,6 +281,20 @@ def _read_header(files: fsspec.AbstractFileSystem, path: str) -> tuple[dict, int
     if size > 100_000_000:  # the format's own limit
         raise ValueError("its header's length makes no sense")
     return json.loads(files.cat_file(path, start=8, end=8 + size)), 8 + size
+
+
+def _read_into(data: memoryview, files: fsspec.AbstractFileSystem, path: str, at: int) -> bool:
+    """Fill `data` with a file's bytes from `at` on; False if there are too few. A local file's are copied only once."""
+    if not isinstance(files, LocalFileSystem):
+        found = files.cat_file(path, start=at, end=at + len(data))
+        data[: len(found)] = found
+        return len(found) == len(data)
+    read = 0
+    with open(path, "rb", buffering=0) as file:
+        file.seek(at)
+        while more := file.readinto(data[read:]):
+            read += more
+    return read == len(data)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

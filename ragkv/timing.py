@@ -7,8 +7,19 @@ from time import perf_counter
 import pandas as pd
 
 
-def measure(runs: dict[str, Callable[[], object]], repeats: int) -> pd.DataFrame:
+def nothing() -> None:
+    """What comes before a run that needs no preparation."""
+
+
+def measure(
+    runs: dict[str, Callable[[], object]], repeats: int, before: Callable[[], object] = nothing
+) -> pd.DataFrame:
     """Time each function `repeats` times, in turns, after one call that does not count.
+
+    Parameters
+    ----------
+    before
+        Called before each run, untimed.
 
     Returns
     -------
@@ -16,10 +27,12 @@ def measure(runs: dict[str, Callable[[], object]], repeats: int) -> pd.DataFrame
         ``p20, p50, p80`` in milliseconds, and ``speed-up`` of the first over each by the medians; indexed by name.
     """
     for run in runs.values():
+        before()
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
+            before()
             start = perf_counter()
             run()
             times[name].append((perf_counter() - start) * 1e3)

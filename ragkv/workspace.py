@@ -5,9 +5,10 @@ running them. A graph of several layers starts at once. It needs the same addres
 values have room for the longest prompt, and the number of tokens is rounded up, with rows that see and leave nothing.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -121,32 +122,55 @@ class Workspace:
             hidden = states[:, rows - count :]
         return hidden
 
-    def step(self, token: int, position: int) -> Tensor:
-        """One token more behind the prompt whose keys and values are here; its logits, ``(1, vocab)``.
+    def greedy(self, token: int, position: int) -> Iterator[int]:
+        """The tokens that follow one at `position`, behind the prompt whose keys and values are here.
 
-        They stay until the next call.
+        On a GPU the next step runs already while the host looks at a token.
 
         Raises
         ------
         ValueError
             There is no room left.
         """
-        if position >= self.tokens:
-            raise ValueError(f"the workspace's room for {self.tokens} tokens is used up: make a larger one")
+        step, ahead = self._steps(token, position), int(self.graphs)
+        coming: deque[Callable[[], int]] = deque()
+        for place in count(position):
+            while len(coming) <= ahead and place + len(coming) < self.tokens:
+                coming.append(step())
+            if not coming:
+                raise ValueError(f"the workspace's room for {self.tokens} tokens is used up: make a larger one")
+            yield coming.popleft()()
+
+    def _steps(self, token: int, position: int) -> Callable[[], Callable[[], int]]:
+        """A function that starts the next step, and gives another one that waits for its token."""
         given = torch.tensor([token, position])
-        if not self.graphs or len(self.spans(range(len(self.layers)))) > 1:
-            return self._token(given.to(self.devices[0]))
-        inputs, logits, graph = self._decoding
-        inputs.copy_(given)
-        graph.replay()
-        return logits
+        graph = None
+        if self.graphs and len(self.spans(range(len(self.layers)))) == 1:
+            state, graph = self._decoding
+            state.copy_(given)
+        else:
+            state = given.to(self.devices[0])
+
+        def step() -> Callable[[], int]:
+            if graph is None:
+                self._advance(state)
+            else:
+                graph.replay()
+            return _copied(state)
+
+        return step
 
     @cached_property
-    def _decoding(self) -> tuple[Tensor, Tensor, torch.cuda.CUDAGraph]:
-        """A graph of a whole step: where it finds the token and its position, and leaves its logits."""
-        inputs = torch.tensor([0, -1], device=self.devices[0])
-        graph, logits = self._capture(self.devices[0], lambda: self._token(inputs), "decoding")
-        return inputs, logits, graph
+    def _decoding(self) -> tuple[Tensor, torch.cuda.CUDAGraph]:
+        """A graph of a whole step: where it finds a token and its position, and leaves the next ones."""
+        state = torch.tensor([0, -1], device=self.devices[0])
+        graph = self._capture(self.devices[0], lambda: self._advance(state), "decoding")
+        return state, graph
+
+    def _advance(self, state: Tensor) -> None:
+        """From a token and its position, ``(2,)``, to the next ones, in place."""
+        state[:1] = self._token(state).argmax(-1).to(state.device)
+        state[1] += 1
 
     def _token(self, given: Tensor) -> Tensor:
         """The logits of a token at its position, ``(2,)``; at position -1 it leaves nothing."""
@@ -210,18 +234,34 @@ class Workspace:
                     hidden = self._layer(index, hidden, *places, power)
                 states.copy_(hidden)
 
-            self._captured[key], _ = self._capture(device, run, f"{rows} tokens")
+            self._captured[key] = self._capture(device, run, f"{rows} tokens")
             states.copy_(kept[0])
             positions.copy_(kept[1])
         return self._captured[key]
 
-    def _capture(self, device: torch.device, run: Callable[[], Any], what: str) -> tuple[torch.cuda.CUDAGraph, Any]:
-        """A function's graph, and its result, which each replay writes anew."""
+    def _capture(self, device: torch.device, run: Callable[[], None], what: str) -> torch.cuda.CUDAGraph:
         lower = "lower the workspace's tokens or rows"
         with torch.cuda.device(device), explained(f"a CUDA graph over {what}", device, lower):
             run()  # compiles the kernels
             torch.cuda.synchronize(device)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                result = run()
-        return graph, result
+                run()
+        return graph
+
+
+def _copied(state: Tensor) -> Callable[[], int]:
+    """Copy a token to the host as soon as it is there; the result waits for it."""
+    if not state.is_cuda:
+        token = int(state[0])
+        return lambda: token
+    there = torch.empty(1, dtype=state.dtype, pin_memory=True)
+    there.copy_(state[:1], non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(state.device))
+
+    def wait() -> int:
+        copied.synchronize()
+        return int(there)
+
+    return wait

@@ -7,12 +7,15 @@ from conftest import memory_store, random_prompt
 
 from ragkv import fused_prefill, precompute
 from ragkv.figures import attention_speed, ttft_over_length
-from ragkv.latency import InMemory, prefill_rows, random_model
-from ragkv.latency import random_prompt as prompt_of
-from ragkv.loading import SegmentInMemory
+from ragkv.latency import METHODS, prefill_rows
 from ragkv.models import check_prompt
 from ragkv.precompute import compute_segment
+from ragkv.random_models import random_model
+from ragkv.random_models import random_prompt as prompt_of
+from ragkv.segments import SegmentInMemory
 from ragkv.selectors import get_selector
+from ragkv.store import KVStore
+from ragkv.tiers import InMemory
 
 
 def test_segments_in_memory_are_those_of_the_store(model, rng):
@@ -37,10 +40,17 @@ def test_random_prompts_have_the_length_asked_for(llama, tokens):
         check_prompt(llama, prompt)
 
 
-def test_rows_say_how_often_faster_than_the_faster_full_prefill(llama):
-    rows = prefill_rows(llama, 200, ["cpu"], chunk_tokens=64, repeats=2, tflops=1.0)
-    assert rows["selector"].tolist()[:2] == ["transformers", "full_prefill"]
-    assert rows["tier"].tolist() == ["", ""] + ["cpu"] * (len(rows) - 2)
+def test_rows_say_how_often_faster_than_the_faster_full_prefill(llama, tmp_path):
+    limits = {"tflops": 1.0, "memory_gbs": 1.0}
+    tiers = ["page cache", "disk"]
+    rows = prefill_rows(llama, 200, tiers, KVStore(tmp_path), chunk_tokens=64, repeats=3, limits=limits)
+    assert rows["selector"].tolist()[:2] == ["full_prefill", "transformers"]
+    assert rows["tier"].tolist() == ["", ""] + [tier for tier in tiers for _ in METHODS]
+    stages = rows[["open", "load", "select", "compute"]].iloc[2:]
+    assert (stages >= 0).all(axis=None)
+    slower = rows[["flop", "bytes"]].mul([1e-9, 1e-6]).max(axis=1)
+    assert rows["limit"].tolist() == pytest.approx(slower.tolist())
+    assert rows["reached"].tolist() == pytest.approx((rows["limit"] / rows["p50"]).tolist())
     faster = rows["p50"].iloc[:2].min()
     assert (faster / rows["p50"]).tolist() == pytest.approx(rows["speed-up"].tolist())
     assert (rows["p20"] <= rows["p50"]).all()

@@ -77,7 +77,7 @@ def test_too_little_room_and_another_model_are_refused(llama, rng):
 @pytest.mark.parametrize("where", ["cuda", "pinned", "cpu"])
 @pytest.mark.parametrize("rows", [10, 2048])
 def test_graphs_give_the_same_wherever_segments_lie(rng, where, rows):
-    from ragkv.latency import InMemory
+    from ragkv.tiers import InMemory
 
     model = make_model("qwen2").cuda()
     prompt = random_prompt(rng, chunks=(60, 190, 80))

@@ -32,10 +32,10 @@ def attention_scores(
     )
     blocks = triton.cdiv(tokens, chosen.keys)
     first = torch.searchsorted(positions, torch.arange(blocks, device=positions.device) * chosen.keys)
-    _sum_over_queries[(blocks * heads,)](
+    _sum_over_queries[(blocks * kv_heads,)](
         query, key, positions, levels, first, out, query.stride()[1:], key.stride()[1:], heads, queries, tokens,
         scaling / LN_2, power, GROUP=heads // kv_heads, HEAD_DIM=head_dim, WIDTH=width(head_dim),
-        ROWS=64, KEYS=chosen.keys, num_warps=4, num_stages=2,
+        ROWS=64, KEYS=chosen.keys, num_warps=4, num_stages=3,
     )  # fmt: skip
     return attended, out
 
@@ -58,19 +58,22 @@ def _sum_over_queries(
     query, key, positions, levels, first, out, query_strides, key_strides, heads, queries, tokens, factor, power,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """The sum of one head's weights for a block of keys, over the queries at or behind the first of them."""
-    head, block = (tl.program_id(0) % heads).to(tl.int64), tl.program_id(0) // heads
+    """Each head's sum of weights for a block of keys, over the queries at or behind the first of them."""
+    kv_heads = heads // GROUP
+    kv_head, block = (tl.program_id(0) % kv_heads).to(tl.int64), tl.program_id(0) // kv_heads
     here, dims = block * KEYS + tl.arange(0, KEYS), tl.arange(0, WIDTH)
-    key_at = head // GROUP * key_strides[0] + here.to(tl.int64) * key_strides[1]
-    keys = tl.load(key + key_at[:, None] + dims, (here < tokens)[:, None] & (dims < HEAD_DIM), 0.0)
-    total = tl.zeros([KEYS], tl.float32)
-    for start in tl.range(tl.load(first + block).to(tl.int32), queries, ROWS):
-        asked = start + tl.arange(0, ROWS)
-        there = asked < queries
-        query_at = head * query_strides[0] + asked.to(tl.int64) * query_strides[1]
-        part = tl.load(query + query_at[:, None] + dims, there[:, None] & (dims < HEAD_DIM), 0.0)
-        level = tl.load(levels + asked * heads + head, there, float("inf"))
-        where = tl.load(positions + asked, there, -1)
-        products = tl.dot(part, keys.T, input_precision="ieee") * factor - level[:, None]
-        total += tl.sum(tl.exp2(tl.where(where[:, None] >= here[None, :], products * power, float("-inf"))), 0)
-    tl.store(out + head * tokens + here, total, here < tokens)
+    key_at = kv_head * key_strides[0] + here.to(tl.int64) * key_strides[1]
+    keys = tl.load(key + key_at[:, None] + dims, (here < tokens)[:, None] & (dims < HEAD_DIM), 0.0)  # of a whole group
+    begin = tl.load(first + block).to(tl.int32)
+    for head in tl.range(kv_head * GROUP, kv_head * GROUP + GROUP):
+        total = tl.zeros([KEYS], tl.float32)
+        for start in tl.range(begin, queries, ROWS):
+            asked = start + tl.arange(0, ROWS)
+            there = asked < queries
+            query_at = head * query_strides[0] + asked.to(tl.int64) * query_strides[1]
+            part = tl.load(query + query_at[:, None] + dims, there[:, None] & (dims < HEAD_DIM), 0.0)
+            level = tl.load(levels + asked * heads + head, there, float("inf"))
+            where = tl.load(positions + asked, there, -1)
+            products = tl.dot(part, keys.T, input_precision="ieee") * factor - level[:, None]
+            total += tl.sum(tl.exp2(tl.where(where[:, None] >= here[None, :], products * power, float("-inf"))), 0)
+        tl.store(out + head * tokens + here, total, here < tokens)

@@ -42,7 +42,8 @@ class CacheBlend(ScoringSelector):
         left = self.checks - 1 - seen.choice  # choices that are still to come
         budget = self.budget(seen.prompt)
         keep = min(len(seen.prompt.document_span), budget * (self.checks + left) // self.checks)
-        return seen.candidates[top(self.scores(seen), keep).cpu()]
+        best = top(self.scores(seen), keep)
+        return seen.candidates.to(best.device)[best]
 
     def scores(self, seen: Observation) -> Tensor:
         return deviation(seen, self.gap)

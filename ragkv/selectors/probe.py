@@ -68,19 +68,29 @@ class Probe(Selector):
         budget, chosen, new = self.budget(seen.prompt), _NONE, _NONE
         at_most = math.ceil(self.looking * len(seen.prompt.document_span))
         for hop in range(1, self.hops + 1):
-            target = budget * hop // self.hops
-            if target > len(chosen):
+            count = budget * hop // self.hops - len(chosen)
+            if count > 0:
                 attention = seen.look(new[:at_most], self.power)  # (layers, heads, document)
                 if self.first_layer >= len(attention):
                     raise ValueError(f"first_layer is {self.first_layer}: this model has {len(attention)} layers")
-                new = self._more(chosen, attention[self.first_layer :].sum((0, 1)), target)
+                chosen = chosen.to(attention.device)
+                new = self._more(chosen, attention[self.first_layer :].sum((0, 1)), count)
                 chosen = torch.cat((chosen, new))
         return chosen
 
-    def _more(self, chosen: Tensor, scores: Tensor, target: int) -> Tensor:
-        """Tokens to add to the chosen ones up to `target`: the highest scores, each with what follows it."""
-        best = top(scores, target)  # enough, even if the chosen ones are the best
-        best = best[scores[best] >= self.threshold * scores.max()].cpu()
-        spans = (best[:, None] + torch.arange(self.following + 1)).flatten()  # each token and those behind it
-        found = dict.fromkeys(spans[(spans < len(scores)) & ~torch.isin(spans, chosen)].tolist())
-        return torch.tensor(list(found)[: target - len(chosen)], dtype=torch.long)
+    def _more(self, chosen: Tensor, scores: Tensor, count: int) -> Tensor:
+        """Up to `count` tokens that are not chosen yet: the highest scores, each with what follows it.
+
+        On a GPU the host waits for nothing, unless a threshold makes their number depend on the scores.
+        """
+        best, last = top(scores, len(chosen) + count), len(scores) - 1  # enough, even if the chosen ones are the best
+        spans = best[:, None] + torch.arange(self.following + 1, device=best.device)  # each token and those behind it
+        order = torch.arange(spans.numel(), device=best.device).view(spans.shape)
+        counts = (scores[best] >= self.threshold * scores.max())[:, None] & (spans <= last)
+        place = torch.full_like(scores, spans.numel(), dtype=torch.long)  # of each token in that order; the end is none
+        order, spans = order.where(counts, spans.numel()), spans.clamp(max=last)
+        place.scatter_reduce_(0, spans.flatten(), order.flatten(), "amin")
+        place[chosen] = spans.numel()
+        places, found = place.sort(stable=True)
+        found = found[:count]
+        return found[places[:count] < spans.numel()] if self.threshold else found

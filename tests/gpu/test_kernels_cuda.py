@@ -6,10 +6,12 @@ from conftest import fuse, make_model, random_prompt, relative_error
 
 from ragkv import decode, flash, fused_prefill
 from ragkv.attention import BACKENDS, attention_weights, sdpa
-from ragkv.latency import InMemory
-from ragkv.loading import SegmentInMemory
 from ragkv.precompute import compute_segment
+from ragkv.segments import SegmentInMemory
 from ragkv.selectors import get_selector
+from ragkv.store import KVStore
+from ragkv.tiers import InMemory
+from ragkv.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -48,15 +50,18 @@ def test_scores_are_the_sums_of_weights(tokens, power):
 
 
 @pytest.mark.parametrize("name", ["full_reuse", "probe", "a3", "epic"])
-def test_copies_ahead_give_the_same_bits(rng, name):
-    """From the GPU, from pinned memory and from ordinary memory."""
+@pytest.mark.parametrize("room", [False, True], ids=["alone", "in a workspace"])
+def test_copies_ahead_give_the_same_bits(rng, tmp_path, name, room):
+    """From the GPU, from pinned memory, from ordinary memory, and from files that threads read."""
     model, prompt = make_model("llama").cuda().bfloat16(), random_prompt(rng, chunks=(60, 70, 80))
     segments = {s: SegmentInMemory(*compute_segment(model, s)) for s in prompt.segments(1)}
+    files = KVStore(tmp_path)
+    InMemory(segments).into(files, model)
     selector = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=0.2)
-    stores = InMemory(segments), *(InMemory(segments).to(where) for where in ("pinned", "cuda"))
-    found = [fused_prefill(model, prompt, store, selector) for store in stores]
-    assert torch.equal(found[0].logits, found[1].logits)
-    assert torch.equal(found[0].logits, found[2].logits)
+    stores = files, InMemory(segments), *(InMemory(segments).to(where) for where in ("pinned", "cuda"))
+    workspace = Workspace(model, 300) if room else None
+    first, *others = (fused_prefill(model, prompt, store, selector, workspace=workspace).logits for store in stores)
+    assert all(torch.equal(first, logits) for logits in others)
 
 
 def test_two_runs_give_the_same_tokens(family, rng):

@@ -1,0 +1,51 @@
+"""A prompt's segments with their keys and values, wherever they lie."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ragkv.prompt import Segment
+from ragkv.store import Layout
+
+
+class SegmentKV(Protocol):
+    """A segment's values, wherever they come from."""
+
+    def layer(self, index: int, *, pinned: bool = False) -> Tensor:
+        """Keys before rotation and values, ``(2, kv_heads, tokens, head_dim)``; if they are read now, into `pinned`
+        memory."""
+
+    def surprisal(self) -> Tensor:
+        """``(tokens,)`` in float32."""
+
+
+@dataclass(frozen=True)
+class SegmentInMemory:
+    """A segment in memory: `compute_segment`'s result, or read from the store ahead of its use."""
+
+    layers: Tensor  # (layers, 2, kv_heads, tokens, head_dim)
+    scores: Tensor
+
+    def layer(self, index: int, *, pinned: bool = False) -> Tensor:
+        return self.layers[index]
+
+    def surprisal(self) -> Tensor:
+        return self.scores
+
+    def to(self, where: str) -> "SegmentInMemory":
+        """The same on a device, or in pinned host memory (``"pinned"``), from where copies overlap with computing."""
+        return SegmentInMemory(self.layers.pin_memory() if where == "pinned" else self.layers.to(where), self.scores)
+
+
+class Segments(Protocol):
+    """Where stored segments come from: a KVStore, or one read ahead."""
+
+    url: str
+    format: str
+
+    def open(self, layout: Layout, segment: Segment) -> SegmentKV:
+        """The stored segment."""
+
+    def other_model(self, layout: Layout) -> str | None:
+        """The fingerprint of another model that wrote here."""
