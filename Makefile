@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
 	.venv/bin/python -m pip install --quiet $(TORCH)
-	.venv/bin/python -m pip install --quiet -e '.[hub,notebooks,test,lint]'
+	.venv/bin/python -m pip install --quiet -e '.[hub,notebooks,test,lint,s3]'
 	touch $@
 
 reproduce: $(INSTALLED)  ## run what is missing or changed of a profile, up to its report

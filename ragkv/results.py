@@ -167,7 +167,7 @@ def _there(path: Path, made_by: str) -> Path:
 
 
 def read_partial(path: Path) -> list[dict]:
-    """The rows of an interrupted evaluation; what was cut off or damaged is dropped from its file, and computed again."""
+    """The rows of an interrupted evaluation; damaged ones are dropped from its file, and computed again."""
     if not path.exists():
         return []
     rows = rows_so_far(path)

@@ -130,7 +130,8 @@ class Folder:
             kind = ReadOnlyError if number in _FORBIDDEN or isinstance(error, PermissionError) else StoreError
             raise kind(
                 f"cannot write to the store {self.url!r}: {reason}. What was stored before is unharmed: "
-                "make room or choose a folder that can be written to, and run precompute again"
+                "make room, choose a folder that can be written to, or see that the store can be reached, and run the "
+                "same again"
             ) from error
 
     def remove(self, name: str) -> None:

@@ -66,11 +66,13 @@ def list_segments(store: KVStore, *, progress: bool = False) -> pd.DataFrame:
     rows = [
         {"key": key, "tokens": None, "bytes": entry.size, "stored_as": None, "dtype": None, "model": None}
         | header
-        | {"last_use": pd.Timestamp(used[key], unit="s", tz="UTC"), "held": key in held}
+        | {"last_use": used[key], "held": key in held}
         for (key, entry), header in zip(found.segments.items(), headers, strict=True)
     ]
     columns = ["key", "tokens", "bytes", "stored_as", "dtype", "model", "last_use", "held"]
-    return pd.DataFrame(rows, columns=columns).sort_values(["last_use", "key"], ascending=[False, True])
+    table = pd.DataFrame(rows, columns=columns)
+    table["last_use"] = pd.to_datetime(table["last_use"].astype(float), unit="s", utc=True)
+    return table.sort_values(["last_use", "key"], ascending=[False, True])
 
 
 def _described(folder: Folder, key: str) -> dict:
