@@ -140,8 +140,18 @@ class KVStore:
             return self.folder.read(segment_name(key))
 
     def size(self, layout: Layout, segment: Segment) -> int:
-        """Bytes of the segment's file."""
-        return self.folder.size(segment_name(layout.key(segment)))
+        """Bytes of the segment's file.
+
+        Raises
+        ------
+        StoreError
+            It is not there, or cannot be read.
+        """
+        key = layout.key(segment)
+        try:
+            return self.folder.size(segment_name(key))
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.path(key)} is not in the store: run precompute on the same prompts") from error
 
     def missing(self, layout: Layout, segments: list[Segment]) -> list[Segment]:
         """Those of `segments` that have no file."""
