@@ -87,7 +87,7 @@ def evaluate(
         for _, some in left[:1]:  # first-call costs are no TTFT
             run.prefill(prompts, some[0])
         shown = tqdm(left, task, unit="prompt", initial=len(items) - len(left), total=len(items), disable=not progress)
-        for (item, some), after in zip(shown, [*left[1:], None], strict=True):
+        for (item, some), after in zip(shown, [*left, None][1:], strict=True):
             coming = run.placed(*after) if after else {}
             new = list(run.answers(item, some, prompts, coming))
             append_rows(partial, new)

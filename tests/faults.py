@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -116,6 +117,8 @@ class Subject:
             except (StoreError, OSError) as said:
                 os.write(error, f"{type(said).__name__}: {said}".encode())
                 code = SAID_SO
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
 
@@ -153,7 +156,7 @@ def kills(subject: Subject, count: int, random: Random) -> dict[str, int]:
                 code = wait(child)
                 if code == FINISHED:  # it was faster
                     break
-                assert code == -signal.SIGKILL
+                assert code == -signal.SIGKILL, (experiment.root / "error").read_text()
                 done[job] += 1
                 assert verify(experiment.store()).whole
                 rows = [row for path in partial.glob("*.partial.jsonl") for row in rows_so_far(path)]

@@ -84,6 +84,21 @@ def test_the_same_parameters_give_the_same_table(ready, tiny):
     pd.testing.assert_frame_equal(first, second)
 
 
+def test_an_evaluation_interrupted_behind_its_last_prompt_is_finished(ready, tiny, monkeypatch):
+    from ragkv import evaluation as module
+
+    whole = without_times(run(ready, tiny))
+
+    def interrupted(path, rows):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_rows", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(ready, tiny)
+    pd.testing.assert_frame_equal(without_times(run(ready, tiny)), whole)
+
+
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(ready, tiny, monkeypatch, after):
     from ragkv import evaluation as module
