@@ -1,5 +1,6 @@
 """Layers of reused keys and values on their way to a GPU while it computes the layers before them."""
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -9,31 +10,30 @@ from torch import Tensor, device
 from ragkv.cache import KV
 from ragkv.segments import SegmentInMemory, SegmentKV
 
-READERS, READ_AHEAD = 8, 4  # threads that read stored segments, and layers that they read at a time
+READERS = 8  # threads
+BLOCK, BLOCKS = 4, 3  # layers of a segment that are read at once, and blocks of layers that are read at a time
 
 
 class LayersAhead:
-    """Layers on their way to the GPU, on a stream of their own, some layers ahead of the one that is computed.
+    """Layers copied on a stream of their own, some ahead of the one that is computed.
 
     Parameters
     ----------
     segments
-        From pinned memory their copies run while the GPU computes; stored ones are read by several threads, each some
-        segments of a layer, into pinned memory. From elsewhere the host waits for each.
+        From pinned memory, and from other GPUs, their copies run while the GPU computes; others are brought into
+        pinned memory by threads first.
     devices
-        Where each layer goes, the first one first.
+        Where each layer goes, in order.
     depth
-        How many layers are copied ahead, and how many of the next ones are being read.
+        How many layers are on their way at a time.
     """
 
     def __init__(self, segments: Sequence[SegmentKV], devices: dict[int, device], depth: int = 2):
         self._segments, self._devices, self._depth = segments, devices, depth
-        self._unread, self._left = list(devices), list(devices)
+        self._left = list(devices)
         self._streams = {to: torch.cuda.Stream(to) for to in set(devices.values())}
         self._coming: dict[int, tuple[KV | None, torch.cuda.Event]] = {}
-        in_memory = all(isinstance(segment, SegmentInMemory) for segment in segments)
-        self._readers = None if in_memory else ThreadPoolExecutor(READERS, "layers-ahead")
-        self._reading: dict[int, list[Future[list[Tensor]]]] = {}
+        self._reader = None if all(map(_within_reach, segments)) else Reader(segments, self._left)
         self._fill()
 
     def __contains__(self, index: int) -> bool:
@@ -52,40 +52,81 @@ class LayersAhead:
         return states
 
     def _fill(self) -> None:
-        self._read()
-        while self._left and len(self._coming) < self._depth and self._is_read(self._left[0]):
+        while self._left and len(self._coming) < self._depth:
+            if self._reader and not self._reader.has(self._left[0]):
+                break
             self._issue()
 
     def _issue(self) -> None:
         index = self._left.pop(0)
         to, arrived = self._devices[index], torch.cuda.Event()
-        parts = [part for group in self._reading.pop(index) for part in group.result()] if self._readers else None
-        self._read()
+        read = self._reader.layer(index) if self._reader else None
         with torch.cuda.stream(self._streams[to]):
-            states = side_by_side(parts or [segment.layer(index) for segment in self._segments], to)
+            if read is None:
+                parts = [segment.layer(index) for segment in self._segments]
+            else:  # one copy for all segments
+                sizes = [math.prod(segment.shape) for segment in self._segments]
+                parts = read.to(to, non_blocking=True).split(sizes)
+                parts = [part.view(s.shape) for part, s in zip(parts, self._segments, strict=True)]
+            states = side_by_side(parts, to)
             arrived.record(self._streams[to])
         self._coming[index] = states, arrived
 
-    def _read(self) -> None:
-        """Begin to read the next layers."""
-        while self._readers and self._unread and len(self._reading) < READ_AHEAD:
-            index, size = self._unread.pop(0), -(-len(self._segments) // READERS)
-            groups = [self._segments[i : i + size] for i in range(0, len(self._segments), size)]
-            self._reading[index] = [self._readers.submit(_layer_of, group, index) for group in groups]
 
-    def _is_read(self, index: int) -> bool:
-        return not self._readers or all(group.done() for group in self._reading.get(index, ()))
+class Reader:
+    """Layers brought into pinned memory by several threads, each some layers of a segment at once.
+
+    Parameters
+    ----------
+    layers
+        In order, without gaps.
+    """
+
+    def __init__(self, segments: Sequence[SegmentKV], layers: Sequence[int]):
+        self._segments, self._threads = segments, ThreadPoolExecutor(READERS, "reader")
+        self._left = [layers[i : i + BLOCK] for i in range(0, len(layers), BLOCK)]
+        self._rooms: dict[int, Tensor] = {}  # by layer, all segments, one after the other
+        self._reading: dict[int, list[Future[None]]] = {}
+        self._start()
+
+    def has(self, index: int) -> bool:
+        """Whether nothing of a layer has to be waited for."""
+        return all(part.done() for part in self._reading[index])
+
+    def layer(self, index: int) -> Tensor:
+        """One layer of all segments, one after the other, as it was read, ``(numbers,)``; once.
+
+        Raises
+        ------
+        StoreError
+            A file is damaged, or cannot be read.
+        """
+        for part in self._reading.pop(index):
+            part.result()
+        self._start()
+        return self._rooms.pop(index)
+
+    def _start(self) -> None:
+        while self._left and len(self._reading) <= (BLOCKS - 1) * BLOCK:
+            layers = self._left.pop(0)
+            sizes = [math.prod(segment.shape) for segment in self._segments]
+            rooms = [torch.empty(sum(sizes), dtype=self._segments[0].dtype, pin_memory=True) for _ in layers]
+            by_segment = zip(self._segments, zip(*(room.split(sizes) for room in rooms), strict=True), strict=True)
+            reading = [self._threads.submit(segment.fill, layers[0], parts) for segment, parts in by_segment]
+            self._rooms |= dict(zip(layers, rooms, strict=True))
+            self._reading |= dict.fromkeys(layers, reading)
 
 
-def _layer_of(segments: Sequence[SegmentKV], index: int) -> list[Tensor]:
-    return [segment.layer(index, pinned=True) for segment in segments]
+def _within_reach(segment: SegmentKV) -> bool:
+    """Whether a copy to a GPU needs no more of the host."""
+    return isinstance(segment, SegmentInMemory) and (segment.layers.is_cuda or segment.layers.is_pinned())
 
 
-def side_by_side(parts: list[Tensor], to: device) -> KV | None:
+def side_by_side(parts: Sequence[Tensor], to: device) -> KV | None:
     """One layer of several segments: keys before rotation and values, ``(1, kv_heads, tokens, head_dim)`` each."""
     if not parts:
         return None
     if to.type == "cuda":  # each on its own: from pinned memory the host does not wait
         parts = [part.to(to, non_blocking=True) for part in parts]
-    keys, values = torch.cat(parts, dim=2).to(to)
+    keys, values = torch.cat(list(parts), dim=2).to(to)
     return keys[None], values[None]

@@ -82,17 +82,18 @@ def evaluate(
     left = [(item, some) for item, some in left if some]
     run = _Run(experiment, model, tokenizer, kind, parameters.max_new_tokens or kind.max_new_tokens)
 
-    prompts = run.placed(*left[0]) if left else {}
-    for _, some in left[:1]:  # first-call costs are no TTFT
-        run.prefill(prompts, some[0])
-    shown = tqdm(left, task, unit="prompt", initial=len(items) - len(left), total=len(items), disable=not progress)
-    for (item, some), after in zip(shown, [*left[1:], None], strict=True):
-        coming = run.placed(*after) if after else {}
-        new = list(run.answers(item, some, prompts, coming))
-        append_rows(partial, new)
-        rows += new
-        prompts = coming
-        shown.set_postfix_str(_running(rows), refresh=False)
+    with experiment.holding(model, (item.prompt for item, _ in left), f"evaluate {benchmark}/{task}"):
+        prompts = run.placed(*left[0]) if left else {}
+        for _, some in left[:1]:  # first-call costs are no TTFT
+            run.prefill(prompts, some[0])
+        shown = tqdm(left, task, unit="prompt", initial=len(items) - len(left), total=len(items), disable=not progress)
+        for (item, some), after in zip(shown, [*left, None][1:], strict=True):
+            coming = run.placed(*after) if after else {}
+            new = list(run.answers(item, some, prompts, coming))
+            append_rows(partial, new)
+            rows += new
+            prompts = coming
+            shown.set_postfix_str(_running(rows), refresh=False)
     order = {(method.name, method.selector.ratio): i for i, method in enumerate(methods)}
     place = {item.id: i for i, item in enumerate(items)}
     rows.sort(key=lambda row: (place[row["prompt"]], order[row["method"], row["ratio"]]))
@@ -230,7 +231,7 @@ def _identity(
 ) -> str:
     """What an evaluation's rows depend on, as a short hash: rows of other parameters are never mixed in."""
     parts = [ragkv.__version__, torch.__version__, transformers.__version__, fingerprint(model), str(model.dtype)]
-    parts += [task.model_dump_json(), profile.model_dump_json(exclude={"benchmarks", "models"})]
+    parts += [task.model_dump_json(), profile.model_dump_json(exclude={"benchmarks", "models", "store"})]
     parts += [repr(method) for method in methods]  # also what their calibration says
     parts += [json.dumps(asdict(item)) for item in items]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -1,5 +1,7 @@
 """What a notebook works on: a profile and one of its models, its prompts, and where their results lie."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -12,9 +14,10 @@ from ragkv.items import Item, make_item, read_items, write_items
 from ragkv.parameters import Parameters
 from ragkv.precompute import Precomputed, precompute
 from ragkv.profile import MethodParameters, Profile, load_profile
+from ragkv.prompt import Prompt
 from ragkv.results import Outputs, read_rows, write_json
 from ragkv.selectors import Selector
-from ragkv.store import KVStore
+from ragkv.store import Cache, KVStore, Layout, Manifest, ReadOnlyError
 
 
 class Experiment(Parameters):
@@ -48,15 +51,51 @@ class Experiment(Parameters):
 
     def store(self, format: str = "model") -> KVStore:
         """The profile's store, for segments in that format."""
-        return KVStore(self.outputs.store, format=format)
+        given, url = self.profile.store, self.outputs.store
+        if given.url is not None:
+            url = given.url if "://" in given.url else str(self.root / given.url)
+        cache = Cache(self.root / given.cache, given.cache_gigabytes * 1e9) if given.cache else None
+        return KVStore(url, format=format, cache=cache)
 
     def precompute(self, model: PreTrainedModel, *, progress: bool = False) -> Precomputed:
-        """Compute and store what all prompts need, in every way that some method wants it."""
+        """Compute and store what all prompts need, in every way that some method wants it.
+
+        The store's manifest says afterwards what that is; what is there already is not evicted meanwhile.
+        """
         prompts, done = [item.prompt for task in self.tasks for item in self.items(*task)], []
-        for offline in self.profile.offline:
-            placed = (offline.prompt(prompt, model.config.bos_token_id) for prompt in prompts)
-            done.append(precompute(model, placed, self.store(offline.format), progress=progress))
+        manifest, store = self.manifest(model), self.store()
+        with suppress(ReadOnlyError):  # all may be there
+            store.manifests.write(self.outputs.manifest, manifest)
+        with store.hold(manifest.references, f"precompute {self.name}, {self.model}"):
+            for offline in self.profile.offline:
+                placed = (offline.prompt(prompt, model.config.bos_token_id) for prompt in prompts)
+                done.append(precompute(model, placed, self.store(offline.format), progress=progress))
         return sum(done[1:], done[0])
+
+    def manifest(self, model: PreTrainedModel) -> Manifest:
+        """Which segments every task's prompts need, in every way that some method wants them."""
+        tasks = {"/".join(task): (item.prompt for item in self.items(*task)) for task in self.tasks}
+        return Manifest.of({task: self.keys(model, prompts) for task, prompts in tasks.items()})
+
+    def keys(self, model: PreTrainedModel, prompts: Iterable[Prompt]) -> list[str]:
+        """The names in the store of what these prompts need, each as often as they do."""
+        layouts = {offline: Layout.of(model, offline.format) for offline in self.profile.offline}
+        bos = model.config.bos_token_id
+        return [
+            layout.key(segment)
+            for prompt in prompts
+            for offline, layout in layouts.items()
+            for segment in offline.prompt(prompt, bos).segments(bos)
+        ]
+
+    @contextmanager
+    def holding(self, model: PreTrainedModel, prompts: Iterable[Prompt], job: str) -> Iterator[None]:
+        """While a job runs, what these prompts need is not evicted, and counts as used."""
+        store = self.store()
+        with store.hold(self.keys(model, prompts), f"{job}, {self.name}, {self.model}"):
+            with suppress(ReadOnlyError):
+                store.manifests.mark_used(self.outputs.manifest)
+            yield
 
     @property
     def calibration(self) -> Path:

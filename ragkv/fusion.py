@@ -130,7 +130,7 @@ def _prefill(
     if selector.reuses:
         forward.start(range(selector.layer + selector.observes, layers))  # before, all tokens are computed afresh
     first = len(prompt.prefix) if selector.reuses else 0
-    active = torch.arange(first, len(prompt.ids), device=forward.ids.device)  # what is being computed
+    active = torch.arange(first, len(prompt.ids))  # what is being computed
     hidden, index = forward.embed(active), 0
     while index < layers:
         if index in selecting and selector.observes:
@@ -141,7 +141,7 @@ def _prefill(
         if index in selecting:
             with clock("select"):
                 kept = _choose(selector, Observation(prompt, reuse.surprisal, look=forward.look), active)
-            hidden, active = hidden[:, kept.to(hidden.device)], active[kept]
+            hidden, active = hidden[:, kept.to(hidden.device)], active.to(kept.device)[kept]
         stop = min((layer for layer in selecting if layer > index), default=layers)
         hidden = forward.through(range(index, stop), hidden, active, watch)
         index = stop
@@ -220,18 +220,17 @@ def _evict(
 
 def _choose(selector: Selector, seen: Observation, active: Tensor) -> Tensor:
     """Which rows of the tokens at `active` go on: the chosen document tokens, sorted, and the question's."""
-    span, rows, device = seen.prompt.document_span, len(active), active.device
-    asked = len(seen.prompt.question)
-    question = torch.arange(rows - (asked if selector.recomputes_question else 1), rows, device=device)
+    span, rows, asked = seen.prompt.document_span, len(active), len(seen.prompt.question)
+    question = torch.arange(rows - (asked if selector.recomputes_question else 1), rows)
     if not span:
-        return question
-    chosen = selector.choose(seen).to(device)
-    marked = torch.zeros(len(span), dtype=torch.bool, device=device)
+        return question.to(active.device)
+    chosen = selector.choose(seen)  # from the host or the GPU: where it is, so that neither waits for the other
+    marked = torch.zeros(len(span), dtype=torch.bool, device=chosen.device)
     marked[chosen.clamp(0, len(span) - 1)] = True
-    kept = marked[active[: rows - asked] - span.start].nonzero()[:, 0]
+    kept = marked[active[: rows - asked].to(chosen.device) - span.start].nonzero()[:, 0]
     outside = ((chosen < 0) | (chosen >= len(span))).any()
     if outside | (marked.sum() != len(kept)):  # one look at what the device says
         raise ValueError(
             f"{type(selector).__name__} chose a token outside the document's {len(span)}, or one that it had left out"
         )
-    return torch.cat((kept, question))
+    return torch.cat((kept, question.to(kept.device)))

@@ -68,7 +68,11 @@ def load_model(
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     with _found(name):
         model = AutoModelForCausalLM.from_pretrained(
-            model_source(name), dtype=precision, device_map=device_map, trust_remote_code=trust_remote_code
+            model_source(name),
+            dtype=precision,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,  # never pickle
         )
     if device_map is None:
         with explained(f"the model {name!r}", torch.device(device), "use a larger GPU, or several by device_map"):

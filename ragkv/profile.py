@@ -70,6 +70,23 @@ def _eviction(given: dict[str, Any]) -> Eviction:
     return get_eviction(**given)
 
 
+class StoreParameters(Parameters):
+    """Where a profile's segments are stored.
+
+    Attributes
+    ----------
+    url
+        A folder, relative to the root, or any fsspec URL (``s3://bucket/kv``); None is the profile's own folder below
+        outputs/.
+    cache, cache_gigabytes
+        A local folder in front of a remote store, and the most that it takes.
+    """
+
+    url: str | None = None
+    cache: str | None = None
+    cache_gigabytes: float = Field(default=20.0, ge=0)
+
+
 class Profile(Parameters):
     """What one file in params/ says.
 
@@ -83,6 +100,8 @@ class Profile(Parameters):
         The selectors to compare.
     chunk_tokens, chunk_by
         How documents are cut, see `ragkv.chunking`.
+    store
+        Where segments are stored, by default below outputs/.
     device, dtype, backend
         Where and how models run.
     """
@@ -92,6 +111,7 @@ class Profile(Parameters):
     methods: list[MethodParameters] = Field(min_length=1)
     chunk_tokens: int = Field(default=512, ge=1)
     chunk_by: By = "tokens"
+    store: StoreParameters = StoreParameters()
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     backend: str = "auto"

@@ -18,6 +18,7 @@ import errno
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import transformers
+import xxhash
 from transformers import PreTrainedModel
 
 import ragkv
@@ -43,15 +45,20 @@ class Outputs:
 
     @property
     def profile_folder(self) -> Path:
-        return self.root / self.profile
+        return self.root / _plain(self.profile)
 
     @property
     def folder(self) -> Path:
-        return self.profile_folder / Path(self.model).name
+        return self.profile_folder / _plain(Path(self.model).name)
 
     @property
     def store(self) -> str:
         return str(self.profile_folder / "store")
+
+    @property
+    def manifest(self) -> str:
+        """What the profile and model are called among the store's manifests."""
+        return re.sub(r"[^\w.-]", "-", f"{self.profile}.{Path(self.model).name}")
 
     @property
     def chunking(self) -> Path:
@@ -70,16 +77,19 @@ class Outputs:
         return self.folder / "oracle.json"
 
     def prompts(self, benchmark: str, task: str) -> Path:
-        return self.folder / benchmark / f"{task}.prompts.json"
+        return self._task(benchmark, f"{task}.prompts.json")
 
     def rows(self, benchmark: str, task: str) -> Path:
-        return self.folder / benchmark / f"{task}.parquet"
+        return self._task(benchmark, f"{task}.parquet")
 
     def summary(self, benchmark: str, task: str) -> Path:
-        return self.folder / benchmark / f"{task}.json"
+        return self._task(benchmark, f"{task}.json")
 
     def partial(self, benchmark: str, task: str, parameters: str) -> Path:
-        return self.folder / benchmark / f"{task}.{parameters}.partial.jsonl"
+        return self._task(benchmark, f"{task}.{parameters}.partial.jsonl")
+
+    def _task(self, benchmark: str, file: str) -> Path:
+        return self.folder / _plain(benchmark) / _plain(file)
 
     @property
     def report(self) -> Path:
@@ -88,6 +98,19 @@ class Outputs:
     @property
     def report_folder(self) -> Path:
         return self.profile_folder / "report"
+
+
+def _plain(name: str) -> str:
+    """A name that stays in its folder.
+
+    Raises
+    ------
+    ValueError
+        It leads elsewhere.
+    """
+    if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+        raise ValueError(f"{name!r} cannot name results: use a name without '/' and '\\', other than '.' and '..'")
+    return name
 
 
 def write_json(path: Path, value: object, indent: int | None = 1) -> None:
@@ -104,6 +127,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(path.name + ".partial")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # a link there would lead elsewhere
         write(partial)
         os.replace(partial, path)
 
@@ -143,25 +167,42 @@ def _there(path: Path, made_by: str) -> Path:
 
 
 def read_partial(path: Path) -> list[dict]:
-    """The rows of an interrupted evaluation; a line that was cut off is dropped, and computed again."""
+    """The rows of an interrupted evaluation; damaged ones are dropped from its file, and computed again."""
     if not path.exists():
         return []
+    rows = rows_so_far(path)
+    whole = "".join(map(_line, rows))
+    if path.read_bytes() != whole.encode():
+        _replace(path, lambda partial: partial.write_text(whole))
+    return rows
+
+
+def rows_so_far(path: Path) -> list[dict]:
+    """The whole and undamaged lines of a file that another process may be writing; the file is left as it is."""
     rows = []
-    lines = path.read_text().splitlines()
-    for line in lines:
-        with suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    if len(rows) < len(lines) or not path.read_bytes().endswith(b"\n"):
-        _replace(path, lambda partial: partial.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError, KeyError, TypeError):
+            found = json.loads(line)
+            if found["checksum"] == _checksum(found["row"]):
+                rows.append(found["row"])
     return rows
 
 
 def append_rows(path: Path, rows: Iterable[dict]) -> None:
-    """Add rows to the file of an evaluation in progress, in one write."""
+    """Add rows to the file of an evaluation in progress, in one write; a link is not followed."""
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        with os.fdopen(os.open(path, flags, 0o666), "a") as file:
+            file.write("".join(map(_line, rows)))
+
+
+def _line(row: dict) -> str:
+    return json.dumps({"row": row, "checksum": _checksum(row)}) + "\n"
+
+
+def _checksum(row: dict) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(row).encode())
 
 
 def provenance(model: PreTrainedModel) -> dict[str, str | int | bool]:

@@ -1,8 +1,10 @@
 """A prompt's segments with their keys and values, wherever they lie."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ragkv.prompt import Segment
@@ -10,11 +12,25 @@ from ragkv.store import Layout
 
 
 class SegmentKV(Protocol):
-    """A segment's values, wherever they come from."""
+    """A segment's values, wherever they come from.
 
-    def layer(self, index: int, *, pinned: bool = False) -> Tensor:
-        """Keys before rotation and values, ``(2, kv_heads, tokens, head_dim)``; if they are read now, into `pinned`
-        memory."""
+    Attributes
+    ----------
+    shape, dtype
+        Of a layer, ``(2, kv_heads, tokens, head_dim)``.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def layer(self, index: int) -> Tensor:
+        """Keys before rotation and values, ``(2, kv_heads, tokens, head_dim)``."""
+
+    def fill(self, first: int, rooms: Sequence[Tensor]) -> None:
+        """Layers from `first` on into contiguous tensors on the CPU, each of as many numbers as a layer."""
 
     def surprisal(self) -> Tensor:
         """``(tokens,)`` in float32."""
@@ -27,8 +43,20 @@ class SegmentInMemory:
     layers: Tensor  # (layers, 2, kv_heads, tokens, head_dim)
     scores: Tensor
 
-    def layer(self, index: int, *, pinned: bool = False) -> Tensor:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.layers.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.layers.dtype
+
+    def layer(self, index: int) -> Tensor:
         return self.layers[index]
+
+    def fill(self, first: int, rooms: Sequence[Tensor]) -> None:
+        for layer, room in zip(self.layers[first:], rooms, strict=False):
+            room.copy_(layer.flatten())
 
     def surprisal(self) -> Tensor:
         return self.scores

@@ -1,4 +1,4 @@
-"""A forward whose keys and values lie in a workspace, over its graphs where there are any for so few tokens."""
+"""A forward whose keys and values lie in a workspace, over its graphs where what few tokens reuse is in place."""
 
 from torch import Tensor
 
@@ -28,30 +28,20 @@ class WorkspaceForward(Forward):
         super().start(range(layers.start + len(self._placed), layers.stop))
 
     def through(self, layers: range, hidden: Tensor, active: Tensor, watch: Watch | None = None) -> Tensor:
-        if watch is None and self._replays(active):
-            return self._replay(layers, hidden, active)
+        if watch is None and self._replays(layers, active):
+            return self._workspace.replay(layers, hidden, active)
         return super().through(layers, hidden, active, watch)
 
     def _attention(self, hidden: Tensor, active: Tensor, power: float) -> Tensor:
-        if not self._replays(active):
+        layers = range(len(self.layers))
+        if not self._replays(layers, active):
             return super()._attention(hidden, active, power)
-        self._replay(range(len(self.layers)), hidden, active, power)
+        self._workspace.replay(layers, hidden, active, power)
         return self._workspace.weights
 
-    def _replays(self, active: Tensor) -> bool:
-        return self._in_graphs and self._workspace.replays(active)
-
-    def _replay(self, layers: range, hidden: Tensor, active: Tensor, power: float | None = None) -> Tensor:
-        """At once as many layers as have what they reuse in place; the others one by one, as it comes."""
-        index = layers.start
-        while index < layers.stop:
-            stop = next((i for i in range(index, layers.stop) if i not in self._placed), layers.stop)
-            if stop == index:
-                self._place(index, active.to(self._workspace.devices[index]))
-                stop = index + 1
-            hidden = self._workspace.replay(range(index, stop), hidden, active, power)
-            index = stop
-        return hidden
+    def _replays(self, layers: range, active: Tensor) -> bool:
+        """Whether graphs can run: what the layers reuse must be in place."""
+        return self._in_graphs and self._workspace.replays(active) and self._placed.issuperset(layers)
 
     def _rotary(self) -> decoder.Rotary:
         return self._workspace.rotary

@@ -12,7 +12,7 @@ from ragkv.decoding import decode
 from ragkv.evaluation import Method, evaluate
 from ragkv.experiment import Experiment
 from ragkv.models import fingerprint
-from ragkv.results import read_partial, write_json, write_rows
+from ragkv.results import append_rows, read_partial, write_json, write_rows
 from ragkv.selectors import get_selector
 
 PROFILE = {
@@ -82,6 +82,21 @@ def test_rows_cover_every_prompt_method_and_ratio(ready, tiny):
 def test_the_same_parameters_give_the_same_table(ready, tiny):
     first, second = (without_times(run(ready, tiny)) for _ in range(2))
     pd.testing.assert_frame_equal(first, second)
+
+
+def test_an_evaluation_interrupted_behind_its_last_prompt_is_finished(ready, tiny, monkeypatch):
+    from ragkv import evaluation as module
+
+    whole = without_times(run(ready, tiny))
+
+    def interrupted(path, rows):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_rows", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(ready, tiny)
+    pd.testing.assert_frame_equal(without_times(run(ready, tiny)), whole)
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
@@ -222,11 +237,20 @@ def test_scores_by_task_and_length():
 
 def test_a_cut_off_line_is_dropped(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
-    assert read_partial(path) == [{"a": 1}, {"a": 2}]
-    assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
-    path.write_text('{"a": 1}\n{"a"{"a": 3}\n{"a": 2}\n')  # cut off, and gone on by an older version
-    assert read_partial(path) == [{"a": 1}, {"a": 2}]
+    append_rows(path, [{"a": 1}, {"a": 2}])
+    whole = path.read_text()
+    first, second = whole.splitlines()
+    for damaged in (whole + '{"row": {"a"', f'{first}\n{{"row": {{"a"\n{second}\n', f"{first}\n\n{second}"):
+        path.write_text(damaged)
+        assert read_partial(path) == [{"a": 1}, {"a": 2}]
+        assert path.read_text() == whole
+
+
+def test_a_changed_row_is_dropped(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [{"a": 1}, {"a": 2}])
+    path.write_text(path.read_text().replace('{"a": 2}', '{"a": 3}'))
+    assert read_partial(path) == [{"a": 1}]
 
 
 @pytest.mark.parametrize(

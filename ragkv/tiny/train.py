@@ -100,7 +100,9 @@ def new_model(family: str, seed: int) -> PreTrainedModel:
 def _start(family: str, seed: int, folder: str | Path | None) -> PreTrainedModel:
     if folder is None:
         return new_model(family, seed)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )
 
 
 def copy_example(rng: Random, length: int) -> tuple[list[int], list[int]]:

@@ -1,0 +1,8 @@
+"""``ragkv``: the command line."""
+
+import typer
+
+from ragkv.store_commands import store
+
+app = typer.Typer(help="Attention-aware KV cache fusion for retrieval-augmented generation.", no_args_is_help=True)
+app.add_typer(store, name="store")

@@ -1,0 +1,407 @@
+"""Faults on purpose: jobs killed, disks full, bits flipped, files cut short, permissions gone, connections broken.
+
+After each a plain run again must finish, use nothing damaged, lose and repeat no prompt, and give the results of a run
+that nothing disturbed. ``python tests/faults.py`` runs the long form; `test_faults` a short one.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from ragkv import StoreError, fused_prefill, load_model
+from ragkv.evaluation import evaluate
+from ragkv.experiment import Experiment
+from ragkv.results import append_rows, provenance, rows_so_far, write_json
+from ragkv.selectors import get_selector
+from ragkv.store.collect import collect
+from ragkv.store.verify import verify
+from ragkv.store_bench import s3_server
+
+TASK = ("ruler", "vt_1")
+TIMES = ["ttft", "tpot", "load", "select"]
+PROFILE = {
+    "models": ["tiny-llama"],
+    "chunk_tokens": 64,
+    "benchmarks": {
+        "ruler": {
+            "source": "tiny",
+            "tasks": {"vt_1": {"prompts": 5, "lengths": [256], "ratios": [0.1], "max_new_tokens": 2}},
+        }
+    },
+    "methods": [{"selector": "full_reuse"}, {"selector": "a3"}],
+}
+FINISHED, SAID_SO, NOBODY = 0, 3, 65534
+
+
+class Subject:
+    """A small experiment, and what it gives when nothing disturbs it.
+
+    Parameters
+    ----------
+    folder
+        Everything lies below it.
+    """
+
+    def __init__(self, folder: Path):
+        torch.set_num_threads(1)
+        self.folder, (self.model, self.tokenizer) = folder, load_model("tiny-llama", device="cpu")
+        self.reference = self.experiment("reference")
+        self.reference.chunk(self.tokenizer)
+        self.precompute(self.reference)
+        self.rows = self.evaluate(self.reference)
+        self.segments = stored(self.reference)
+
+    def experiment(self, name: str, **store: object) -> Experiment:
+        """A new root; the reference's prompts are there, once it has them."""
+        root = self.folder / name
+        (root / "params").mkdir(parents=True)
+        (root / "params/p.yaml").write_text(yaml.safe_dump(PROFILE | {"store": store}))
+        made = Experiment.load("p", root=root)
+        if name != "reference":
+            self.give_prompts(made)
+        return made
+
+    def give_prompts(self, experiment: Experiment) -> None:
+        prompts = experiment.outputs.prompts(*TASK)
+        prompts.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(self.reference.outputs.prompts(*TASK), prompts)
+
+    def precompute(self, experiment: Experiment) -> None:
+        experiment.precompute(self.model)
+
+    def evaluate(self, experiment: Experiment) -> pd.DataFrame:
+        rows = evaluate(experiment, *TASK, self.model, self.tokenizer, progress=False)
+        return rows.drop(columns=TIMES).map(lambda cell: cell.tolist() if isinstance(cell, np.ndarray) else cell)
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """How long each job takes in a process of its own."""
+        experiment, taken = self.experiment("timed"), {}
+        for name in ("precompute", "evaluate"):
+            start = time.perf_counter()
+            assert wait(self.start(name, experiment)) == FINISHED
+            taken[name] = time.perf_counter() - start
+        return taken
+
+    def start(self, job: str, experiment: Experiment, user: int | None = None) -> int:
+        """Run a job in a child process; its errors, as far as they are clear ones, go to the root's file error."""
+        if child := os.fork():
+            return child
+        code = 1
+        try:
+            error = os.open(experiment.root / "error", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            if user is not None:
+                os.setgid(user)
+                os.setuid(user)
+            try:
+                getattr(self, job)(experiment)
+                code = FINISHED
+            except (StoreError, OSError) as said:
+                os.write(error, f"{type(said).__name__}: {said}".encode())
+                code = SAID_SO
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def agrees(self, experiment: Experiment) -> None:
+        """A plain run again finishes, with the reference's results and the reference's store."""
+        self.precompute(experiment)
+        rows = self.evaluate(experiment)
+        assert not rows.duplicated(["prompt", "method", "ratio"]).any()
+        pd.testing.assert_frame_equal(rows, self.rows)
+        assert stored(experiment) == self.segments
+        assert verify(experiment.store()).whole
+
+
+def stored(experiment: Experiment) -> dict[str, bytes]:
+    """The bytes of every segment."""
+    store = experiment.store()
+    return {key: store.folder.read(f"{key[:2]}/{key}.safetensors") for key in store.keys()}  # noqa: SIM118
+
+
+def wait(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kills(subject: Subject, count: int, random: Random) -> dict[str, int]:
+    """Kill precompute and evaluation at random moments, each until it gets through, over and over."""
+    seconds, done = subject.seconds, Counter(precompute=0, evaluate=0, runs=0)
+    while done["precompute"] + done["evaluate"] < count:
+        experiment = subject.experiment(f"kills-{done['runs']}")
+        partial = experiment.outputs.rows(*TASK).parent
+        for job in ("precompute", "evaluate"):
+            while done["precompute"] + done["evaluate"] < count:
+                child = subject.start(job, experiment)
+                time.sleep(random.uniform(0, seconds[job]))
+                os.kill(child, signal.SIGKILL)
+                code = wait(child)
+                if code == FINISHED:  # it was faster
+                    break
+                assert code == -signal.SIGKILL, (experiment.root / "error").read_text()
+                done[job] += 1
+                assert verify(experiment.store()).whole
+                rows = [row for path in partial.glob("*.partial.jsonl") for row in rows_so_far(path)]
+                assert len({(row["prompt"], row["method"], row["ratio"]) for row in rows}) == len(rows)
+        subject.agrees(experiment)
+        shutil.rmtree(experiment.root)
+        done["runs"] += 1
+    return dict(done)
+
+
+def flips(subject: Subject, count: int, random: Random) -> dict[str, int]:
+    """Flip single bits: in segments' length fields, headers and data, in the manifest, and in rows so far."""
+    experiment, done = subject.experiment("flips"), Counter(noticed=0)
+    subject.precompute(experiment)
+    prompts = [item.prompt for item in experiment.items(*TASK)]
+    of = {key: prompt for prompt in prompts for key in experiment.keys(subject.model, [prompt])}
+    store, expected = experiment.store(), {}
+    for prompt in prompts:
+        expected[prompt] = fused_prefill(subject.model, prompt, store, get_selector("full_reuse")).logits
+    while done.total() - done["noticed"] < count:
+        key = random.choice(sorted(of))
+        path = Path(store.path(key))
+        size, header = path.stat().st_size, 8 + int.from_bytes(path.read_bytes()[:8], "little")
+        part = random.choice(["length", "header", "data"])
+        start, stop = {"length": (0, 8), "header": (8, header), "data": (header, size)}[part]
+        flip(path, random.randrange(8 * start, 8 * stop))
+        try:
+            found = fused_prefill(subject.model, of[key], store, get_selector("full_reuse")).logits
+            assert torch.equal(found, expected[of[key]]), f"damage in {part} was used"
+        except StoreError:
+            done["noticed"] += 1
+        done[part] += 1
+        if done.total() % 20 == 0:  # runs between them must not be stopped by, or use, what is damaged
+            flip(
+                experiment.root / f"outputs/p/store/manifests/{experiment.outputs.manifest}.json", random.randrange(200)
+            )
+            with suppress(StoreError):
+                collect(store, 0, dry_run=True)
+            done["manifest"] += 1
+        subject.precompute(experiment)
+        assert stored(experiment) == subject.segments
+    subject.agrees(experiment)
+    done["rows"] = _flipped_rows(subject, max(5, count // 20), random)
+    return dict(done)
+
+
+def _flipped_rows(subject: Subject, count: int, random: Random) -> int:
+    """Flip bits of an interrupted evaluation's rows."""
+    experiment, real = subject.experiment("rows"), subject.reference.outputs
+    subject.precompute(experiment)
+    identity = json.loads(real.summary(*TASK).read_text())["identity"]
+    path, rows = (
+        experiment.outputs.partial(*TASK, identity),
+        pd.read_parquet(real.rows(*TASK)).to_json(orient="records"),
+    )
+    for _ in range(count):
+        append_rows(path, json.loads(rows))
+        flip(path, random.randrange(8 * path.stat().st_size))
+        pd.testing.assert_frame_equal(subject.evaluate(experiment), subject.rows)
+        experiment.outputs.summary(*TASK).unlink()
+    return count
+
+
+def flip(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def truncations(subject: Subject, count: int, random: Random) -> dict[str, int]:
+    """Cut files short, anywhere; or leave nothing of them."""
+    experiment = subject.experiment("truncations")
+    subject.precompute(experiment)
+    store, prompts = experiment.store(), [item.prompt for item in experiment.items(*TASK)]
+    of = {key: prompt for prompt in prompts for key in experiment.keys(subject.model, [prompt])}
+    for number in range(count):
+        key = random.choice(sorted(of))
+        path = Path(store.path(key))
+        os.truncate(path, random.randrange(path.stat().st_size) if number % 5 else 0)
+        assert list(verify(store).damaged) == [key]
+        try:
+            fused_prefill(subject.model, of[key], store, get_selector("full_reuse"))
+            raise AssertionError("a file cut short was used")
+        except StoreError:
+            pass
+        subject.precompute(experiment)
+        assert stored(experiment) == subject.segments
+    subject.agrees(experiment)
+    return {"files": count}
+
+
+def full_disks(subject: Subject, count: int, random: Random) -> dict[str, int] | None:
+    """Run on file systems that fill up somewhere on the way; None where none can be mounted here."""
+    done, needed = Counter(stopped=0, finished=0), sum(map(len, subject.segments.values()))
+    for number in range(count):
+        experiment = subject.experiment(f"full-{number}")
+        outputs = experiment.root / "outputs"
+        size = int(needed * random.uniform(0.2, 1.05)) + (100_000 if number % 2 else 0)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(outputs)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            return None
+        try:
+            subject.give_prompts(experiment)
+            for job in ("precompute", "evaluate"):
+                code = wait(subject.start(job, experiment))
+                done["finished" if code == FINISHED else "stopped"] += 1
+                said = (experiment.root / "error").read_text()
+                assert code == FINISHED or (
+                    code == SAID_SO and ("disk is full" in said or "not in the store" in said)
+                ), said
+                assert verify(experiment.store()).whole
+                if code == FINISHED:  # leave a little, for the rows
+                    free = shutil.disk_usage(outputs).free
+                    (outputs / "ballast").write_bytes(bytes(max(0, free - random.randrange(12_000))))
+            (outputs / "ballast").unlink(missing_ok=True)
+            subprocess.run(["mount", "-o", f"remount,size={3 * needed}", str(outputs)], check=True)
+            subject.agrees(experiment)
+        finally:
+            subprocess.run(["umount", str(outputs)], check=True)
+    return dict(done)
+
+
+def permissions(subject: Subject, count: int, random: Random) -> dict[str, int]:
+    """Take permissions away from folders and files, and give them back; as a user whom they bind."""
+    user, done = NOBODY if os.getuid() == 0 else None, Counter(stopped=0, finished=0)
+    for number in range(count):
+        experiment = subject.experiment(f"permissions-{number}")
+        if number % 2:
+            subject.precompute(experiment)
+        store = Path(experiment.outputs.store)
+        store.mkdir(exist_ok=True)
+        if user is not None:
+            subprocess.run(["chown", "-R", str(user), str(experiment.root)], check=True)
+        places = [store, experiment.outputs.rows(*TASK).parent, *sorted(store.rglob("*"))]
+        for place in (places[number // 2] if number < 4 else random.choice(places),):
+            mode = place.stat().st_mode
+            place.chmod(random.choice([0o000, 0o500 if place.is_dir() else 0o200]))
+            try:
+                for job in ("precompute", "evaluate"):
+                    code = wait(subject.start(job, experiment, user))
+                    assert code in (FINISHED, SAID_SO), f"{job} with {place} forbidden ended by {code}"
+                    done["finished" if code == FINISHED else "stopped"] += 1
+            finally:
+                if place.exists():
+                    place.chmod(mode)
+        subject.agrees(experiment)
+    return dict(done)
+
+
+def broken_connections(subject: Subject, count: int, random: Random) -> dict[str, int]:
+    """Cut all connections to an S3 server at random moments of both jobs."""
+    done, before = Counter(stopped=0, finished=0), dict(os.environ)
+    with s3_server() as server:
+        target = server.rpartition(":")[2]
+        proxy, port = _proxy(target)
+        given = {"AWS_ACCESS_KEY_ID": "loopback", "AWS_SECRET_ACCESS_KEY": "loopback", "AWS_MAX_ATTEMPTS": "1"}
+        os.environ.update(given | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"})
+        try:
+            for number in range(count):
+                bucket = f"faults-{os.getpid()}-{number}"
+                experiment = subject.experiment(f"connections-{number}", url=f"s3://{bucket}/kv")
+                experiment.store().folder.files.mkdir(bucket)
+                for job in ("precompute", "evaluate"):
+                    child = subject.start(job, experiment)
+                    time.sleep(random.uniform(0, subject.seconds[job]))
+                    proxy.kill()
+                    proxy.wait()
+                    code, said = wait(child), (experiment.root / "error").read_text()
+                    assert code == FINISHED or (code == SAID_SO and "StoreError" in said), f"{job}: {code}: {said}"
+                    done["finished" if code == FINISHED else "stopped"] += 1
+                    proxy, _ = _proxy(target, port)
+                    subject.precompute(experiment)
+                subject.agrees(experiment)
+        finally:
+            proxy.kill()
+            proxy.wait()
+            os.environ.clear()
+            os.environ.update(before)
+    return dict(done)
+
+
+PROXY = """
+import asyncio, sys
+
+async def copy(reader, writer):
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+async def serve(reader, writer):
+    to = await asyncio.open_connection("127.0.0.1", int(sys.argv[1]))
+    await asyncio.gather(copy(reader, to[1]), copy(to[0], writer), return_exceptions=True)
+
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[2]))
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+def _proxy(target: str, port: int = 0) -> tuple[subprocess.Popen, int]:
+    """A way to a server that can be cut; the process, and the port that it listens on."""
+    command = [sys.executable, "-c", PROXY, target, str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return process, int(process.stdout.readline())
+
+
+FAULTS: dict[str, tuple[Callable[[Subject, int, Random], dict[str, int] | None], int, int]] = {
+    "kills": (kills, 10, 210),  # how many in the short and in the long form
+    "flips": (flips, 100, 1020),
+    "truncations": (truncations, 10, 60),
+    "full_disks": (full_disks, 2, 10),
+    "permissions": (permissions, 4, 14),
+    "broken_connections": (broken_connections, 2, 6),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write what happened there")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=FAULTS, nargs="*", default=list(FAULTS))
+    parser.add_argument("--short", action="store_true", help="as in the tests")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="ragkv-faults-"))
+    folder.chmod(0o755)
+    try:
+        subject, found = Subject(folder), {}
+        for name in arguments.only:
+            cause, few, many = FAULTS[name]
+            start = time.perf_counter()
+            outcome = cause(subject, few if arguments.short else many, Random(f"{arguments.seed} {name}"))
+            found[name] = outcome and outcome | {"seconds": round(time.perf_counter() - start, 1)}
+            print(name, found[name], flush=True)
+        if arguments.json:
+            told = {"seed": arguments.seed, "prompts": len(subject.rows) // len(PROFILE["methods"])}
+            result = "after every fault a plain run again finished, with the undisturbed run's results and store"
+            source = provenance(subject.model)
+            write_json(arguments.json, told | {"faults": found, "result": result, "provenance": source})
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
