@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ragkv import fused_prefill, precompute
 from ragkv.experiment import Experiment
 from ragkv.planning import SHAPES, Shape, fused, plan, selection
+from ragkv.profile import load_profile
 from ragkv.selectors import Selector, get_selector
 
 ROOT = Path(__file__).parents[1]
@@ -121,7 +122,7 @@ def test_every_way_of_storing_takes_its_room(tmp_path):
         assert gigabytes(*ways) == pytest.approx(factor * gigabytes())
 
 
-@pytest.mark.parametrize("model", SHAPES)
+@pytest.mark.parametrize("model", load_profile("paper", ROOT / "params").models)
 def test_ready_profiles_can_be_planned_without_their_weights(model):
     experiment = Experiment.load("paper", model=model, root=ROOT)
     table = plan(experiment, tflops=400, bandwidth=2.5)
