@@ -4,7 +4,7 @@ A prefill's time has three parts: its operations (`ragkv.planning`) over the mac
 weights, read once in every pass, and the prompt's keys and values, brought to their places and read in every pass, both
 over the bandwidth of its memory. No part runs at its limit: how many times its limit each takes is a property of the
 machine and of the code, found from recorded rows of `ragkv.bench`. Keys and values that lie elsewhere are loaded while
-the first pass runs: the longer of the two counts.
+the first pass runs: the longer of the two counts. How fast each tier loads is found from the rows, too.
 """
 
 import re
@@ -15,10 +15,9 @@ import numpy as np
 import pandas as pd
 
 from ragkv.planning import SHAPES, Shape, fused
-from ragkv.selectors import Selector, get_selector, selector_options
+from ragkv.selectors import SELECTORS, Selector, get_selector, selector_options
 
 COMPUTED = 2  # bytes of a number as the model gives it: records are in bfloat16
-CEILINGS = {"pinned": "pinned_gbs", "page cache": "cache_gbs", "disk": "disk_gbs"}  # a tier's name in a record
 FULL = get_selector("full_prefill")
 
 
@@ -48,8 +47,24 @@ class Machine:
 
     @classmethod
     def recorded(cls, found: dict) -> "Machine":
-        """From a record of ``python -m ragkv.bench --shape``, as `ragkv.results.read_json` gives it."""
-        return _machine(found)._fitted(shape_of(found), own_rows(found))
+        """From a record of ``python -m ragkv.bench --shape``, as `ragkv.results.read_json` gives it.
+
+        Raises
+        ------
+        ValueError
+            It has no full prefills, or none whose keys and values lie on the GPU.
+        """
+        return cls._fitting(found, own_rows(found))
+
+    @classmethod
+    def _fitting(cls, found: dict, rows: pd.DataFrame) -> "Machine":
+        """From some of a record's rows: first what takes no loading, then each tier."""
+        ceilings, shape = found["ceilings"], shape_of(found)
+        machine = cls(found["provenance"]["device"], ceilings["tflops"], ceilings["memory_gbs"], {})
+        here = rows["tier"].isin(("", "cuda"))
+        machine = replace(machine, times=machine._times(shape, rows[here]))
+        speeds = {str(tier): machine._loading(shape, part) for tier, part in rows[~here].groupby("tier", sort=False)}
+        return replace(machine, tiers=speeds)
 
     def parts(self, shape: Shape, selector: Selector, tokens: int, size: float = COMPUTED) -> np.ndarray:
         """Seconds of operations, weights, and keys and values at their limits: ``(3,)``.
@@ -82,9 +97,8 @@ class Machine:
         first = weights / (1 + hops) if hops else operations + weights
         return first, operations + weights - first + states
 
-    def _fitted(self, shape: Shape, rows: pd.DataFrame) -> "Machine":
-        """With the `times` that fit the rows in which nothing is loaded best: least squares of relative errors."""
-        rows = rows[rows["tier"].isin(("", "cuda"))]
+    def _times(self, shape: Shape, rows: pd.DataFrame) -> tuple[float, float, float]:
+        """The `times` that fit rows without loading best: least squares of their relative errors."""
         if not {"", "cuda"} <= set(rows["tier"]):
             raise ValueError("the record needs full prefills and rows of the tier 'cuda' to predict from")
         limits = np.array([self.parts(shape, *prompt) for prompt in _selected(rows)])  # (rows, 3)
@@ -93,7 +107,19 @@ class Machine:
         for _ in range(500):  # one after the other, none below 1: nothing is faster than its limit
             for i in range(3):
                 times[i] = max(1.0, times[i] + (sums[i] - squares[i] @ times) / squares[i, i])
-        return replace(self, times=(float(times[0]), float(times[1]), float(times[2])))
+        return float(times[0]), float(times[1]), float(times[2])
+
+    def _loading(self, shape: Shape, rows: pd.DataFrame) -> float:
+        """The bandwidth of a tier that fits its rows best, of those that some row alone would need."""
+        prompts, measured = _selected(rows), rows["p50"].to_numpy() / 1e3
+        states = np.array([tokens * shape.bytes_per_token(COMPUTED) for _, tokens in prompts])
+        loads = measured - [self._passes(shape, *prompt, COMPUTED)[1] for prompt in prompts]
+
+        def error(gbs: float) -> float:
+            times = [self.ttft(shape, *prompt, load) for prompt, load in zip(prompts, states / gbs / 1e9, strict=True)]
+            return float(np.abs(times / measured - 1).mean())
+
+        return min(map(float, states[loads > 0] / loads[loads > 0] / 1e9), key=error, default=float("inf"))
 
 
 def check(found: dict) -> pd.DataFrame:
@@ -103,32 +129,31 @@ def check(found: dict) -> pd.DataFrame:
     -------
     DataFrame
         ``tokens, tier, selector, ratio, hops``, ``measured`` and ``predicted`` in milliseconds, ``error`` as a share of
-        what was measured. Rows of a tier whose bandwidth the record does not give are not in it.
+        what was measured. Rows of a tier that was recorded at one length only are not in it.
 
     Raises
     ------
     ValueError
         The record has a single length.
     """
-    shape, rows, machine = shape_of(found), own_rows(found), _machine(found)
-    rows = rows[rows["tier"].isin(("", "cuda", *machine.tiers))]
+    shape, rows, tables = shape_of(found), own_rows(found), []
     if rows["tokens"].nunique() < 2:
         raise ValueError("the record has rows of one length only: nothing is left to predict it from")
-    tables = []
     for tokens, part in rows.groupby("tokens", sort=False):
-        fitted = machine._fitted(shape, rows[rows["tokens"] != tokens])
+        machine = Machine._fitting(found, rows[rows["tokens"] != tokens])
+        part = part[part["tier"].isin(("", "cuda", *machine.tiers))]
         table = part[["tokens", "tier", "selector", "ratio", "hops"]].assign(measured=part["p50"])
         loads = [tokens * shape.bytes_per_token(COMPUTED) / machine.tiers.get(t, np.inf) / 1e9 for t in part["tier"]]
         prompts = zip(_selected(part), loads, strict=True)
-        table["predicted"] = [1e3 * fitted.ttft(shape, *prompt, load) for prompt, load in prompts]
+        table["predicted"] = [1e3 * machine.ttft(shape, *prompt, load) for prompt, load in prompts]
         tables.append(table.assign(error=table["predicted"] / table["measured"] - 1))
     return pd.concat(tables).reset_index(drop=True)
 
 
 def own_rows(found: dict) -> pd.DataFrame:
-    """A record's rows of this package's prefills; transformers' own are another code's."""
-    rows = pd.DataFrame(found["rows"])
-    return rows[rows["selector"] != "transformers"].reset_index(drop=True)
+    """A record's rows of this package's selectors; transformers' own prefills are another code's."""
+    rows = pd.DataFrame(found["rows"]).fillna({"tier": ""})
+    return rows[rows["selector"].isin(SELECTORS)].reset_index(drop=True)
 
 
 def shape_of(found: dict) -> Shape:
@@ -137,12 +162,6 @@ def shape_of(found: dict) -> Shape:
     shape = Shape.of(next(model for model in SHAPES if given["shape"] in model.lower()))
     layers = re.fullmatch(r"\d+", str(given.get("layers")))
     return replace(shape, layers=int(layers[0])) if layers else shape
-
-
-def _machine(found: dict) -> Machine:
-    ceilings = found["ceilings"]
-    tiers = {tier: ceilings[name] for tier, name in CEILINGS.items() if name in ceilings}
-    return Machine(found["provenance"]["device"], ceilings["tflops"], ceilings["memory_gbs"], tiers)
 
 
 def _hops(selector: Selector) -> int:

@@ -26,18 +26,21 @@ METHODS.append(("a3", {"ratio": 0.15}))
 TIMES = st.tuples(*[st.floats(1, 10)] * 3)
 
 
-def record(times=(1.2, 2.0, 5.0), lengths=(4096, 8192), tiers=("cuda",), **ceilings):
-    """A record of a machine that takes exactly so many times its limits."""
-    ceilings = {"tflops": 500.0, "memory_gbs": 3000.0, "pinned_gbs": 50.0} | ceilings
-    machine = Machine("made up", ceilings["tflops"], ceilings["memory_gbs"], {}, times)
-    shape, rows = Shape.of(LLAMA), []
+def record(times=(1.2, 2.0, 5.0), lengths=(4096, 8192), tiers=None):
+    """A record of a machine that takes exactly so many times its limits, and loads from its tiers at these speeds."""
+    machine, shape, rows = Machine("made up", 500.0, 3000.0, tiers or {}, times), Shape.of(LLAMA), []
     for tokens in lengths:
-        for tier, name, options in [("", "full_prefill", {}), *((t, *method) for t in tiers for method in METHODS)]:
-            selector = get_selector(name, **options)
-            time = 1e3 * float((machine.parts(shape, selector, tokens) * times).sum())
-            row = {"tokens": tokens, "tier": tier, "selector": name, "ratio": selector.ratio, "p50": time}
-            rows.append(row | {"hops": options.get("hops"), "a new column": 1})
+        places = [("", 0.0), ("cuda", 0.0)]
+        places += [(tier, tokens * shape.bytes_per_token(2) / gbs / 1e9) for tier, gbs in machine.tiers.items()]
+        for tier, load in places:
+            for name, options in METHODS if tier else [("full_prefill", {})]:
+                selector = get_selector(name, **options)
+                row = {"tokens": tokens, "tier": tier, "selector": name, "ratio": selector.ratio, "a new column": 1}
+                rows.append(
+                    row | {"hops": options.get("hops"), "p50": 1e3 * machine.ttft(shape, selector, tokens, load)}
+                )
     given = {"shape": "llama-3-8b", "layers": "None"}
+    ceilings = {"tflops": machine.tflops, "memory_gbs": machine.memory_gbs}
     return {"rows": rows, "ceilings": ceilings, "parameters": given, "provenance": {"device": "made up"}}
 
 
@@ -50,12 +53,14 @@ def test_recorded_rows_are_predicted_from_other_lengths(name):
     assert errors.quantile(0.9) <= 0.25
 
 
-@settings(max_examples=20)
-@given(TIMES)
-def test_what_a_machine_takes_is_found_again(times):
-    found = record(times)
-    assert Machine.recorded(found).times == pytest.approx(times, rel=1e-3)
-    assert check(found)["error"].abs().max() < 1e-3
+@settings(max_examples=15)
+@given(TIMES, st.floats(0.2, 2))  # slow enough that loading hides behind nothing
+def test_what_a_machine_takes_is_found_again(times, gbs):
+    found = record(times, tiers={"pinned": 2 * gbs, "disk": gbs})
+    machine = Machine.recorded(found)
+    assert machine.times == pytest.approx(times, rel=1e-3)
+    assert machine.tiers == pytest.approx({"pinned": 2 * gbs, "disk": gbs}, rel=1e-2)
+    assert check(found)["error"].abs().max() < 0.01
 
 
 def test_a_length_is_not_predicted_from_itself():
@@ -118,13 +123,19 @@ def test_loading_hides_behind_the_first_pass():
     assert machine.ttft(shape, probe, 8192, 0.03) > machine.ttft(shape, probe, 8192)  # its first pass is short
 
 
-def test_tiers_are_those_whose_bandwidth_is_recorded():
-    found = record(tiers=("cuda", "pinned", "disk", "page cache"), disk_gbs=5.0)
-    assert Machine.recorded(found).tiers == {"pinned": 50.0, "disk": 5.0}
-    table = check(found)
-    assert set(table["tier"]) == {"", "cuda", "pinned", "disk"}
-    slower = table.pivot_table(index=["tokens", "selector", "ratio"], columns="tier", values="predicted").dropna()
-    assert (slower["disk"] > slower["pinned"]).all()
+def test_a_tier_of_one_length_is_not_predicted():
+    found = record(tiers={"pinned": 50.0, "disk": 5.0})
+    found["rows"] = [row for row in found["rows"] if row["tier"] != "disk" or row["tokens"] == 4096]
+    assert set(Machine.recorded(found).tiers) == {"pinned", "disk"}
+    assert set(check(found)["tier"]) == {"", "cuda", "pinned"}
+
+
+def test_what_loads_faster_than_can_be_seen_has_no_limit():
+    """Rows that take no longer than from the GPU say nothing of the bandwidth."""
+    found = record(tiers={"pinned": 50.0})
+    for row in found["rows"]:
+        row["p50"] *= 0.01 if row["tier"] == "pinned" else 1
+    assert Machine.recorded(found).tiers == {"pinned": math.inf}
 
 
 def test_the_shape_is_the_record_s_own():
@@ -146,4 +157,4 @@ def test_too_little_to_predict_from_is_an_error():
     with pytest.raises(ValueError, match="rows of one length only"):
         check(record(lengths=(4096,)))
     with pytest.raises(ValueError, match="rows of the tier 'cuda'"):
-        Machine.recorded(record(tiers=("pinned",)))
+        Machine.recorded({**record(), "rows": [row for row in record()["rows"] if row["tier"] != "cuda"]})
