@@ -1,6 +1,5 @@
-"""``python -m ragkv``."""
+"""``python -m ragkv``: the command line."""
 
 from ragkv.cli import app
 
-if __name__ == "__main__":
-    app(prog_name="ragkv")
+app(prog_name="ragkv")

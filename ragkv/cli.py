@@ -1,31 +1,9 @@
-"""``ragkv``: the package's commands."""
-
-from pathlib import Path
-from typing import Annotated
+"""``ragkv``: the command line."""
 
 import typer
 
-from ragkv.doctor import examine
+from ragkv.doctor_command import doctor
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Reuse keys and values of retrieved chunks.")
-COLOURS = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "problem": typer.colors.RED}
-
-
-@app.callback()
-def main() -> None:
-    """Commands are named, even while there is one only."""
-
-
-@app.command()
-def doctor(
-    model: Annotated[Path | None, typer.Argument(help="A folder with a model's files, to be looked at too.")] = None,
-    store: Annotated[str, typer.Option(help="The store's folder or URL, there already or not.")] = "kv-store",
-) -> None:
-    """Look at what ragkv needs here, and say what to do where it is not fine (exit code 1 if there is a problem)."""
-    states = set()
-    for check in examine(store, model):
-        states.add(check.state)
-        typer.echo(f"{typer.style(f'{check.state:8}', COLOURS[check.state])} {check.name:13} {check.detail}")
-        if check.advice:
-            typer.echo(f"{'':8} {'':13} -> {check.advice}")
-    raise typer.Exit(1 if "problem" in states else 0)
+app = typer.Typer(help="Attention-aware KV cache fusion for retrieval-augmented generation.", no_args_is_help=True)
+app.callback()(lambda: None)  # commands are named, even where there is one only
+app.command()(doctor)

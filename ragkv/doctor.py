@@ -26,7 +26,6 @@ from ragkv.exactness import ATTENTION, LOGITS, attention_error, family_model, lo
 from ragkv.model_files import folder_problems, weights_in
 from ragkv.models import FAMILIES, model_source
 from ragkv.planning import SHAPES, Shape
-from ragkv.results import commit
 from ragkv.store import KVStore
 from ragkv.tiny.sums import changed
 from ragkv.tiny.train import FAMILIES as TINY
@@ -84,9 +83,7 @@ def versions() -> Check:
             "versions", "problem", "; ".join(wrong), "run `pip install -U ragkv`, or `make setup` in a checkout"
         )
     shown = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "safetensors"))
-    return Check(
-        "versions", "ok", f"ragkv {ragkv.__version__} ({commit()}), Python {platform.python_version()}, {shown}"
-    )
+    return Check("versions", "ok", f"ragkv {ragkv.__version__}, Python {platform.python_version()}, {shown}")
 
 
 def _wrong(required: Requirement) -> str | None:

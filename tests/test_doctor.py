@@ -65,7 +65,7 @@ def test_one_screen_and_an_exit_code(monkeypatch, folder):
     assert len(fine.output.splitlines()) <= 24
     for state, code in (("warning", 0), ("problem", 1)):
         one = Check("disk", state, "it is slow", "buy another")
-        monkeypatch.setattr("ragkv.cli.examine", lambda *_, one=one: [one, Check("GPU", "ok", "none")])
+        monkeypatch.setattr("ragkv.doctor_command.examine", lambda *_, one=one: [one, Check("GPU", "ok", "none")])
         done = run(app, ["doctor"])
         assert done.exit_code == code
         assert [line.split() for line in done.output.splitlines()] == [
