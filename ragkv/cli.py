@@ -2,7 +2,9 @@
 
 import typer
 
+from ragkv.doctor_command import doctor
 from ragkv.store_commands import store
 
 app = typer.Typer(help="Attention-aware KV cache fusion for retrieval-augmented generation.", no_args_is_help=True)
+app.command()(doctor)
 app.add_typer(store, name="store")

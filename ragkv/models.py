@@ -10,7 +10,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ragkv.memory import explained
 from ragkv.prompt import Prompt
@@ -111,7 +117,13 @@ def check_model(model: PreTrainedModel) -> None:
     ValueError
         An architecture other than `FAMILIES`, or a rotary embedding whose frequencies change with the length.
     """
-    config = model.config
+    check_config(model.config)
+    if any(weight.device.type == "meta" for weight in model.parameters()):
+        raise ValueError("some weights are offloaded: give device_map only devices whose memory holds them")
+
+
+def check_config(config: PretrainedConfig) -> None:
+    """The same from a model's configuration alone."""
     if config.model_type not in FAMILIES:
         raise ValueError(f"architecture {config.model_type!r} is not supported: use a model of {', '.join(FAMILIES)}")
     rope = (config.rope_parameters or {}).get("rope_type", "default")
@@ -120,8 +132,6 @@ def check_model(model: PreTrainedModel) -> None:
             f"rotary embedding of type {rope!r}: its frequencies depend on the length, so stored keys cannot be "
             f"placed; supported are {', '.join(ROPE_TYPES)}"
         )
-    if any(weight.device.type == "meta" for weight in model.parameters()):
-        raise ValueError("some weights are offloaded: give device_map only devices whose memory holds them")
 
 
 def check_prompt(model: PreTrainedModel, prompt: Prompt) -> None:

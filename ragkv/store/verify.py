@@ -47,8 +47,8 @@ def verify(store: KVStore, *, progress: bool = False) -> Verified:
         The store cannot be listed, or a manifest is damaged.
     """
     start, found = perf_counter(), Inventory.of(store)
-    problems = side_by_side(lambda key: _problem(store, key), found.segments, "verify", progress=progress)
-    damaged = {key: problem for key, problem in zip(found.segments, problems, strict=True) if problem}
+    problems = side_by_side(lambda key: problem(store, key), found.segments, "verify", progress=progress)
+    damaged = {key: what for key, what in zip(found.segments, problems, strict=True) if what}
     seconds = perf_counter() - start
     missing = {}
     for name in store.manifests.names():
@@ -57,7 +57,8 @@ def verify(store: KVStore, *, progress: bool = False) -> Verified:
     return Verified(len(found.segments), found.bytes, seconds, damaged, missing, len(found.leftovers))
 
 
-def _problem(store: KVStore, key: str) -> str | None:
+def problem(store: KVStore, key: str) -> str | None:
+    """What is wrong with a segment's file, all of it read; None if nothing is."""
     try:
         check_file(key, store.folder.read(segment_name(key)))
     except FileNotFoundError:  # evicted since it was listed

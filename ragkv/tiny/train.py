@@ -23,6 +23,7 @@ from transformers import (
 
 from ragkv.tiny.corpus import SENTENCE_TOKENS, make_document
 from ragkv.tiny.language import CITIES, SPECIAL, VOCABULARY, WORD_IDS, build_tokenizer
+from ragkv.tiny.sums import write_sums
 
 PAD, BOS, EOS, USER = (WORD_IDS[word] for word in ("<pad>", "<s>", "</s>", "<|user|>"))
 IGNORE = -100
@@ -275,6 +276,7 @@ def train(
 
 
 def save(model: PreTrainedModel, out: Path) -> None:
-    """Weights in bf16 and the tokenizer, as ``from_pretrained`` reads them."""
+    """Weights in bf16 and the tokenizer, as ``from_pretrained`` reads them, and their hashes."""
     model.to(torch.bfloat16).save_pretrained(out)
     build_tokenizer().save_pretrained(out)
+    write_sums(out)

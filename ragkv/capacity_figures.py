@@ -1,0 +1,98 @@
+"""Figures of a deployment: predictions beside measurements, what loading needs to pay, and a corpus that grows."""
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from ragkv.figures import COLOURS, MARKERS
+
+
+def predicted_over_measured(rows: pd.DataFrame, title: str) -> Figure:
+    """Predicted TTFT over the measured one, a colour for each tier and a marker for each selector.
+
+    Parameters
+    ----------
+    rows
+        As `ragkv.roofline.check` gives them.
+    """
+    figure = Figure(figsize=(6.8, 4.4), layout="constrained")
+    axes = figure.subplots()
+    tiers, selectors = list(rows["tier"].unique()), list(rows["selector"].unique())
+    for (tier, selector), points in rows.groupby(["tier", "selector"], sort=False):
+        style: dict = {"color": COLOURS[tiers.index(tier) % 8], "marker": MARKERS[selectors.index(selector) % 8]}
+        name = f"{selector}, {tier}" if tier else selector
+        axes.plot(points["measured"], points["predicted"], linestyle="", markersize=5, label=name, **style)
+    ends = [rows[["measured", "predicted"]].min().min() * 0.9, rows[["measured", "predicted"]].max().max() * 1.1]
+    axes.plot(ends, ends, color="#555555", linewidth=1)
+    axes.fill_between(ends, [0.9 * end for end in ends], [1.1 * end for end in ends], color="#DDDDDD", zorder=0)
+    axes.set(xscale="log", yscale="log", xlabel="measured TTFT (ms)", ylabel="predicted TTFT (ms)", title=title)
+    _tidy(axes)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8, title="band: 10 %", title_fontsize=8)
+    return figure
+
+
+def break_even_over_length(rows: pd.DataFrame, tiers: Mapping[str, float], title: str) -> Figure:
+    """The bandwidth above which loading pays over the prompt's length, a line for each ratio, and the tiers' own.
+
+    Parameters
+    ----------
+    rows
+        As `ragkv.capacity.break_evens` gives them, of one model.
+    tiers
+        1e9 bytes a second by name; those that load nothing are not drawn.
+    """
+    figure = Figure(figsize=(6.8, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, (ratio, points) in enumerate(rows.groupby("ratio")):
+        style: dict = {"color": COLOURS[index % 8], "marker": MARKERS[index % 8], "markersize": 4}
+        axes.plot(points["tokens"], points["gbs"], label=f"{ratio:.0%} recomputed", **style)
+    for name, gbs in tiers.items():
+        if math.isfinite(gbs):
+            axes.axhline(gbs, linestyle="--", color="#777777", linewidth=1)
+            axes.annotate(name, (1, gbs), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    axes.set(xscale="log", yscale="log", xlabel="prompt (tokens)", ylabel="bandwidth to break even (GB/s)", title=title)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    lengths = sorted(rows["tokens"].unique())
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths], fontsize=8)
+    axes.xaxis.minorticks_off()
+    _tidy(axes)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
+def over_corpus(rows: pd.DataFrame, title: str) -> Figure:
+    """Where requested chunks come from, TTFT and GPUs, over the corpus; a full prefill's dashed.
+
+    Parameters
+    ----------
+    rows
+        As `ragkv.capacity.by_corpus` gives them.
+    """
+    figure = Figure(figsize=(10.5, 3.8), layout="constrained")
+    origin, times, gpus = figure.subplots(1, 3)
+    names = [name for name in rows if name.startswith("from ")]
+    shades = ["#0072B2", "#56B4E9", "#F0E442", "#E69F00", "#D55E00"]
+    origin.stackplot(rows["chunks"], (rows[names] * 100).T, labels=names, colors=shades)
+    origin.set(ylabel="requested chunks (%)", ylim=(0, 100))
+    origin.legend(loc="lower left", fontsize=8)
+    for panel, fused, full, name in ((times, "ttft", "full_ttft", "TTFT (ms)"), (gpus, "gpus", "full_gpus", "GPUs")):
+        panel.plot(rows["chunks"], rows[fused], color=COLOURS[5], marker="o", markersize=4, label="fused")
+        panel.plot(rows["chunks"], rows[full], color="#555555", linestyle="--", label="full prefill")
+        panel.set(ylabel=name, ylim=(0, None))
+        panel.legend(frameon=False, fontsize=8)
+    for panel in (origin, times, gpus):
+        panel.set(xscale="log", xlabel="chunks in the corpus")
+        _tidy(panel)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
