@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml
 
 reproduce: $(INSTALLED)  ## run what is missing or changed of a profile, up to its report
 	$(SNAKEMAKE) --config profile=$(PROFILE) --rerun-incomplete --quiet rules
-	@echo "report: outputs/$(PROFILE)/report.html"
+	@echo "report: outputs/$(PROFILE)/report.html (all reports: outputs/index.html)"
 
 unlock: $(INSTALLED)  ## after a killed `make reproduce`: let the next one run
 	$(SNAKEMAKE) --config profile=$(PROFILE) --unlock
