@@ -143,7 +143,7 @@ def test_without_evidence_there_is_no_row_for_it():
 def test_a_panel_for_each_tier_and_full_prefill_in_all():
     rows = bench()
     panels = figures.ttft_over_length(rows, "t").axes
-    assert [panel.get_title() for panel in panels] == ["from cuda", "from page cache"]
+    assert [panel.get_title() for panel in panels] == ["from the GPU", "from the page cache"]
     for panel, tier in zip(panels, ("cuda", "page cache"), strict=True):
         lines = {line.get_label(): line.get_ydata().tolist() for line in panel.lines}
         assert list(lines) == ["full_prefill", "a3 15%", "probe 2%, 3 hops"]

@@ -17,6 +17,7 @@ from ragkv.figures.style import (
     styled,
 )
 
+FROM = {"cuda": "the GPU", "pinned": "pinned memory", "page cache": "the page cache"}
 STAGES = ("open", "load", "select", "compute")
 BARS = {  # colour and hatching of a stage
     "open": ("#000000", ""),
@@ -63,7 +64,7 @@ def ttft_over_length(rows: pd.DataFrame, title: str) -> Figure:
     for panel, tier in zip(panels, tiers or [""], strict=True):
         for (where, name), points in rows[rows["tier"].isin(["", tier])].groupby(["tier", "name"], sort=False):
             panel.plot(points["tokens"], points["p50"], linestyle="-" if where else "--", label=name, **shown[name])
-        panel.set(yscale="log", title=f"from {tier}" if tier else "", xlabel="prompt (tokens)")
+        panel.set(yscale="log", title=f"from {FROM.get(tier, tier)}" if tier else "", xlabel="prompt (tokens)")
         lengths_across(panel, rows["tokens"])
     panels[0].set(ylabel="median TTFT (ms)")
     figure.suptitle(title)
