@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml
 
 reproduce: $(INSTALLED)  ## run what is missing or changed of a profile, up to its report
 	$(SNAKEMAKE) --config profile=$(PROFILE) --rerun-incomplete --quiet rules
-	@echo "report: outputs/$(PROFILE)/report.html"
+	@echo "report: outputs/$(PROFILE)/report.html (all reports: outputs/index.html)"
 
 unlock: $(INSTALLED)  ## after a killed `make reproduce`: let the next one run
 	$(SNAKEMAKE) --config profile=$(PROFILE) --unlock
@@ -53,14 +53,14 @@ lint: $(INSTALLED)  ## ruff (notebooks too) and mypy
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	jupyter lab notebooks
 
-notebooks: $(INSTALLED)  ## run the committed notebooks again in place, on a few prompts
-	cd notebooks && TQDM_DISABLE=1 $(ONE_THREAD) jupyter nbconvert --to notebook --execute --inplace \
-	  --ExecutePreprocessor.record_timing=False *.ipynb
+notebooks: $(INSTALLED)  ## run the committed notebooks again in place, on a few prompts; twice gives the same files
+	TQDM_DISABLE=1 $(ONE_THREAD) python -m ragkv.notebooks notebooks/*.ipynb
 
-record:  ## keep a profile's summaries, tables and figures under outputs/reference/, to be committed
+record:  ## keep a profile's report, tables, figures and summaries under outputs/reference/, to be committed
 	mkdir -p outputs/reference/$(PROFILE)
 	cp outputs/$(PROFILE)/report/* outputs/reference/$(PROFILE)/
-	cd outputs/$(PROFILE) && for file in */*.json */*/*.json; do case $$file in *prompts.json|*tokens.json) ;; \
+	sed -e '/href="..\/index.html"/d' -e 's,"report/,",g' outputs/$(PROFILE)/report.html > outputs/reference/$(PROFILE)/report.html
+	cd outputs/$(PROFILE) && for file in */*.json */*/*.json; do case $$(basename $$file) in tokens.json|*.*.json) ;; \
 	  *) install -D -m 644 $$file ../reference/$(PROFILE)/$$file ;; esac; done
 
 bench: $(INSTALLED)  ## fused prefill against full prefill, and precompute against a plain forward, on this machine

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ragkv.experiment import Experiment
 from ragkv.fusion import fused_prefill
 from ragkv.prompt import Prompt
-from ragkv.results import write_json
+from ragkv.results import read_json, write_json
 from ragkv.selectors.a3 import question_attention
 from ragkv.selectors.base import Observation, Selector
 from ragkv.store import KVStore
@@ -46,14 +46,14 @@ def attention_by_layer(model: PreTrainedModel, prompt: Prompt, store: KVStore) -
 def look_at(
     experiment: Experiment, benchmark: str, task: str, number: int, ratio: float, model: PreTrainedModel
 ) -> dict:
-    """One evaluated prompt closely, as the figures and the report want it; also written to the experiment's outputs.
+    """One evaluated prompt closely, as the figures and the report want it, written to the experiment's outputs.
 
     Returns
     -------
     dict
         ``benchmark, task, prompt, question, answers, ratio``; and as indices within the document: ``document`` (its
         length), ``chunks`` (where they begin), ``evidence``, ``selected`` (by method), ``attention``
-        (`attention_by_layer`).
+        (`attention_by_layer`). Read from the file that was written: what is drawn is what lies on disk.
     """
     item, rows = experiment.items(benchmark, task)[number], experiment.rows(benchmark, task)
     rows = rows[(rows["prompt"] == item.id) & (rows["ratio"] == ratio)]
@@ -75,4 +75,4 @@ def look_at(
         "attention": attention_by_layer(model, item.prompt, experiment.store()).tolist(),
     }
     write_json(experiment.outputs.tokens, view)
-    return view
+    return read_json(experiment.outputs.tokens, "06_selected_tokens.ipynb")

@@ -2,7 +2,9 @@
 
 ::
 
-    outputs/<profile>/report.html, report/          the report, its figures (PNG) and tables (CSV)
+    outputs/index.html                              all reports
+    outputs/reference/                              recorded reports and latencies, committed
+    outputs/<profile>/report.html, report/          the report, its figures (PNG, PDF) and tables (CSV, LaTeX)
     outputs/<profile>/store/                        K/V segments, shared by all benchmarks of the profile
     outputs/<profile>/<model>/
         chunking.json precompute.json               what the chunking and precompute notebooks found
@@ -113,9 +115,26 @@ def _plain(name: str) -> str:
     return name
 
 
+def reports(outputs: Path) -> list[Path]:
+    """The pages of all reports below outputs/: of runs made here, then of recorded ones."""
+    return [page for depth in ("*", "reference/*") for page in sorted(outputs.glob(f"{depth}/report.html"))]
+
+
+def summaries(profile_folder: Path) -> dict[Path, list[Path]]:
+    """The files with the tasks' summaries in each model's folder of a profile."""
+    models = [path.parent for path in sorted(profile_folder.glob("*/chunking.json"))]
+    whole = {m: [p for p in sorted(m.glob("*/*.json")) if "." not in p.stem] for m in models}  # no parts, no prompts
+    return {model: files for model, files in whole.items() if files}
+
+
 def write_json(path: Path, value: object, indent: int | None = 1) -> None:
     """Write `value`; the file appears whole or not at all."""
-    _replace(path, lambda partial: partial.write_text(json.dumps(value, indent=indent) + "\n"))
+    write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a page or a table; the file appears whole or not at all."""
+    _replace(path, lambda partial: partial.write_text(text))
 
 
 def write_rows(path: Path, rows: pd.DataFrame) -> None:

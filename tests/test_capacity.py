@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 
 from ragkv.capacity import break_evens, by_corpus, by_tier, load, ttft
-from ragkv.capacity_figures import break_even_over_length, over_corpus, predicted_over_measured
 from ragkv.deployment import Deployment, popular
+from ragkv.figures import break_even_over_length, over_corpus, predicted_over_measured
 from ragkv.planning import Shape
 from ragkv.roofline import FULL, Machine
 

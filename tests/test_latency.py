@@ -1,12 +1,10 @@
 """The bench on shapes of real models, as far as it runs without a GPU."""
 
-import pandas as pd
 import pytest
 import torch
 from conftest import memory_store, random_prompt
 
 from ragkv import fused_prefill, precompute
-from ragkv.figures import attention_speed, ttft_over_length
 from ragkv.latency import METHODS, prefill_rows
 from ragkv.models import check_prompt
 from ragkv.precompute import compute_segment
@@ -60,21 +58,3 @@ def test_rows_say_how_often_faster_than_the_faster_full_prefill(llama, tmp_path)
 def test_an_unknown_shape_names_those_that_exist():
     with pytest.raises(ValueError, match="unknown shape 'gpt-2': choose one of llama-3-8b"):
         random_model("gpt-2", 100, device="cpu")
-
-
-def test_the_figures_show_every_row():
-    methods = [("", "full_prefill", 1.0, None), ("cuda", "probe", 0.02, 1), ("cuda", "probe", 0.02, 3)]
-    methods.append(("pinned", "a3", 0.15, None))
-    rows = pd.DataFrame(
-        [
-            {"tokens": tokens, "tier": tier, "selector": name, "ratio": ratio, "hops": hops, "p50": tokens * (i + 1)}
-            for tokens in (100, 200)
-            for i, (tier, name, ratio, hops) in enumerate(methods)
-        ]
-    )
-    (axes,) = ttft_over_length(rows, "random").axes
-    assert [line.get_ydata().tolist() for line in axes.lines] == [[100 * i, 200 * i] for i in (1, 2, 3, 4)]
-    assert len({line.get_label() for line in axes.lines}) == 4
-    speeds = pd.DataFrame([{"tokens": t, "backend": b, "tflops": t / 2} for b in ("sdpa", "triton") for t in (10, 20)])
-    (axes,) = attention_speed(speeds, 99.0, "random").axes
-    assert [list(line.get_ydata()) for line in axes.lines] == [[5, 10], [5, 10], [99, 99]]

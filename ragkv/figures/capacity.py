@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from ragkv.figures import COLOURS, MARKERS
+from ragkv.figures.style import COLOURS, REFERENCE, WIDTH, lengths_across, look, looks, styled
 
 
+@styled
 def predicted_over_measured(rows: pd.DataFrame, title: str) -> Figure:
     """Predicted TTFT over the measured one, a colour for each tier and a marker for each selector.
 
@@ -19,22 +19,22 @@ def predicted_over_measured(rows: pd.DataFrame, title: str) -> Figure:
     rows
         As `ragkv.roofline.check` gives them.
     """
-    figure = Figure(figsize=(6.8, 4.4), layout="constrained")
-    axes = figure.subplots()
-    tiers, selectors = list(rows["tier"].unique()), list(rows["selector"].unique())
+    figure = Figure(figsize=(WIDTH, 4.4))
+    axes, tiers, shown = figure.subplots(), list(rows["tier"].unique()), looks(rows["selector"])
     for (tier, selector), points in rows.groupby(["tier", "selector"], sort=False):
-        style: dict = {"color": COLOURS[tiers.index(tier) % 8], "marker": MARKERS[selectors.index(selector) % 8]}
+        style = {"color": COLOURS[tiers.index(tier) % len(COLOURS)], "marker": shown[selector]["marker"]}
         name = f"{selector}, {tier}" if tier else selector
-        axes.plot(points["measured"], points["predicted"], linestyle="", markersize=5, label=name, **style)
+        axes.plot(points["measured"], points["predicted"], linestyle="", label=name, **style)
     ends = [rows[["measured", "predicted"]].min().min() * 0.9, rows[["measured", "predicted"]].max().max() * 1.1]
-    axes.plot(ends, ends, color="#555555", linewidth=1)
+    axes.plot(ends, ends, **REFERENCE)
     axes.fill_between(ends, [0.9 * end for end in ends], [1.1 * end for end in ends], color="#DDDDDD", zorder=0)
     axes.set(xscale="log", yscale="log", xlabel="measured TTFT (ms)", ylabel="predicted TTFT (ms)", title=title)
-    _tidy(axes)
-    figure.legend(loc="outside right center", frameon=False, fontsize=8, title="band: 10 %", title_fontsize=8)
+    axes.grid()
+    figure.legend(loc="outside right center", title="band: 10 %")
     return figure
 
 
+@styled
 def break_even_over_length(rows: pd.DataFrame, tiers: Mapping[str, float], title: str) -> Figure:
     """The bandwidth above which loading pays over the prompt's length, a line for each ratio, and the tiers' own.
 
@@ -45,27 +45,24 @@ def break_even_over_length(rows: pd.DataFrame, tiers: Mapping[str, float], title
     tiers
         1e9 bytes a second by name; those that load nothing are not drawn.
     """
-    figure = Figure(figsize=(6.8, 4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4))
     axes = figure.subplots()
     for index, (ratio, points) in enumerate(rows.groupby("ratio")):
-        style: dict = {"color": COLOURS[index % 8], "marker": MARKERS[index % 8], "markersize": 4}
-        axes.plot(points["tokens"], points["gbs"], label=f"{ratio:.0%} recomputed", **style)
+        axes.plot(points["tokens"], points["gbs"], label=f"{ratio:.0%} recomputed", **look(index))
     for name, gbs in tiers.items():
         if math.isfinite(gbs):
-            axes.axhline(gbs, linestyle="--", color="#777777", linewidth=1)
-            axes.annotate(name, (1, gbs), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
-    axes.set(xscale="log", yscale="log", xlabel="prompt (tokens)", ylabel="bandwidth to break even (GB/s)", title=title)
+            axes.axhline(gbs, linestyle="--", **REFERENCE)
+            axes.annotate(name, (1, gbs), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    axes.set(yscale="log", xlabel="prompt (tokens)", ylabel="bandwidth to break even (GB/s)", title=title)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    lengths = sorted(rows["tokens"].unique())
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths], fontsize=8)
-    axes.xaxis.minorticks_off()
-    _tidy(axes)
-    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    lengths_across(axes, rows["tokens"])
+    figure.legend(loc="outside right center")
     return figure
 
 
+@styled
 def over_corpus(rows: pd.DataFrame, title: str) -> Figure:
     """Where requested chunks come from, TTFT and GPUs, over the corpus; a full prefill's dashed.
 
@@ -74,25 +71,20 @@ def over_corpus(rows: pd.DataFrame, title: str) -> Figure:
     rows
         As `ragkv.capacity.by_corpus` gives them.
     """
-    figure = Figure(figsize=(10.5, 3.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.8))
     origin, times, gpus = figure.subplots(1, 3)
     names = [name for name in rows if name.startswith("from ")]
     shades = ["#0072B2", "#56B4E9", "#F0E442", "#E69F00", "#D55E00"]
     origin.stackplot(rows["chunks"], (rows[names] * 100).T, labels=names, colors=shades)
     origin.set(ylabel="requested chunks (%)", ylim=(0, 100))
-    origin.legend(loc="lower left", fontsize=8)
+    origin.legend(loc="lower left", frameon=True)
     for panel, fused, full, name in ((times, "ttft", "full_ttft", "TTFT (ms)"), (gpus, "gpus", "full_gpus", "GPUs")):
-        panel.plot(rows["chunks"], rows[fused], color=COLOURS[5], marker="o", markersize=4, label="fused")
-        panel.plot(rows["chunks"], rows[full], color="#555555", linestyle="--", label="full prefill")
+        panel.plot(rows["chunks"], rows[fused], color=COLOURS[5], marker="o", label="fused")
+        panel.plot(rows["chunks"], rows[full], linestyle="--", label="full prefill", **REFERENCE)
         panel.set(ylabel=name, ylim=(0, None))
-        panel.legend(frameon=False, fontsize=8)
+        panel.legend()
     for panel in (origin, times, gpus):
         panel.set(xscale="log", xlabel="chunks in the corpus")
-        _tidy(panel)
-    figure.suptitle(title, fontsize=11)
+        panel.grid()
+    figure.suptitle(title)
     return figure
-
-
-def _tidy(axes: Axes) -> None:
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)

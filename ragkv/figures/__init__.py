@@ -1,0 +1,32 @@
+"""Every figure, drawn from a results table; one style, readable by the colour-blind and in grey."""
+
+from ragkv.figures.accuracy import accuracy_over_ratio, score_by_method
+from ragkv.figures.capacity import break_even_over_length, over_corpus, predicted_over_measured
+from ragkv.figures.files import save
+from ragkv.figures.latency import stages, ttft_by_method, ttft_over_length
+from ragkv.figures.limits import attention_speed, roofline
+from ragkv.figures.needle import heat_maps
+from ragkv.figures.style import COLOURS, MARKERS, label
+from ragkv.figures.tokens import attention_map, recomputed_tokens
+from ragkv.figures.tradeoff import frontier
+
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "accuracy_over_ratio",
+    "attention_map",
+    "attention_speed",
+    "break_even_over_length",
+    "frontier",
+    "heat_maps",
+    "label",
+    "over_corpus",
+    "predicted_over_measured",
+    "recomputed_tokens",
+    "roofline",
+    "save",
+    "score_by_method",
+    "stages",
+    "ttft_by_method",
+    "ttft_over_length",
+]

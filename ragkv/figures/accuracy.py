@@ -1,0 +1,75 @@
+"""How accurate answers are, by method and by how much is recomputed."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ragkv.comparison import summarise
+from ragkv.figures.style import BASELINES, REFERENCE, WIDTH, Look, label, looks, styled
+
+AXIS = "recomputed document tokens (%)"
+
+
+@styled
+def accuracy_over_ratio(rows: pd.DataFrame, title: str) -> Figure:
+    """Mean score over the share of document tokens to recompute, a line per method with its 95 % intervals."""
+    figure = Figure(figsize=(WIDTH, 3.4))
+    axes, summary = figure.subplots(), summarise(rows)
+    for method, style in BASELINES.items():
+        for score in summary.loc[summary["method"] == method, "score"]:
+            axes.axhline(score, linestyle=style, label=method, **REFERENCE)
+    several = at_several_ratios(summary)
+    scores_over(axes, several, looks(best_first(several)), several["ratio"] * 100, AXIS)
+    axes.set(ylabel="accuracy, 95 % interval", ylim=(-0.03, 1.05), title=title)
+    figure.legend(loc="outside right center")
+    return figure
+
+
+@styled
+def score_by_method(summary: pd.DataFrame, title: str) -> Figure:
+    """Mean score of each method and ratio with its 95 % interval; one panel, full prefill marked.
+
+    Parameters
+    ----------
+    summary
+        As `ragkv.comparison.summarise` gives it.
+    """
+    figure = Figure(figsize=(WIDTH, 0.8 + 0.2 * len(summary)))
+    axes = figure.subplots()
+    labels = [label(*key) for key in zip(summary["method"], summary["ratio"], strict=True)]
+    axes.errorbar(summary["score"], range(len(labels)), xerr=_spread(summary), fmt="ko", ecolor="#777777", capsize=3)
+    for full in summary.loc[summary["method"] == "full_prefill", "score"]:
+        axes.axvline(full, linestyle="--", **REFERENCE)
+    axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel="score, 95 % interval", title=title)
+    axes.set_xlim(-0.03, 1.03)
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    return figure
+
+
+def scores_over(axes: Axes, summary: pd.DataFrame, shown: Mapping[str, Look], cost: pd.Series, axis: str) -> None:
+    """Scores with their intervals over a cost, a line per method that is shown, with its look."""
+    for method, style in shown.items():
+        points = summary[summary["method"] == method].sort_values("ratio")
+        whiskers: Look = {"yerr": _spread(points), "capsize": 2, "elinewidth": 0.7}
+        axes.errorbar(cost[points.index], points["score"], label=method, **style, **whiskers)
+    axes.set_xlabel(axis)
+    axes.grid()
+
+
+def at_several_ratios(summary: pd.DataFrame) -> pd.DataFrame:
+    """The methods that have a curve."""
+    return summary.groupby("method", sort=False).filter(lambda part: len(part) > 1)
+
+
+def best_first(summary: pd.DataFrame) -> list[str]:
+    """The methods by their mean score."""
+    means = summary.groupby("method", sort=False)["score"].mean()
+    return list(means.sort_values(ascending=False, kind="stable").index)
+
+
+def _spread(summary: pd.DataFrame) -> list[pd.Series]:
+    """How far the interval's ends are from the score."""
+    return [summary["score"] - summary["low"], summary["high"] - summary["score"]]

@@ -1,0 +1,130 @@
+"""The time to the first token: over the prompt's length, and by what it goes into."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ragkv.figures.style import (
+    REFERENCE,
+    WIDTH,
+    Look,
+    check_columns,
+    label,
+    legend_below,
+    lengths_across,
+    looks,
+    styled,
+)
+
+FROM = {"cuda": "the GPU", "pinned": "pinned memory", "page cache": "the page cache", "disk": "the disk"}
+STAGES = ("open", "load", "select", "compute")
+BARS = {  # colour and hatching of a stage
+    "open": ("#000000", ""),
+    "load": ("#56B4E9", "////"),
+    "select": ("#E69F00", "xxxx"),
+    "compute": ("#999999", ""),
+    "not split": ("#DDDDDD", "...."),
+}
+
+
+def bench_names(rows: pd.DataFrame) -> pd.Series:
+    """What a bench's rows are called: selector, ratio and hops."""
+    parts = zip(rows["selector"], rows["ratio"], rows["hops"].fillna(0), strict=True)
+    return pd.Series([_name(selector, ratio, int(hops)) for selector, ratio, hops in parts], rows.index)
+
+
+def _name(selector: str, ratio: float, hops: int) -> str:
+    if ratio in (0, 1):
+        return selector
+    return f"{selector} {ratio:.0%}" + ("" if not hops else ", 1 hop" if hops == 1 else f", {hops} hops")
+
+
+@styled
+def ttft_over_length(rows: pd.DataFrame, title: str) -> Figure:
+    """Median TTFT over the prompt's length, a panel for each place that keys and values come from.
+
+    Full prefills, which load none, are dashed in every panel.
+
+    Parameters
+    ----------
+    rows
+        As `ragkv.latency.prefill_rows` gives them.
+
+    Raises
+    ------
+    ValueError
+        A column is missing, see `check_columns`.
+    """
+    check_columns(rows, "tokens", "p50")
+    rows = rows.assign(name=bench_names(rows))
+    tiers, shown = [tier for tier in rows["tier"].unique() if tier], looks(rows["name"])
+    figure = Figure(figsize=(WIDTH, 3.4))
+    panels: list = list(figure.subplots(1, max(1, len(tiers)), sharey=True, squeeze=False).flat)
+    for panel, tier in zip(panels, tiers or [""], strict=True):
+        for (where, name), points in rows[rows["tier"].isin(["", tier])].groupby(["tier", "name"], sort=False):
+            panel.plot(points["tokens"], points["p50"], linestyle="-" if where else "--", label=name, **shown[name])
+        panel.set(yscale="log", title=f"from {FROM.get(tier, tier)}" if tier else "", xlabel="prompt (tokens)")
+        lengths_across(panel, rows["tokens"])
+    panels[0].set(ylabel="median TTFT (ms)")
+    figure.suptitle(title)
+    lines = rows.groupby("name", sort=False)["tier"].first().map(lambda tier: "-" if tier else "--")
+    legend_below(figure, [Line2D([], [], linestyle=lines[name], label=name, **style) for name, style in shown.items()])
+    return figure
+
+
+@styled
+def stages(rows: pd.DataFrame, tokens: int, title: str) -> Figure:
+    """What the TTFT goes into at one length, stacked by stage, a bar per method and tier.
+
+    Parameters
+    ----------
+    rows
+        As `ragkv.latency.prefill_rows` gives them; a row without stages is one bar of its median.
+
+    Raises
+    ------
+    ValueError
+        Columns are missing, or no prompt was that long.
+    """
+    check_columns(rows, *STAGES)
+    at = rows[rows["tokens"] == tokens]
+    if at.empty:
+        raise ValueError(f"no prompt of {tokens} tokens was measured: choose one of {rows['tokens'].unique().tolist()}")
+    parts = at[list(STAGES)].fillna(0.0)
+    parts["not split"] = at["p50"].where(at[list(STAGES)].isna().all(axis=1), 0.0)
+    names = [f"{name}, {tier}" if tier else name for name, tier in zip(bench_names(at), at["tier"], strict=True)]
+    full = at.loc[at["selector"] == "full_prefill", "p50"]
+    return _stacked(parts.set_axis(names), full, f"{title}, {tokens:,} tokens")
+
+
+@styled
+def ttft_by_method(rows: pd.DataFrame, title: str) -> Figure:
+    """Median TTFT of each method and ratio of a benchmark, with the time to load and to select.
+
+    Parameters
+    ----------
+    rows
+        As `ragkv.evaluation.evaluate` gives them.
+    """
+    table = rows.groupby(["method", "ratio"], sort=False)[["ttft", "load", "select"]].median() * 1e3
+    parts = table[["load", "select"]].assign(compute=table["ttft"] - table["load"] - table["select"])
+    full = table.loc[table.index.get_level_values("method") == "full_prefill", "ttft"]
+    return _stacked(parts.set_axis([label(*key) for key in table.index]), full, title)
+
+
+def _stacked(parts: pd.DataFrame, full: pd.Series, title: str) -> Figure:
+    """Milliseconds by stage, a bar per row; a line where full prefill ends."""
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.19 * len(parts)))
+    axes, left, rows = figure.subplots(), np.zeros(len(parts)), range(len(parts))
+    for name in (stage for stage in parts if parts[stage].any()):
+        colour, hatch = BARS[name]
+        style: Look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0, "height": 0.7}
+        axes.barh(rows, parts[name], left=left, label=name, **style)
+        left += parts[name].to_numpy()
+    for value in full:
+        axes.axvline(value, linestyle="--", **REFERENCE)
+    axes.set(yticks=rows, yticklabels=list(parts.index), xlabel="median TTFT (ms)", title=title)
+    axes.set_ylim(len(parts) - 0.4, -0.6)
+    figure.legend(loc="outside right center")
+    return figure

@@ -1,0 +1,60 @@
+"""One prompt, token by token: what each method recomputes, and what the question attends to."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ragkv.figures.style import WIDTH, styled
+
+EVIDENCE = "#D55E00"
+
+
+@styled
+def recomputed_tokens(
+    selected: Mapping[str, Sequence[int]], document: int, chunks: Sequence[int], evidence: Sequence[int], title: str
+) -> Figure:
+    """Which document tokens each method recomputes in one prompt, with chunk boundaries and evidence.
+
+    Tokens of the evidence are drawn longer and in another colour than those beside it.
+
+    Parameters
+    ----------
+    selected
+        Indices within the document by method.
+    document
+        The document's length in tokens.
+    chunks
+        Where chunks begin.
+    evidence
+        Indices of the tokens that the answer follows from.
+    """
+    lines = {"evidence": evidence, **selected} if len(evidence) else selected
+    figure = Figure(figsize=(WIDTH, 0.7 + 0.26 * len(lines)))
+    axes = figure.subplots()
+    for start in chunks:
+        axes.axvline(start, color="#AAAAAA", linewidth=0.6, zorder=0)
+    for row, tokens in enumerate(lines.values()):
+        hits = set(tokens) & set(evidence)
+        axes.eventplot(sorted(set(tokens) - hits), lineoffsets=row, linelengths=0.45, linewidths=0.8, colors="#7FA3BB")
+        axes.eventplot(sorted(hits), lineoffsets=row, linelengths=0.9, linewidths=1.1, colors=EVIDENCE)
+    axes.set(yticks=range(len(lines)), yticklabels=list(lines), title=title)
+    axes.set(xlim=(0, document), xlabel="token of the document (chunks begin at the grey lines)")
+    axes.invert_yaxis()
+    return figure
+
+
+@styled
+def attention_map(attention: np.ndarray, chunks: Sequence[int], evidence: Sequence[int], title: str) -> Figure:
+    """The question's attention over the document, ``(layers, document)``, each layer to its own maximum."""
+    figure = Figure(figsize=(WIDTH, 2.4))
+    axes = figure.subplots()
+    shown = attention / attention.max(axis=1, keepdims=True)
+    image = axes.imshow(np.sqrt(shown), aspect="auto", cmap="cividis", interpolation="nearest", origin="lower")
+    for start in chunks:
+        axes.axvline(start, color="white", linewidth=0.4, alpha=0.6)
+    axes.plot(evidence, [len(attention) - 0.2] * len(evidence), "|", color=EVIDENCE, markersize=6, clip_on=False)
+    axes.set(xlabel="token of the document" + " (evidence marked above)" * bool(len(evidence)), ylabel="layer")
+    axes.set_title(title, pad=9)
+    figure.colorbar(image, label="attention, square root", shrink=0.9)
+    return figure

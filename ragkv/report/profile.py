@@ -1,0 +1,49 @@
+"""The report of a profile: one page on all its models, with figures (PNG, PDF) and tables (CSV, LaTeX) beside it."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from ragkv.comparison import scores_by_task
+from ragkv.experiment import Experiment
+from ragkv.report.render import render
+from ragkv.report.section import LABELS, Rows, Section
+from ragkv.report.tables import write_table
+
+
+def write_report(profile: str, root: str | Path) -> Path:
+    """Draw and write the report of all models of a profile, from their results on disk; returns the page's path.
+
+    Raises
+    ------
+    FileNotFoundError
+        Results are not there yet; the message says which notebook makes them.
+    """
+    models = Experiment.load(profile, root=root).profile.models
+    experiments = [Experiment.load(profile, model=model, root=root) for model in models]
+    results = {
+        e.model: {b: {t: e.rows(b, t) for t in s.tasks} for b, s in e.profile.benchmarks.items()} for e in experiments
+    }
+    sections = [Section(experiment, results[experiment.model]).whole() for experiment in experiments]
+    outputs = experiments[0].outputs
+    overview = write_table(_overview(results), outputs.report_folder / "overview", {"profile": profile})
+    return render(
+        "report.html.jinja",
+        outputs.report,
+        profile=profile,
+        at=outputs.report_folder.name,
+        overview=overview,
+        methods={m.name: m.model_dump(exclude_defaults=True) for m in experiments[0].profile.methods},
+        sections=sections,
+    )
+
+
+def _overview(results: dict[str, dict[str, Rows]]) -> pd.DataFrame:
+    """Each benchmark's average for each model, by method and the ratios that all were run with."""
+    columns = {
+        f"{Path(model).name}, {benchmark}": scores_by_task(rows, LABELS[benchmark])["average"]
+        for model, benchmarks in results.items()
+        for benchmark, rows in benchmarks.items()
+    }
+    order = next(iter(columns.values())).index
+    return pd.DataFrame(columns).reindex(order).dropna()

@@ -1,0 +1,125 @@
+"""One model's part of a report: its tables and figures, written beside the page."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ragkv import figures
+from ragkv.comparison import grid, metrics, scores_by_task, summarise
+from ragkv.experiment import Experiment
+from ragkv.frontier import areas, costs
+from ragkv.report.tables import Table, as_html, intervals, times, write_table
+from ragkv.results import read_json
+
+Rows = dict[str, pd.DataFrame]  # a benchmark's results by task
+LABELS = {"longbench": None, "needle": "length", "ruler": "length"}  # what a task's results are told apart by
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure on the page: the names of its files, and of the results that it was drawn from."""
+
+    png: str
+    pdf: str
+    results: str
+
+
+class Section:
+    """What the page says of one model."""
+
+    def __init__(self, experiment: Experiment, results: Mapping[str, Rows]):
+        self.experiment, self.results, self.outputs = experiment, results, experiment.outputs
+        self.name = self.outputs.folder.name
+
+    def whole(self) -> dict:
+        """Everything that the template wants."""
+        tokens = read_json(self.outputs.tokens, "06_selected_tokens.ipynb")
+        source = self._source(self.outputs.tokens, tokens["benchmark"], tokens["task"])
+        return {
+            "model": self.experiment.model,
+            "name": self.name,
+            "benchmarks": [self._benchmark(name, rows) for name, rows in self.results.items()],
+            "chunking": as_html(pd.DataFrame(read_json(self.outputs.chunking, "01_chunking.ipynb"))),
+            "precompute": read_json(self.outputs.precompute, "02_precompute.ipynb"),
+            "tokens": tokens | {"command": self._command(self.outputs.tokens)} | self._tokens(tokens, source),
+            "parameters": {"model": self.experiment.model}
+            | self.experiment.profile.model_dump(exclude={"benchmarks", "methods", "models"}),
+        }
+
+    def _benchmark(self, name: str, rows: Rows) -> dict:
+        """Scores of all tasks; the task with most rows closely."""
+        main = max(rows, key=lambda task: len(rows[task]))
+        closely, source = rows[main], self._source(self.outputs.rows(name, main), name, main)
+        all_tasks = source | {"results": self._relative(self.outputs.rows(name, main).parent)}
+        several = bool(closely.groupby("method")["ratio"].nunique().max() > 1)
+        title = f"{self.name}, {name}, {main}, {closely['prompt'].nunique()} prompts"
+        scores = scores_by_task(rows, LABELS[name])
+        ttft = figures.ttft_by_method(closely, f"{title}, {source['device']}")
+        found = {
+            "name": name,
+            "main": main,
+            "prompts": closely["prompt"].nunique(),
+            "scores": self._table(f"{name}-scores", scores, all_tasks, turned=scores.shape[1] > scores.shape[0]),
+            "intervals": self._table(f"{name}-{main}", intervals(closely), source),
+            "metrics": self._table(f"{name}-metrics", metrics(closely), source),
+            "times": self._table(f"{name}-times", times(closely), source),
+            "figure": self._drawing(name, _scores(closely, several, title), source),
+            "ttft": self._drawing(f"{name}-ttft", ttft, source),
+            "areas": None,
+            "frontier": None,
+            "parameters": self.experiment.profile.benchmark(name).model_dump(),
+            "provenance": source,
+            "summaries": {task: self._relative(self.outputs.summary(name, task)) for task in rows},
+            "command": self._command(self.outputs.rows(name, main)),
+        }
+        if several:
+            if not (under := areas(closely).set_index("method")).empty:
+                found["areas"] = self._table(f"{name}-{main}-areas", under, source)
+            found["frontier"] = self._drawing(f"{name}-frontier", figures.frontier(costs(closely), title), source)
+        return found
+
+    def _tokens(self, view: dict, source: Mapping[str, object]) -> dict[str, Drawing]:
+        """The figures of one prompt, token by token."""
+        chunks, evidence, title = view["chunks"], view["evidence"], f"{self.name}, prompt {view['prompt']}"
+        recomputed = figures.recomputed_tokens(
+            view["selected"], view["document"], chunks, evidence, f"{title}, recomputed at {view['ratio']:.0%}"
+        )
+        attention = figures.attention_map(
+            np.array(view["attention"]), chunks, evidence, f"{title}, attention of the question"
+        )
+        drawn = {"recomputed": recomputed, "attention": attention}
+        return {kind: self._drawing(kind, figure, source) for kind, figure in drawn.items()}
+
+    def _drawing(self, kind: str, figure: Figure, source: Mapping[str, object]) -> Drawing:
+        path = figures.save(figure, self._file(f"{kind}.png"), source)
+        return Drawing(path.name, path.with_suffix(".pdf").name, str(source["results"]))
+
+    def _table(self, kind: str, table: pd.DataFrame, source: Mapping[str, object], *, turned: bool = False) -> Table:
+        return write_table(table, self._file(kind), source, turned=turned)
+
+    def _file(self, kind: str) -> Path:
+        return self.outputs.report_folder / f"{self.name}-{kind}"
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.outputs.profile_folder).as_posix()
+
+    def _source(self, results: Path, benchmark: str, task: str) -> dict:
+        """Where numbers come from: the file that they are read from, and the task's provenance."""
+        summary = read_json(self.outputs.summary(benchmark, task), f"of the benchmark {benchmark}")
+        return {"profile": self.experiment.name, "results": self._relative(results)} | summary["provenance"]
+
+    def _command(self, results: Path) -> str:
+        """Makes a file of results again, with whatever it needs that is missing."""
+        path = results.relative_to(self.experiment.root).as_posix()
+        return f'snakemake -s workflow/Snakefile --cores 2 --config profile={self.experiment.name} -f "$PWD/{path}"'
+
+
+def _scores(rows: pd.DataFrame, several: bool, title: str) -> Figure:
+    """The figure that fits a task: heat maps over depth and length, curves over ratios, or intervals by method."""
+    if "depth" in rows:
+        return figures.heat_maps(grid(rows), title)
+    return figures.accuracy_over_ratio(rows, title) if several else figures.score_by_method(summarise(rows), title)

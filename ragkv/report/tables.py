@@ -1,0 +1,79 @@
+"""Tables of a report: shown as HTML, kept beside the page as CSV in full and as LaTeX (booktabs), ready to be input."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from markupsafe import Markup
+
+from ragkv.comparison import summarise
+from ragkv.figures import label
+from ragkv.results import write_text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table on the page, and the names of its files."""
+
+    html: Markup
+    csv: str
+    tex: str
+
+
+def write_table(table: pd.DataFrame, path: Path, source: Mapping[str, object], *, turned: bool = False) -> Table:
+    """Write a table, indexed by method and perhaps ratio, as ``<path>.csv`` and ``<path>.tex``.
+
+    Parameters
+    ----------
+    source
+        Where its numbers come from: a comment in the LaTeX file.
+    turned
+        Shown with a column per method and ratio, so that many tasks fit on a page.
+    """
+    csv, tex = path.with_name(f"{path.name}.csv"), path.with_name(f"{path.name}.tex")
+    shown = _turned(table) if turned else _flat(table)
+    write_text(csv, table.to_csv(float_format="%.4f"))
+    written = shown.to_latex(index=turned, na_rep="", float_format="%.2f", escape=True)
+    write_text(tex, f"% {' '.join(f'{key} {value}' for key, value in source.items())}\n{written}")
+    return Table(as_html(shown, index=turned), csv.name, tex.name)
+
+
+def as_html(table: pd.DataFrame, *, index: bool = False) -> Markup:
+    """A table's HTML; what its cells and heads say is escaped."""
+    return Markup(table.to_html(index=index, na_rep="", float_format="%.2f", border=0))
+
+
+def intervals(rows: pd.DataFrame) -> pd.DataFrame:
+    """Score and difference to full prefill with their intervals, ready to print."""
+    table = summarise(rows).set_index(["method", "ratio"])
+    shown = {"score": table["score"], "95 %": _range(table, "low", "high")}
+    if "difference" in table:
+        shown["to full prefill"] = table["difference"]
+        shown["95 % of it"] = _range(table, "difference_low", "difference_high")
+    return pd.DataFrame(shown)
+
+
+def times(rows: pd.DataFrame) -> pd.DataFrame:
+    """Median TTFT, its ratio to full prefill's, and median TPOT, by method and ratio; milliseconds."""
+    table = summarise(rows).set_index(["method", "ratio"])[["ttft", "tpot"]] * 1e3
+    full = table["ttft"].get(("full_prefill", 1.0), float("nan"))
+    table.insert(1, "speed-up", full / table["ttft"])
+    return table.rename(columns={"ttft": "TTFT (ms)", "tpot": "TPOT (ms)"})
+
+
+def _range(table: pd.DataFrame, low: str, high: str) -> pd.Series:
+    return table[low].map("{:.2f}".format) + " … " + table[high].map("{:.2f}".format)
+
+
+def _flat(table: pd.DataFrame) -> pd.DataFrame:
+    shown = table.reset_index()
+    if "ratio" in shown:
+        shown["ratio"] = shown["ratio"].map("{:.0%}".format)
+    return shown
+
+
+def _turned(table: pd.DataFrame) -> pd.DataFrame:
+    turned = table.T
+    turned.columns = [label(*key) for key in table.index]
+    return turned
