@@ -15,7 +15,7 @@ INSTALLED = .venv/.installed
 ONE_THREAD = OMP_NUM_THREADS=1 TQDM_MININTERVAL=5 JUPYTER_PLATFORM_DIRS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
 SNAKEMAKE = $(ONE_THREAD) snakemake -s workflow/Snakefile --cores $(CORES) --rerun-triggers mtime params input
 
-.PHONY: help setup reproduce unlock dry-run record test lint lab notebooks bench faults clean
+.PHONY: help setup reproduce unlock dry-run record test lint docs lab notebooks bench faults clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
 	.venv/bin/python -m pip install --quiet $(TORCH)
-	.venv/bin/python -m pip install --quiet -e '.[hub,notebooks,test,lint,s3]'
+	.venv/bin/python -m pip install --quiet -e '.[hub,notebooks,test,lint,docs]'
 	touch $@
 
 reproduce: $(INSTALLED)  ## run what is missing or changed of a profile, up to its report
@@ -50,6 +50,9 @@ lint: $(INSTALLED)  ## ruff (notebooks too) and mypy
 	ruff format --check .
 	mypy
 
+docs: $(INSTALLED)  ## build the documentation's site into site/, links checked
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	jupyter lab notebooks
 
@@ -69,6 +72,6 @@ bench: $(INSTALLED)  ## fused prefill against full prefill, and precompute again
 faults: $(INSTALLED)  ## kill jobs, flip bits, fill disks, break connections: does a run again give the same? (minutes)
 	$(ONE_THREAD) HF_HUB_OFFLINE=1 python tests/faults.py
 
-clean:  ## remove outputs/ (recorded results stay) and the virtual environment
+clean:  ## remove outputs/ (recorded results stay), the site and the virtual environment
 	find outputs -mindepth 1 -maxdepth 1 ! -name .gitkeep ! -name reference -exec rm -rf {} +
-	rm -rf .venv .snakemake
+	rm -rf .venv .snakemake site
