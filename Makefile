@@ -55,7 +55,9 @@ lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 
 notebooks: $(INSTALLED)  ## run the committed notebooks again in place, on a few prompts
 	cd notebooks && TQDM_DISABLE=1 $(ONE_THREAD) jupyter nbconvert --to notebook --execute --inplace \
-	  --ExecutePreprocessor.record_timing=False *.ipynb
+	  --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False *.ipynb
+	cd notebooks && jupyter nbconvert --to notebook --inplace \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=live *.ipynb  # widgets need a kernel
 
 record:  ## keep a profile's summaries, tables and figures under outputs/reference/, to be committed
 	mkdir -p outputs/reference/$(PROFILE)

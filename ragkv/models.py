@@ -90,15 +90,15 @@ def model_source(name: str | Path) -> str | Path:
 
 @contextmanager
 def _found(name: str | Path) -> Iterator[None]:
+    known = f"model {str(name)!r} could not be loaded: it is none of the embedded ones ({', '.join(embedded_models())})"
+    if "/" not in str(model_source(name)) and not Path(name).exists():  # the hub is not asked for a slip of the pen
+        raise ValueError(f"{known}, no folder here has that name, and ids on the hub have an owner: owner/name")
     try:
         yield
     except (OSError, ValueError) as error:
         lines = str(error).splitlines()
         reason = lines[0] if isinstance(error, OSError) else " ".join(map(str.strip, lines))
-        raise ValueError(
-            f"model {str(name)!r} could not be loaded: it is none of the embedded ones "
-            f"({', '.join(embedded_models())}), and as a local folder or hub id it failed: {reason}"
-        ) from error
+        raise ValueError(f"{known}, and as a local folder or hub id it failed: {reason}") from error
 
 
 def check_model(model: PreTrainedModel) -> None:

@@ -25,6 +25,7 @@ from ragkv.store import KVStore, Layout
 
 Model = str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase]
 OnToken = Callable[[str], object]
+INSTRUCTION = "Read the notes below.\n"
 
 
 class Rag:
@@ -60,7 +61,7 @@ class Rag:
         *,
         store: KVStore | str | Path | None = None,
         selector: Selector | str = "a3",
-        instruction: str = "Read the notes below.\n",
+        instruction: str = INSTRUCTION,
         chunk_tokens: int = 256,
         chunk_by: By = "paragraphs",
         max_new_tokens: int = 64,
