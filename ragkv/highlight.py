@@ -27,6 +27,8 @@ def highlight(
     selected: Collection[int],
     evidence: Collection[int] = (),
     attention: Tensor | Sequence[float] | None = None,
+    *,
+    measure: str = "attention of the question",
 ) -> str:
     """HTML that shows the document chunk by chunk; whatever is in it is shown as text.
 
@@ -39,6 +41,8 @@ def highlight(
     attention
         ``(document,)``: how much the question attends to each token (`ragkv.inspection.attention_by_layer`, a layer or
         a sum). Each chunk gets a strip of it, a token beside the other; the square root is shown, as in the figures.
+    measure
+        What the legend calls `attention`, where something else is shown by it.
 
     Raises
     ------
@@ -49,7 +53,7 @@ def highlight(
     weights = None if attention is None else [float(weight) for weight in attention]
     if weights is not None and len(weights) != len(prompt.document_span):
         raise ValueError(f"attention to {len(weights)} tokens, and the document has {len(prompt.document_span)}")
-    parts, most = [_legend(bool(proof), weights is not None)], max(map(len, prompt.chunks), default=0)
+    parts, most = [_legend(bool(proof), None if weights is None else measure)], max(map(len, prompt.chunks), default=0)
     for number, (span, ids) in enumerate(zip(prompt.chunk_spans, prompt.chunks, strict=True), 1):
         recomputed = [position in chosen for position in span]
         proven = [position - start in proof for position in span]
@@ -65,9 +69,11 @@ def _marked(pieces: Iterable[tuple[str, bool, bool]]) -> str:
     """Pieces of text, those alike in (recomputed, evidence) under one mark."""
     html = []
     for (recomputed, proven), alike in groupby(pieces, key=lambda piece: piece[1:]):
-        text = escape("".join(piece[0] for piece in alike))
+        text = "".join(piece[0] for piece in alike)
+        before = text[: len(text) - len(text.lstrip())] if text.strip() else ""  # the space before a word is not marked
+        text = escape(text[len(before) :])
         text = f'<u style="{_EVIDENCE}">{text}</u>' if proven else text
-        html.append(f'<mark style="{_RECOMPUTED}">{text}</mark>' if recomputed else text)
+        html.append(before + (f'<mark style="{_RECOMPUTED}">{text}</mark>' if recomputed else text))
     return "".join(html)
 
 
@@ -87,7 +93,7 @@ def _caption(number: int, recomputed: Sequence[bool], proven: Sequence[bool]) ->
     said = f"chunk {number}: {sum(recomputed)} of {len(recomputed)} tokens recomputed"
     if any(proven):
         both = sum(a and b for a, b in zip(recomputed, proven, strict=True))
-        said += f"; of its {sum(proven)} of evidence {both}"
+        said += f", {both} of the {sum(proven)} of evidence"
     return f'<div style="font-size:85%;opacity:.75">{said}</div>'
 
 
@@ -108,11 +114,11 @@ def _strip(weights: Sequence[float], chunk: slice, width: float) -> str:
     )
 
 
-def _legend(evidence: bool, attention: bool) -> str:
+def _legend(evidence: bool, measure: str | None) -> str:
     samples = [_marked([("recomputed", True, False)])]
     if evidence:
         samples.append(_marked([("evidence", False, True)]))
-    if attention:
+    if measure is not None:
         ramp = f"display:inline-block;width:6em;height:10px;background:linear-gradient(90deg,{','.join(_LEVELS)})"
-        samples.append(f'attention of the question, low <span style="{ramp}"></span> high')
+        samples.append(f'{escape(measure)}, low <span style="{ramp}"></span> high')
     return f'<div style="margin-bottom:.6em">{" &nbsp; ".join(samples)}</div>'

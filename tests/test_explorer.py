@@ -10,6 +10,7 @@ import torch
 
 from ragkv import KVStore, fused_prefill, generate, precompute
 from ragkv.explorer import Explorer, FromBenchmark, Looks, OwnText
+from ragkv.explorer.choices import ALL, OWN
 from ragkv.profile import load_profile
 from ragkv.selectors import SELECTORS, ScoringSelector, get_selector
 
@@ -94,7 +95,7 @@ def test_every_control_changes_what_is_shown(explorer):
         (choice.task, ("longbench", "2wikimqa")),
         (choice.model, "tiny-qwen"),
         (explorer.panes[1].selector, "random"),
-        (choice.task, None),
+        (choice.task, OWN),
         (choice.own.document, TEXT),
         (choice.own.question, "Find VAR PIGA?"),
         (choice.own.answer, "PIGA"),
@@ -116,7 +117,7 @@ def test_numbers_end_where_the_task_does(explorer):
 
 def test_markup_is_shown_as_text(explorer):
     choice, attack = explorer.choice, "<script>alert(1)</script>"
-    choice.task.value = None
+    choice.task.value = OWN
     choice.own.document.value = f"{attack} {TEXT}"
     choice.own.answer.value = choice.own.question.value = attack
     assert attack in said(explorer.answers)
@@ -127,7 +128,7 @@ def test_markup_is_shown_as_text(explorer):
 
 
 def test_unknown_words_are_told(explorer):
-    explorer.choice.task.value = None
+    explorer.choice.task.value = OWN
     assert not explorer.message.value
     explorer.choice.own.document.value = f"Zebra crossing. {TEXT}"
     assert re.search(
@@ -147,7 +148,7 @@ BAD = [
 
 @pytest.mark.parametrize(("field", "value", "message"), BAD, ids=range(len(BAD)))
 def test_bad_input_is_told_in_place_and_loses_nothing(explorer, field, value, message):
-    explorer.choice.task.value = None
+    explorer.choice.task.value = OWN
     before, control = shown(explorer), getattr(explorer.choice.own, field)
     good, control.value = control.value, value
     assert message in said(explorer.message)
@@ -155,7 +156,7 @@ def test_bad_input_is_told_in_place_and_loses_nothing(explorer, field, value, me
     assert shown(explorer) == before
     explorer.choice.layer.value = 0  # the view of what is there still works
     assert shown(explorer) != before
-    explorer.choice.layer.value = None
+    explorer.choice.layer.value = ALL
     control.value = good
     assert not explorer.message.value and shown(explorer) == before
     explorer.panes[0].ratio.value = 0.5
@@ -174,7 +175,7 @@ def test_an_unknown_model_is_told(explorer):
 
 def test_files_are_opened_or_told(explorer):
     own = explorer.choice.own
-    explorer.choice.task.value = None
+    explorer.choice.task.value = OWN
 
     def give(name, content):
         file = {"name": name, "type": "", "size": len(content), "last_modified": datetime.now(UTC)}

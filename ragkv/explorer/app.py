@@ -86,7 +86,7 @@ class Explorer(widgets.VBox):
             return
         self.answers.value = page.answers(self.subject, self.looks)
         for pane, (_, look) in zip(self.panes, self._sides, strict=True):
-            pane.document.value = page.document(self.subject, look, self.choice.layer.value)
+            pane.document.value = page.document(self.subject, look, self.choice.attended())
 
     def _open(self, change: object) -> None:
         """The text of a file that was given."""

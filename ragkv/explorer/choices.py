@@ -7,6 +7,7 @@ from ragkv.models import embedded_models
 from ragkv.profile import Profile
 from ragkv.selectors import SELECTORS, Selector, get_selector, selector_options
 
+OWN, ALL = ("your own text",), "all layers"
 RATIOS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 CHUNKS = (16, 32, 64, 128, 256, 512, 1024)
 NOTES = """Late the cook wrote VAR PIGA 414. Today the baker sold the old boat. Once the miner opened the red box.
@@ -40,11 +41,11 @@ class Choice(widgets.VBox):
         tasks = [(name, task) for name, benchmark in profile.benchmarks.items() for task in benchmark.tasks]
         self._prompts = {key: sum(count for count, _ in profile.benchmark(key[0]).sizes(key[1])) for key in tasks}
         shown = [(": ".join(key), key) for key in tasks]
-        self.task = widgets.Dropdown(options=[*shown, ("your own text", None)], description="prompt")
+        self.task = widgets.Dropdown(options=[*shown, (*OWN, OWN)], description="prompt")
         self.number = widgets.BoundedIntText(1, min=1, max=1, description="number", layout={"width": "10em"})
         sizes = sorted({*CHUNKS, profile.chunk_tokens})
         self.chunk_tokens = widgets.Dropdown(options=sizes, value=profile.chunk_tokens, description="chunk size")
-        self.layer = widgets.Dropdown(options=[("all layers", None)], description="attention")
+        self.layer = widgets.Dropdown(options=[ALL], description="attention")
         self.own = Own()
         rows = [self.model, self.task, self.number], [self.chunk_tokens, self.layer]
         super().__init__([*(widgets.HBox(row, layout=_SIDE_BY_SIDE) for row in rows), self.own])
@@ -60,20 +61,24 @@ class Choice(widgets.VBox):
 
     def source(self) -> Source:
         """What is asked."""
-        if self.task.value is None:
+        if self.task.value == OWN:
             return self.own.source()
         benchmark, task = self.task.value
         return FromBenchmark(benchmark, task, self.number.value - 1)
 
     def layers(self, count: int) -> None:
         """Offer this model's layers."""
-        options = [("all layers", None), *((f"layer {layer}", layer) for layer in range(count))]
+        options = [(ALL, ALL), *((f"layer {layer}", layer) for layer in range(count))]
         if len(self.layer.options) != len(options):
             self.layer.options = options
 
+    def attended(self) -> int | None:
+        """The layer whose attention is shown; None for all of them."""
+        return None if self.layer.value == ALL else self.layer.value
+
     def _fit(self, change: object = None) -> None:
         """Show what belongs to a benchmark's prompt, or to one's own text."""
-        own = self.task.value is None
+        own = self.task.value == OWN
         self.own.layout.display = None if own else "none"
         self.number.layout.display = "none" if own else None
         self.number.max = 1 if own else self._prompts[self.task.value]
