@@ -62,10 +62,13 @@ def chunk_document(
     Raises
     ------
     ValueError
-        `tokens` is below 1, or sentences are asked for from a tokenizer that does not say where its tokens stand.
+        `tokens` is below 1, `by` unknown, or sentences are asked for from a tokenizer that does not say where its
+        tokens stand.
     """
     if tokens < 1:
         raise ValueError(f"a chunk size of {tokens} tokens: it must be at least 1")
+    if by not in _LEVELS:
+        raise ValueError(f"chunks by {by!r}: choose one of {', '.join(_LEVELS)}")
     if isinstance(document, str):
         ids, levels = _encode(tokenizer, document, _LEVELS[by])
     else:

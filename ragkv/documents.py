@@ -1,6 +1,6 @@
 """Documents to answer questions from: texts, or text files, in chunks that know where they come from."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,11 +54,11 @@ def read_documents(documents: Documents) -> list[Document]:
     ValueError
         There is no document, no such file, or something that is not text; the message says which.
     """
-    if documents is None or isinstance(documents, bytes):
+    if not isinstance(documents, Iterable | Path) or isinstance(documents, bytes | bytearray | Mapping):
         raise ValueError(f"documents are of type {type(documents).__name__}: give a list of texts, or a folder")
-    given = [Path(documents)] if isinstance(documents, str | Path) else list(documents)
-    if isinstance(documents, str) and not Path(documents).exists():
+    if isinstance(documents, str) and not _exists(documents):
         raise ValueError(f"there is no folder or file {documents[:80]!r}; texts are given as a list, [text, ...]")
+    given = [Path(documents)] if isinstance(documents, str | Path) else list(documents)
     read = [found for number, one in enumerate(given, 1) for found in _read(one, number)]
     if not read:
         raise ValueError("there are no documents: give at least one text, or a folder with .txt or .md files")
@@ -67,11 +67,18 @@ def read_documents(documents: Documents) -> list[Document]:
     return kept
 
 
+def _exists(name: str) -> bool:
+    try:
+        return bool(name.strip()) and Path(name).exists()
+    except OSError:  # too long for a name: it is a text
+        return False
+
+
 def _read(given: object, number: int) -> list[Document]:
     if isinstance(given, str):
         if given.endswith(SUFFIXES) and "\n" not in given and Path(given).is_file():
             raise ValueError(f"document {number} is the name of a file, {given!r}: give Path({given!r}) to read it")
-        return [Document(str(number), given)]
+        return [Document(str(number), _checked(given, f"document {number}"))]
     if not isinstance(given, Path):
         raise ValueError(f"document {number} is of type {type(given).__name__}: give its text as str, or a Path")
     if given.is_file():
@@ -85,18 +92,32 @@ def _read(given: object, number: int) -> list[Document]:
 
 
 def read_text(file: Path) -> str:
-    """A UTF-8 file's text.
+    """A UTF-8 file's text, see `decode_text`."""
+    return decode_text(file.read_bytes(), str(file))
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """The text that a UTF-8 file called `name` holds.
 
     Raises
     ------
     ValueError
-        It is not UTF-8; the message names the line.
+        It is not UTF-8, or holds what no text has; the message names the line.
     """
     try:
-        return file.read_bytes().decode("utf-8-sig")
+        return _checked(data.decode("utf-8-sig"), name)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{file}, line {line}: this is not UTF-8 text. Save the file as UTF-8") from None
+        raise ValueError(f"{name}, line {line}: this is not UTF-8 text. Save the file as UTF-8") from None
+
+
+def _checked(text: str, name: str) -> str:
+    """The text, unless it has the zero bytes of images, archives and programs."""
+    before, zero, _ = text.partition("\0")
+    if zero:
+        line = before.count("\n") + 1
+        raise ValueError(f"{name}, line {line}: this is not text, it has a zero byte. Give plain text (.txt, .md)")
+    return text
 
 
 def chunk_documents(

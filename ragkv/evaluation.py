@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from time import perf_counter
 from typing import NamedTuple
@@ -161,7 +161,7 @@ class _Run:
 
     def answers(self, item: Item, methods: list[Method], prompts: Placed, coming: Placed) -> Iterator[dict]:
         """A row per method; what is `coming` next is read ahead while the first answer is decoded."""
-        prompt, stored = item.prompt, self.stored_bytes(prompts)
+        prompt, stored, ended = item.prompt, self.stored_bytes(prompts), self.task.ended(self.tokenizer)
         self.fetch(prompts)
         for number, method in enumerate(methods):
             for ahead in self.ahead.values():
@@ -172,7 +172,7 @@ class _Run:
             ttft = perf_counter() - start
             if number == 0 and coming:
                 self.fetch(coming)
-            answer = decode(self.model, prefill, max_new_tokens=self.max_new_tokens, ended=self._ended())
+            answer = decode(self.model, prefill, max_new_tokens=self.max_new_tokens, ended=ended)
             prediction = self.tokenizer.decode(answer.ids, skip_special_tokens=True)
             scores = self.task.scores(prediction, item.answers, item.classes)
             yield {
@@ -197,12 +197,6 @@ class _Run:
                 "cache_bytes": prefill.cache_bytes,
                 "recomputed": prefill.selected.tolist(),
             }
-
-    def _ended(self) -> Callable[[list[int]], bool] | None:
-        stop = self.task.stop
-        if stop is None:
-            return None
-        return lambda ids: stop in self.tokenizer.decode(ids, skip_special_tokens=True).lstrip(stop)
 
 
 def _share(prompt: Prompt, prefill: Prefill) -> float:

@@ -18,16 +18,21 @@ from ragkv.store import KVStore
 
 @dataclass(frozen=True)
 class _Watch(Selector):
-    """Keeps the question's attention at one layer; all layers below it are computed for all tokens."""
+    """Recomputes everything, and keeps the question's attention at each of `depth` layers."""
 
     ratio: float = 1.0
+    depth: int = 1
     seen: list[Tensor] = field(default_factory=list)
 
     observes: ClassVar[bool] = True
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(range(self.depth))
+
     def choose(self, seen: Observation) -> Tensor:
         self.seen.append(question_attention(seen, per_head=True).cpu())
-        return torch.arange(len(seen.prompt.document_span))
+        return seen.candidates
 
 
 def attention_by_layer(model: PreTrainedModel, prompt: Prompt, store: KVStore) -> Tensor:
@@ -35,12 +40,9 @@ def attention_by_layer(model: PreTrainedModel, prompt: Prompt, store: KVStore) -
 
     Summed over heads (each with its own softmax over the tokens behind the prefix) and over the question's tokens.
     """
-    layers = []
-    for layer in range(model.config.num_hidden_layers):
-        watch = _Watch(layer=layer)
-        fused_prefill(model, prompt, store, watch)
-        layers += watch.seen
-    return torch.stack(layers)
+    watch = _Watch(depth=model.config.num_hidden_layers)
+    fused_prefill(model, prompt, store, watch)
+    return torch.stack(watch.seen)
 
 
 def look_at(

@@ -100,13 +100,15 @@ def model_source(name: str | Path) -> str | Path:
 
 @contextmanager
 def _found(name: str | Path) -> Iterator[None]:
+    known = f"model {str(name)!r} could not be loaded: it is none of the embedded ones ({', '.join(embedded_models())})"
+    if "/" not in str(model_source(name)) and not Path(name).exists():  # the hub is not asked for a slip of the pen
+        raise ValueError(f"{known}, no folder here has that name, and ids on the hub have an owner: owner/name")
     try:
         yield
-    except OSError as error:
-        raise ValueError(
-            f"model {str(name)!r} could not be loaded: it is none of the embedded ones "
-            f"({', '.join(embedded_models())}), and as a local folder or hub id it failed: {str(error).splitlines()[0]}"
-        ) from error
+    except (OSError, ValueError) as error:
+        lines = str(error).splitlines()
+        reason = lines[0] if isinstance(error, OSError) else " ".join(map(str.strip, lines))
+        raise ValueError(f"{known}, and as a local folder or hub id it failed: {reason}") from error
 
 
 def check_model(model: PreTrainedModel) -> None:
@@ -166,6 +168,22 @@ def check_prompt(model: PreTrainedModel, prompt: Prompt) -> None:
     for token in (*map(int, prompt.tensor.aminmax()), *map(min, contexts), *map(max, contexts)):
         if not 0 <= token < config.vocab_size:
             raise ValueError(f"token id {token} is outside the model's vocabulary of {config.vocab_size}")
+
+
+def check_room(model: PreTrainedModel, prompt: Prompt, new_tokens: int, advice: str) -> None:
+    """Refuse a prompt whose answer of up to `new_tokens` would not fit behind it; `advice` ends the message.
+
+    Raises
+    ------
+    ValueError
+        Prompt and answer have more tokens than the model has positions.
+    """
+    tokens, positions = len(prompt.ids), model.config.max_position_embeddings
+    if tokens + new_tokens > positions:
+        raise ValueError(
+            f"the prompt has {tokens} tokens and its answer up to {new_tokens} (max_new_tokens), together more than "
+            f"the model's {positions} positions: {advice}"
+        )
 
 
 def sliding_window(model: PreTrainedModel) -> int | None:

@@ -16,7 +16,7 @@ from ragkv.decoding import decode, text_stream
 from ragkv.documents import Chunk, Documents, chunk_documents, read_documents
 from ragkv.forward import Clock
 from ragkv.fusion import Prefill, fused_prefill
-from ragkv.models import check_model, load_model
+from ragkv.models import check_model, check_room, load_model
 from ragkv.precompute import Precomputed, precompute
 from ragkv.prompt import Prompt, chat_parts
 from ragkv.selectors import Selector, get_selector
@@ -25,6 +25,7 @@ from ragkv.store import KVStore, Layout
 
 Model = str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase]
 OnToken = Callable[[str], object]
+INSTRUCTION = "Read the notes below.\n"
 
 
 class Rag:
@@ -60,7 +61,7 @@ class Rag:
         *,
         store: KVStore | str | Path | None = None,
         selector: Selector | str = "a3",
-        instruction: str = "Read the notes below.\n",
+        instruction: str = INSTRUCTION,
         chunk_tokens: int = 256,
         chunk_by: By = "paragraphs",
         max_new_tokens: int = 64,
@@ -112,7 +113,8 @@ class Rag:
             order = sorted(best)
             chunks = tuple(self.chunks[i] for i in order)
             prompt = self._prompt(question, *chunks)
-        self._check_room(prompt, f"retrieve fewer than {len(chunks)} chunks (k), or cut smaller ones (chunk_tokens)")
+        less = f"retrieve fewer than {len(chunks)} chunks (k)" if len(chunks) > 1 else "ask a shorter question"
+        check_room(self.model, prompt, self.max_new_tokens, f"{less}, or cut smaller chunks (chunk_tokens)")
         if self.selector.reuses:
             with clock("precompute"):
                 hit_rate = self._fill(prompt)
@@ -131,7 +133,7 @@ class Rag:
         with clock("prefill"):
             ids = next_turn(self.tokenizer, check_question(question))
             prompt = replace(answer.prompt, question=(*answer.prompt.question, *answer.generation.ids, *ids))
-            self._check_room(prompt, "begin a new conversation")
+            check_room(self.model, prompt, self.max_new_tokens, "begin a new conversation")
             prefill = go_on(self.model, answer.prefill, answer.generation, ids)
         said = self._decode(prefill, on_token)
         return replace(answer, question=question, prompt=prompt, hit_rate=None, seconds=clock.seconds(), **said)
@@ -162,14 +164,6 @@ class Rag:
         text = self.tokenizer.decode(generation.ids, skip_special_tokens=True)
         return {"text": text, "prefill": prefill, "generation": generation}
 
-    def _check_room(self, prompt: Prompt, advice: str) -> None:
-        tokens, positions = len(prompt.ids), self.model.config.max_position_embeddings
-        if tokens + self.max_new_tokens > positions:
-            raise ValueError(
-                f"the prompt has {tokens} tokens and its answer up to {self.max_new_tokens} (max_new_tokens), together "
-                f"more than the model's {positions} positions: {advice}"
-            )
-
 
 def check_question(question: str) -> str:
     """The question, if it is one."""
@@ -181,7 +175,7 @@ def check_question(question: str) -> str:
 def _loaded(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if isinstance(model, str | Path):
         return load_model(model)
-    if not (isinstance(model, tuple) and len(model) == 2):
+    if not (isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], PreTrainedModel)):
         raise ValueError(f"the model is of type {type(model).__name__}: give a name, a folder, or (model, tokenizer)")
     check_model(model[0])
     return model

@@ -278,6 +278,12 @@ def test_a_question_must_ask(question, tiny):
         ([" ", ""], "no text in any"),
         (None, "documents are of type NoneType"),
         (b"text", "documents are of type bytes"),
+        (bytearray(b"text"), "documents are of type bytearray"),
+        (3, "documents are of type int"),
+        ({"a": "text"}, "documents are of type dict"),
+        ("", "no folder or file ''"),
+        ("a whole text. " * 999, r"no folder or file 'a whole text\. .*'; texts are given as a list"),
+        (["text", "two\nlines\0"], "document 2, line 2: this is not text, it has a zero byte"),
         (["text", None], "document 2 is of type NoneType"),
         ([b"text"], "document 1 is of type bytes"),
         ("no-such-folder", "no folder or file 'no-such-folder'"),
@@ -295,6 +301,9 @@ def test_files_must_be_text(tmp_path, monkeypatch):
     (tmp_path / "latin.txt").write_bytes("fine\ncaf\u00e9".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.txt, line 2: this is not UTF-8"):
         read_documents(tmp_path)
+    (tmp_path / "archive.md").write_bytes(b"PK\0\1")
+    with pytest.raises(ValueError, match=r"archive\.md, line 1: this is not text, it has a zero byte"):
+        read_documents(tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"document 1 is the name of a file, 'latin\.txt': give Path"):
         read_documents(["latin.txt"])
@@ -305,6 +314,8 @@ def test_too_long_is_refused_before_anything_is_computed(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"has \d+ tokens .* 8192 positions: retrieve fewer than 500 chunks \(k\)"):
         answer("Find VAR PIGA?", many, model=tiny, store=tmp_path / "kv")
     assert not (tmp_path / "kv").exists()
+    with pytest.raises(ValueError, match=r"8192 positions: ask a shorter question, or cut smaller chunks"):
+        answer("Find VAR PIGA? " * 3000, TEXTS[:1], model=tiny)
     rag = Rag(TEXTS, tiny)
     found = rag.ask("Find VAR PIGA?")
     rag.max_new_tokens = 8192 - len(found.prompt.ids) - 5
@@ -312,11 +323,17 @@ def test_too_long_is_refused_before_anything_is_computed(tiny, tmp_path):
         rag.follow_up(found, "Find VAR REDA?")
 
 
-def test_models_and_selectors_must_be_known(tiny, monkeypatch):
+def test_models_selectors_and_chunks_must_be_known(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"none of the embedded ones \(tiny-llama"):
         answer("Find VAR REDA?", TEXTS, model="no-such-model")
     with pytest.raises(ValueError, match="type LlamaForCausalLM: give a name, a folder, or"):
         answer("Find VAR REDA?", TEXTS, model=tiny[0])
+    with pytest.raises(ValueError, match="type tuple: give a name, a folder, or"):
+        answer("Find VAR REDA?", TEXTS, model=("tiny-llama", tiny[1]))
+    with pytest.raises(ValueError, match=f"model {str(tmp_path)!r} could not be loaded"):
+        answer("Find VAR REDA?", TEXTS, model=tmp_path)
+    with pytest.raises(ValueError, match="chunks by 'pages': choose one of tokens, sentences, paragraphs"):
+        answer("Find VAR REDA?", TEXTS, model=tiny, chunk_by="pages")
     with pytest.raises(ValueError, match="unknown selector 'nothing'"):
         answer("Find VAR REDA?", TEXTS, model=tiny, selector="nothing")
     with pytest.raises(ValueError, match="k is 0"):

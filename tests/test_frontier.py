@@ -1,7 +1,5 @@
-"""What methods cost, areas under their curves, oracles and failures; the highlighted document."""
+"""What methods cost, areas under their curves, oracles and failures."""
 
-import re
-from html import unescape
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,11 +10,10 @@ from conftest import memory_store, plain, random_prompt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkv import load_tokenizer, precompute
+from ragkv import precompute
 from ragkv.figures import frontier
 from ragkv.frontier import areas, costs, deviations, failures, oracle_overlap
-from ragkv.highlight import highlight
-from ragkv.prompt import Prompt, encode
+from ragkv.prompt import Prompt
 
 
 def rows_of(curves: dict[str, dict[float, list[float]]]) -> pd.DataFrame:
@@ -101,31 +98,3 @@ def test_deviations_against_the_models_own_cache(model, rng):
     assert (change[:7] < 1e-5).all()  # the first chunk stands where it was computed
     assert (effect[:7] < 1e-2).all()
     assert effect[7:].max() > 10 * effect[:7].max()
-
-
-def test_the_highlighted_document_is_the_document():
-    """Without its tags the HTML is the text, chunk by chunk; what was recomputed is marked, and only that."""
-    tokenizer = load_tokenizer("tiny-llama")
-    texts = ["Late the cook wrote VAR PIGA 414.", "Then the poet wrote VAR REDA PIGA."]
-    chunks = [encode(tokenizer, text) for text in texts]
-    prompt = Prompt([1], chunks, [5])
-    start = prompt.document_span.start
-    page = highlight(tokenizer, prompt, [start + 2, start + 3, len(prompt.ids) - 1], evidence=[3])
-    paragraphs = re.findall(r"<p[^>]*>(.*?)</p>", page)
-    assert [unescape(re.sub("<[^>]+>", "", p)) for p in paragraphs] == [tokenizer.decode(c) for c in chunks]
-    marked = re.findall(r'<span style="([^"]*)">(.*?)</span>', page)
-    assert [("background" in style, "border" in style) for style, _ in marked] == [(True, False), (True, True)]
-    assert "".join(text for _, text in marked).split() == tokenizer.decode(chunks[0][2:4]).split()
-
-
-def test_markup_in_a_document_is_shown_as_text():
-    class Words:
-        words = ("", "<script>alert(1)</script>", "&", "<b>")
-
-        def decode(self, ids):
-            return "".join(self.words[i] for i in ids)
-
-    page = highlight(Words(), Prompt([], [[1, 2, 3]], [1]), [0])
-    assert "<script>" not in page
-    assert "<b>" not in page
-    assert unescape(re.sub("<[^>]+>", "", page)) == "<script>alert(1)</script>&<b>"

@@ -73,6 +73,13 @@ class Task:
     chat: bool = True
     stop: str | None = None
 
+    def ended(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], bool] | None:
+        """Says of an answer's ids whether it ends there (`ragkv.decode`'s ``ended``); None where nothing ends it."""
+        stop = self.stop
+        if stop is None:
+            return None
+        return lambda ids: stop in tokenizer.decode(ids, skip_special_tokens=True).lstrip(stop)
+
 
 class TaskParameters(Parameters):
     """What a profile says of one task; benchmarks add their own.
