@@ -14,6 +14,7 @@ from ragkv.precompute import Precomputed, precompute
 from ragkv.profile import MethodParameters, Profile, load_profile
 from ragkv.results import Outputs, read_rows, write_json
 from ragkv.selectors import Selector
+from ragkv.shards import Shard
 from ragkv.store import KVStore
 
 
@@ -50,12 +51,13 @@ class Experiment(Parameters):
         """The profile's store, for segments in that format."""
         return KVStore(self.outputs.store, format=format)
 
-    def precompute(self, model: PreTrainedModel, *, progress: bool = False) -> Precomputed:
-        """Compute and store what all prompts need, in every way that some method wants it."""
+    def precompute(self, model: PreTrainedModel, *, shard: str | None = None, progress: bool = False) -> Precomputed:
+        """Compute and store what all prompts need, in every way that some method wants it; or a `shard` (``"0/2"``)."""
+        part = Shard.parse(shard)
         prompts, done = [item.prompt for task in self.tasks for item in self.items(*task)], []
         for offline in self.profile.offline:
             placed = (offline.prompt(prompt, model.config.bos_token_id) for prompt in prompts)
-            done.append(precompute(model, placed, self.store(offline.format), progress=progress))
+            done.append(precompute(model, placed, self.store(offline.format), shard=part, progress=progress))
         return sum(done[1:], done[0])
 
     @property

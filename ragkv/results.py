@@ -12,6 +12,8 @@
         <task>.prompts.json                         the task's prompts, with what their evaluation needs
         <task>.parquet <task>.json                  a row per (prompt, method, ratio); summary with provenance
         <task>.<parameters>.partial.jsonl           rows so far, while an evaluation runs or after it was interrupted
+
+A shard's files have its name before the ending: ``precompute.0-of-2.json``, ``<task>.0-of-2.json`` when it is done.
 """
 
 import errno
@@ -81,6 +83,10 @@ class Outputs:
     def partial(self, benchmark: str, task: str, parameters: str) -> Path:
         return self.folder / benchmark / f"{task}.{parameters}.partial.jsonl"
 
+    def partials(self, benchmark: str, task: str, parameters: str) -> list[Path]:
+        """Those that are there, of the whole and of shards."""
+        return sorted((self.folder / benchmark).glob(f"{task}.{parameters}.partial*.jsonl"))
+
     @property
     def report(self) -> Path:
         return self.profile_folder / "report.html"
@@ -143,16 +149,21 @@ def _there(path: Path, made_by: str) -> Path:
 
 
 def read_partial(path: Path) -> list[dict]:
-    """The rows of an interrupted evaluation; a line that was cut off is dropped, and computed again."""
+    """The rows of an interrupted evaluation; a line that was cut off is dropped from its file, and computed again."""
     if not path.exists():
         return []
+    rows = rows_so_far(path)
+    if len(rows) < len(path.read_text().splitlines()) or not path.read_bytes().endswith(b"\n"):
+        _replace(path, lambda partial: partial.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+    return rows
+
+
+def rows_so_far(path: Path) -> list[dict]:
+    """The whole lines of a file that another process may be writing; the file is left as it is."""
     rows = []
-    lines = path.read_text().splitlines()
-    for line in lines:
+    for line in path.read_text().splitlines():
         with suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-    if len(rows) < len(lines) or not path.read_bytes().endswith(b"\n"):
-        _replace(path, lambda partial: partial.write_text("".join(json.dumps(row) + "\n" for row in rows)))
     return rows
 
 
