@@ -5,6 +5,7 @@ PYTHON ?= python3
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 GPUS ?= $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c .)
 SHARDS ?= 1
+MINUTES ?= 10
 TORCH ?= torch
 ifdef CPU
 TORCH = torch --index-url https://download.pytorch.org/whl/cpu
@@ -19,7 +20,7 @@ WHERE = $(if $(EXECUTOR),--workflow-profile workflow/profiles/$(EXECUTOR),--core
 SNAKEMAKE = $(ONE_THREAD) snakemake -s workflow/Snakefile $(WHERE) --rerun-triggers mtime params input $(OPTIONS) \
   --config profile=$(PROFILE) shards=$(SHARDS) gpus=$(GPUS)
 
-.PHONY: help setup reproduce unlock dry-run record test lint lab notebooks bench clean
+.PHONY: help setup reproduce unlock dry-run record test lint lab notebooks bench load scaling clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -70,6 +71,12 @@ record:  ## keep a profile's summaries, tables and figures under outputs/referen
 
 bench: $(INSTALLED)  ## fused prefill against full prefill, and precompute against a plain forward, on this machine
 	python -m ragkv.bench
+
+load: $(INSTALLED)  ## two processes that precompute and two that evaluate over one store, ten minutes (MINUTES=<n>)
+	$(ONE_THREAD) python workflow/load.py --minutes $(MINUTES)
+
+scaling: $(INSTALLED)  ## an evaluation in two shards side by side against the same as a whole
+	$(ONE_THREAD) python workflow/scaling.py
 
 clean:  ## remove outputs/ (recorded results stay) and the virtual environment
 	find outputs -mindepth 1 -maxdepth 1 ! -name .gitkeep ! -name reference -exec rm -rf {} +

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Start Slurm on this machine alone: munge, the controller and one node of two CPUs, over loopback.
 #
-#   tests/slurm/start.sh FOLDER      everything that it writes lies in FOLDER, a new one
-#   export SLURM_CONF=FOLDER/slurm.conf
-#   kill $(cat FOLDER/*.pid)         ends it
+#   tests/slurm/start.sh FOLDER   what it writes lies in FOLDER, a new one, to which /etc/slurm/slurm.conf points
+#   tests/slurm/stop.sh FOLDER    ends it
 #
-# It installs nothing (apt-get install slurm-wlm munge) and has to be run by root, as whom its jobs run.
+# It installs nothing (apt-get install slurm-wlm munge) and has to be run by root, as whom its jobs run. The link is
+# needed: the steps of a job that Snakemake starts do not see SLURM_CONF.
 set -euo pipefail
 
 folder=$(realpath -m "${1:?"usage: $0 FOLDER"}")
@@ -16,6 +16,7 @@ for program in munged slurmctld slurmd; do
   command -v "$program" >/dev/null || { echo "$program is not there: apt-get install slurm-wlm munge" >&2; exit 1; }
 done
 [ "$(id -u)" = 0 ] || { echo "$0 has to be run by root" >&2; exit 1; }
+[ -e /etc/slurm/slurm.conf ] && { echo "there is a Slurm here already: /etc/slurm/slurm.conf" >&2; exit 1; }
 mkdir "$folder"
 mkdir "$folder/state" "$folder/spool"
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
@@ -50,7 +51,7 @@ CONF
 (umask 077 && head -c 1024 /dev/urandom >"$folder/munge.key")
 munged --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" --pid-file="$folder/munged.pid" \
   --log-file="$folder/munged.log" --seed-file="$folder/munge.seed"
-export SLURM_CONF="$folder/slurm.conf"
+ln -sfn "$folder/slurm.conf" /etc/slurm/slurm.conf
 slurmctld
 slurmd
 for _ in $(seq 100); do

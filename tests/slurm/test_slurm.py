@@ -30,9 +30,8 @@ def slurm(tmp_path):
     folder = tmp_path / "slurm"
     subprocess.run([ROOT / "tests/slurm/start.sh", folder], check=True)
     path = f"{Path(sys.executable).parent}:{PATH}"
-    yield os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path, "OMP_NUM_THREADS": "1"}
-    for file in folder.glob("*.pid"):
-        os.kill(int(file.read_text()), 15)
+    yield os.environ | {"PATH": path}
+    subprocess.run([ROOT / "tests/slurm/stop.sh", folder], check=True)
 
 
 @pytest.fixture
