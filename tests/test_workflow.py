@@ -69,7 +69,7 @@ def test_shards_merge_to_the_table_of_one_run(project):
     rows = project / "outputs/q/tiny-llama/ruler/vt_1.parquet"
     done = run(project, one, rows, profile="q", shards=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert re.search(r"^ruler_shard +2$", done.stderr, re.M)
+    assert re.search(r"^ruler_shard +2$", done.stdout + done.stderr, re.M)
     times = ["ttft", "tpot", "load", "select"]
     tables = (project / f"outputs/{profile}/tiny-llama/ruler/vt_1.parquet" for profile in "pq")
     whole, sharded = (pd.read_parquet(path).drop(columns=times) for path in tables)
