@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -26,8 +27,19 @@ from ragkv.models import fingerprint
 from ragkv.offline import Offline
 from ragkv.profile import Profile
 from ragkv.prompt import Prompt
-from ragkv.results import Outputs, append_rows, provenance, read_json, read_partial, read_rows, write_json, write_rows
+from ragkv.results import (
+    Outputs,
+    append_rows,
+    provenance,
+    read_json,
+    read_partial,
+    read_rows,
+    rows_so_far,
+    write_json,
+    write_rows,
+)
 from ragkv.selectors import Selector
+from ragkv.shards import Shard
 from ragkv.store import Layout
 
 
@@ -48,13 +60,15 @@ def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    shard: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Answer every prompt of a task with every method; a row each, also written to the experiment's outputs.
 
     Rows are kept as they come: after an interruption the same call goes on where it stopped, and what was finished
-    with the same parameters is read again. While one prompt's answers are decoded, the next one's keys and values are
-    read into memory; so TTFT here is from keys and values in host memory.
+    with the same parameters is read again. A `shard` (``"0/2"``) answers its part of the prompts; the same call without
+    one then finds nothing left to answer, and writes the rows of all as one table. While one prompt's answers are
+    decoded, the next one's keys and values are read into memory; so TTFT here is from keys and values in host memory.
 
     Returns
     -------
@@ -64,7 +78,7 @@ def evaluate(
         cache_bytes, recomputed``: times in seconds, the share of the document that was recomputed, the files that the
         prompt is fused from, the cache after the prefill, ``recomputed`` the positions.
     """
-    profile, outputs = experiment.profile, experiment.outputs
+    profile, outputs, part = experiment.profile, experiment.outputs, Shard.parse(shard)
     parameters, kind = experiment.parameters(benchmark, task), profile.benchmark(benchmark).task(task)
     methods = [
         Method(method.name, method.selector, s, method.offline, method.evicts())
@@ -72,49 +86,63 @@ def evaluate(
         for s in experiment.selectors(method, parameters.ratios, model)
     ]
     items = experiment.items(benchmark, task)
-    identity = _identity(model, parameters, profile, methods, items)
-    if (finished := _finished(outputs, benchmark, task, identity)) is not None:
-        return finished
-    partial = outputs.partial(benchmark, task, identity)
-    rows = read_partial(partial)
-    done = {(row["prompt"], row["method"], row["ratio"]) for row in rows}
-    left = [(item, [m for m in methods if (item.id, m.name, m.selector.ratio) not in done]) for item in items]
-    left = [(item, some) for item, some in left if some]
-    run = _Run(experiment, model, tokenizer, kind, parameters.max_new_tokens or kind.max_new_tokens)
-
-    with experiment.holding(model, (item.prompt for item, _ in left), f"evaluate {benchmark}/{task}"):
-        prompts = run.placed(*left[0]) if left else {}
-        for _, some in left[:1]:  # first-call costs are no TTFT
-            run.prefill(prompts, some[0])
-        shown = tqdm(left, task, unit="prompt", initial=len(items) - len(left), total=len(items), disable=not progress)
-        for (item, some), after in zip(shown, [*left, None][1:], strict=True):
-            coming = run.placed(*after) if after else {}
-            new = list(run.answers(item, some, prompts, coming))
-            append_rows(partial, new)
-            rows += new
-            prompts = coming
-            shown.set_postfix_str(_running(rows), refresh=False)
-    order = {(method.name, method.selector.ratio): i for i, method in enumerate(methods)}
-    place = {item.id: i for i, item in enumerate(items)}
-    rows.sort(key=lambda row: (place[row["prompt"]], order[row["method"], row["ratio"]]))
-    table = pd.DataFrame(rows)
-    write_rows(outputs.rows(benchmark, task), table)
-    write_json(
-        outputs.summary(benchmark, task),
-        {
-            "benchmark": benchmark,
-            "task": task,
-            "identity": identity,
-            "summary": summarise(table).to_dict("records"),
-            "parameters": {"profile": experiment.name, "model": experiment.model}
-            | json.loads(profile.model_dump_json(exclude={"benchmarks"}))
-            | {"benchmark": json.loads(profile.benchmark(benchmark).model_dump_json(exclude={"tasks"}))}
-            | {"task": json.loads(parameters.model_dump_json())},
-            "provenance": provenance(model),
-        },
-    )
-    partial.unlink(missing_ok=True)
+    mine, identity = part.take(items), _identity(model, parameters, profile, methods, items)
+    about = {"benchmark": benchmark, "task": task, "identity": identity}
+    table = _finished(outputs, benchmark, task, identity, mine)
+    if table is None:
+        run = _Run(experiment, model, tokenizer, kind, parameters.max_new_tokens or kind.max_new_tokens)
+        own = part.path(outputs.partial(benchmark, task, identity))
+        others = [rows_so_far(path) for path in outputs.partials(benchmark, task, identity) if path != own]
+        known = sum(others, read_partial(own))
+        table = pd.DataFrame(run.rows(mine, methods, known, own, name=task, progress=progress))
+        if part.whole:
+            write_rows(outputs.rows(benchmark, task), table)
+            write_json(outputs.summary(benchmark, task), about | _summary(experiment, benchmark, task, model, table))
+            for path in outputs.partials(benchmark, task, identity):
+                path.unlink(missing_ok=True)
+    if not part.whole:
+        write_json(part.path(outputs.summary(benchmark, task)), about | {"prompts": len(mine)})
     return table
+
+
+def evaluate_tasks(
+    experiment: Experiment,
+    benchmark: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Iterable[str] | None = None,
+    **options: Any,
+) -> dict[str, pd.DataFrame]:
+    """`evaluate` each of a benchmark's tasks, by default all of the profile's, and give the results by task.
+
+    A task of which a shard has no prompt is left out.
+
+    Raises
+    ------
+    ValueError
+        The shard has no prompt of any of them.
+    """
+    names = list(tasks or experiment.profile.benchmark(benchmark).tasks)
+    results = {task: evaluate(experiment, benchmark, task, model, tokenizer, **options) for task in names}
+    if not any(map(len, results.values())):
+        most = max(len(experiment.items(benchmark, task)) for task in names)
+        raise ValueError(f"{benchmark}: shard {options.get('shard')} has no prompt; make at most {most} shards")
+    return {task: rows for task, rows in results.items() if len(rows)}
+
+
+def _summary(
+    experiment: Experiment, benchmark: str, task: str, model: PreTrainedModel, table: pd.DataFrame
+) -> dict[str, Any]:
+    """What is written beside the rows."""
+    profile = experiment.profile
+    return {
+        "summary": summarise(table).to_dict("records"),
+        "parameters": {"profile": experiment.name, "model": experiment.model}
+        | json.loads(profile.model_dump_json(exclude={"benchmarks"}))
+        | {"benchmark": json.loads(profile.benchmark(benchmark).model_dump_json(exclude={"tasks"}))}
+        | {"task": json.loads(experiment.parameters(benchmark, task).model_dump_json())},
+        "provenance": provenance(model),
+    }
 
 
 Placed = dict[Offline, Prompt]  # a prompt in every way in which its methods want its chunks computed
@@ -131,11 +159,35 @@ class _Run:
         task: Task,
         max_new_tokens: int,
     ):
+        self.experiment = experiment
         self.model, self.tokenizer, self.task, self.max_new_tokens = model, tokenizer, task, max_new_tokens
         self.backend, self.bos = experiment.profile.backend, model.config.bos_token_id
         self.layouts = {offline.format: Layout.of(model, offline.format) for offline in experiment.profile.offline}
         self.stores = {name: experiment.store(name) for name in self.layouts}
         self.ahead = {name: ReadAhead(self.stores[name], layout) for name, layout in self.layouts.items()}
+
+    def rows(
+        self, items: list[Item], methods: list[Method], known: list[dict], partial: Path, *, name: str, progress: bool
+    ) -> list[dict]:
+        """A row for every item and method, in this order; those not `known` are answered and added to `partial`."""
+        found = {_key(row): row for row in known}
+        left = [(item, [m for m in methods if (item.id, m.name, m.selector.ratio) not in found]) for item in items]
+        left = [(item, some) for item, some in left if some]
+        with self.experiment.holding(self.model, (item.prompt for item, _ in left), f"evaluate {name}"):
+            prompts = self.placed(*left[0]) if left else {}
+            for _, some in left[:1]:  # first-call costs are no TTFT
+                self.prefill(prompts, some[0])
+            bar = tqdm(
+                left, name, unit="prompt", initial=len(items) - len(left), total=len(items), disable=not progress
+            )
+            for (item, some), after in zip(bar, [*left, None][1:], strict=True):
+                coming = self.placed(*after) if after else {}
+                new = list(self.answers(item, some, prompts, coming))
+                append_rows(partial, new)
+                found |= {_key(row): row for row in new}
+                prompts = coming
+                bar.set_postfix_str(_running(list(found.values())), refresh=False)
+        return [found[item.id, method.name, method.selector.ratio] for item in items for method in methods]
 
     def placed(self, item: Item, methods: list[Method]) -> Placed:
         ways = dict.fromkeys(method.offline for method in methods)
@@ -211,13 +263,18 @@ def _running(rows: list[dict]) -> str:
     return ", ".join(f"{method} {mean:.2f}" for method, mean in means.items())
 
 
-def _finished(outputs: Outputs, benchmark: str, task: str, identity: str) -> pd.DataFrame | None:
-    """The results of an evaluation with the same parameters, if it was finished."""
+def _key(row: dict) -> tuple[str, str, float]:
+    return row["prompt"], row["method"], row["ratio"]
+
+
+def _finished(outputs: Outputs, benchmark: str, task: str, identity: str, items: list[Item]) -> pd.DataFrame | None:
+    """These items' results of an evaluation with the same parameters, if it was finished."""
     if not (outputs.summary(benchmark, task).exists() and outputs.rows(benchmark, task).exists()):
         return None
     if read_json(outputs.summary(benchmark, task), "").get("identity") != identity:
         return None
-    return read_rows(outputs.rows(benchmark, task), "")
+    rows = read_rows(outputs.rows(benchmark, task), "")
+    return rows[rows["prompt"].isin([item.id for item in items])].reset_index(drop=True)
 
 
 def _identity(

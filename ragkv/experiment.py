@@ -17,6 +17,7 @@ from ragkv.profile import MethodParameters, Profile, load_profile
 from ragkv.prompt import Prompt
 from ragkv.results import Outputs, read_rows, write_json
 from ragkv.selectors import Selector
+from ragkv.shards import Shard
 from ragkv.store import Cache, KVStore, Layout, Manifest, ReadOnlyError
 
 
@@ -57,11 +58,12 @@ class Experiment(Parameters):
         cache = Cache(self.root / given.cache, given.cache_gigabytes * 1e9) if given.cache else None
         return KVStore(url, format=format, cache=cache)
 
-    def precompute(self, model: PreTrainedModel, *, progress: bool = False) -> Precomputed:
-        """Compute and store what all prompts need, in every way that some method wants it.
+    def precompute(self, model: PreTrainedModel, *, shard: str | None = None, progress: bool = False) -> Precomputed:
+        """Compute and store what all prompts need, in every way that some method wants it; or a `shard` (``"0/2"``).
 
         The store's manifest says afterwards what that is; what is there already is not evicted meanwhile.
         """
+        part = Shard.parse(shard)
         prompts, done = [item.prompt for task in self.tasks for item in self.items(*task)], []
         manifest, store = self.manifest(model), self.store()
         with suppress(ReadOnlyError):  # all may be there
@@ -69,7 +71,7 @@ class Experiment(Parameters):
         with store.hold(manifest.references, f"precompute {self.name}, {self.model}"):
             for offline in self.profile.offline:
                 placed = (offline.prompt(prompt, model.config.bos_token_id) for prompt in prompts)
-                done.append(precompute(model, placed, self.store(offline.format), progress=progress))
+                done.append(precompute(model, placed, self.store(offline.format), shard=part, progress=progress))
         return sum(done[1:], done[0])
 
     def manifest(self, model: PreTrainedModel) -> Manifest:

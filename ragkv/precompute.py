@@ -1,5 +1,6 @@
 """Offline: each segment's keys (before rotation), values and surprisal, from one forward pass of its own."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from time import perf_counter
@@ -14,7 +15,10 @@ from ragkv import decoder
 from ragkv.attention import get_backend
 from ragkv.models import check_model, check_prompt
 from ragkv.prompt import Prompt, Segment
+from ragkv.shards import Shard
 from ragkv.store import KVStore, Layout
+
+WHOLE = Shard()
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,24 @@ class Precomputed:
     seconds: float
 
     def __add__(self, other: "Precomputed") -> "Precomputed":
-        """Two runs as one."""
+        """Two runs, or two shards of a run, as one."""
         return Precomputed(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 def precompute(
-    model: PreTrainedModel, prompts: Iterable[Prompt], store: KVStore, *, progress: bool = False
+    model: PreTrainedModel,
+    prompts: Iterable[Prompt],
+    store: KVStore,
+    *,
+    shard: Shard = WHOLE,
+    progress: bool = False,
 ) -> Precomputed:
     """Store what the prompts' chunks need. What is stored and whole is not computed again; damaged files are mended.
+
+    Parameters
+    ----------
+    shard
+        Do this part only. A segment belongs to one part by its key: however many prompts need it, it is computed once.
 
     Raises
     ------
@@ -56,17 +70,18 @@ def precompute(
     """
     check_model(model)
     start, layout = perf_counter(), Layout.of(model, store.format)
-    needed = []
+    uses: Counter[Segment] = Counter()
     for prompt in prompts:
         check_prompt(model, prompt)
-        needed += prompt.segments(model.config.bos_token_id)
-    distinct = list(dict.fromkeys(needed))
+        uses.update(prompt.segments(model.config.bos_token_id))
+    distinct = [segment for segment in uses if shard.whole or shard.owns(layout.key(segment))]
+    shared = sum(uses[segment] - 1 for segment in distinct)
     written = size = 0
     for segment in tqdm(distinct, "precompute", unit="segment") if progress else distinct:
         if not store.check(layout, segment):
             size += store.write(layout, segment, *compute_segment(model, segment))
             written += 1
-    return Precomputed(len(distinct), len(needed) - len(distinct), written, size, perf_counter() - start)
+    return Precomputed(len(distinct), shared, written, size, perf_counter() - start)
 
 
 @torch.inference_mode()

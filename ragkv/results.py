@@ -14,6 +14,8 @@
         <task>.prompts.json                         the task's prompts, with what their evaluation needs
         <task>.parquet <task>.json                  a row per (prompt, method, ratio); summary with provenance
         <task>.<parameters>.partial.jsonl           rows so far, while an evaluation runs or after it was interrupted
+
+A shard's files have its name before the ending: ``precompute.0-of-2.json``, ``<task>.0-of-2.json`` when it is done.
 """
 
 import errno
@@ -92,6 +94,10 @@ class Outputs:
 
     def _task(self, benchmark: str, file: str) -> Path:
         return self.folder / _plain(benchmark) / _plain(file)
+
+    def partials(self, benchmark: str, task: str, parameters: str) -> list[Path]:
+        """Those that are there, of the whole and of shards."""
+        return sorted(self._task(benchmark, task).parent.glob(f"{task}.{parameters}.partial*.jsonl"))
 
     @property
     def report(self) -> Path:

@@ -1,11 +1,13 @@
 """`make reproduce`'s DAG, headless: it runs to the report, does nothing twice, and stops with the notebook's error."""
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -32,10 +34,11 @@ def project(tmp_path_factory):
     return root
 
 
-def run(root, parameters, *options):
-    (root / "params" / "p.yaml").write_text(yaml.safe_dump(parameters))
-    command = [sys.executable, "-m", "snakemake", "-s", "workflow/Snakefile", "--cores", "2", "--config", "profile=p"]
-    return subprocess.run([*command, *options], cwd=root, capture_output=True, text=True, check=False)
+def run(root, parameters, *options, profile="p", shards=1):
+    (root / "params" / f"{profile}.yaml").write_text(yaml.safe_dump(parameters))
+    command = [sys.executable, "-m", "snakemake", "-s", "workflow/Snakefile", "--cores", "2", *options]
+    command += ["--config", f"profile={profile}", f"shards={shards}"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
 
 
 def test_the_report_is_made_once_and_again_when_parameters_change(project):
@@ -60,3 +63,20 @@ def test_the_report_is_made_once_and_again_when_parameters_change(project):
     failed = run(project, PROFILE | {"models": ["no-such-model"]})
     assert failed.returncode != 0
     assert "none of the embedded ones (tiny-llama, tiny-mistral, tiny-qwen)" in failed.stderr + failed.stdout
+
+
+def test_shards_merge_to_the_table_of_one_run(project):
+    """After the test above: what it made in one run each, made in two shards by a profile of its own."""
+    one = PROFILE | {"models": ["tiny-llama"], "benchmarks": {"ruler": PROFILE["benchmarks"]["ruler"]}}
+    rows = project / "outputs/q/tiny-llama/ruler/vt_1.parquet"
+    done = run(project, one, rows, profile="q", shards=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"^ruler_shard +2$", done.stdout + done.stderr, re.M)
+    times = ["ttft", "tpot", "load", "select"]
+    tables = (project / f"outputs/{profile}/tiny-llama/ruler/vt_1.parquet" for profile in "pq")
+    whole, sharded = (pd.read_parquet(path).drop(columns=times) for path in tables)
+    pd.testing.assert_frame_equal(sharded, whole)
+    found = json.loads((project / "outputs/q/tiny-llama/precompute.json").read_text())
+    assert found["written"] == found["segments"] == len(list((project / "outputs/q/store").glob("*/*.safetensors")))
+    assert not list((project / "outputs/q").glob("**/*-of-2.json*"))
+    assert "Nothing to be done" in run(project, one, rows, profile="q", shards=2).stderr
