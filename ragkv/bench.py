@@ -31,7 +31,8 @@ from ragkv.store import KVStore
 from ragkv.tiers import TIERS
 from ragkv.timing import measure
 
-FILES_UP_TO = 32768  # tokens: longer prompts are not measured from files, nor often
+UP_TO = {"page cache": 32768, "disk": 16384}  # tokens: longer prompts are not read from files
+OFTEN_UP_TO = 32768  # tokens: longer prompts are timed twice only
 SELECTORS = ("full_reuse", "epic", "cacheblend", "a3")
 small_prompt = partial(random_prompt, prefix=2, question=8, bos=None)
 
@@ -85,7 +86,13 @@ def main() -> None:
     parser.add_argument(
         "--shape", choices=list(FAMILY), help="on a GPU: a model of this shape with random weights, latency only"
     )
-    parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 16384, 32768], help="with --shape")
+    parser.add_argument(
+        "--lengths",
+        type=int,
+        nargs="+",
+        default=[8192, 16384, 32768],
+        help="with --shape; decoding and the store are measured at the first",
+    )
     parser.add_argument("--tiers", nargs="+", choices=TIERS, default=TIERS, help="with --shape: where K/V come from")
     parser.add_argument(
         "--store", type=Path, help="with --shape: a folder on a local disk for the tiers of files (default: a new one)"
@@ -133,34 +140,38 @@ def _measure_shape(options: argparse.Namespace, store: KVStore, other: KVStore) 
     """Print what a shape's prefills take, and write it down; `store` holds the prompts' segments, `other` is empty."""
     model = random_model(options.shape, max(options.lengths), layers=options.layers)
     limits, source = ceilings(model.device), provenance(model)
-    files, chunk, repeats = {"page cache", "disk"}, options.chunk_tokens, options.repeats
+    chunk, repeats = options.chunk_tokens, options.repeats
+    given = {name: str(value) for name, value in vars(options).items() if name != "out"}
     print(f"{options.shape}, random weights, on {source['device']}, {source['dtype']}; {limits}; milliseconds")
-    measured: dict[str, object] = {"ceilings": limits}
+    measured: dict[str, object] = {"parameters": given, "provenance": source, "ceilings": limits}
     rows: list[dict] = []
     for tokens in options.lengths:
-        tiers = [tier for tier in options.tiers if tier not in files or tokens <= FILES_UP_TO]
-        few = repeats if tokens <= FILES_UP_TO else 3
-        table = prefill_rows(model, tokens, tiers, store, chunk_tokens=chunk, repeats=few, limits=limits)
+        tiers = [tier for tier in options.tiers if tokens <= UP_TO.get(tier, tokens)]
+        times = repeats if tokens <= OFTEN_UP_TO else 2
+        table = prefill_rows(model, tokens, tiers, store, chunk_tokens=chunk, repeats=times, limits=limits)
         print(f"\n{table.drop(columns=['flop', 'bytes']).round(2).to_string(index=False)}", flush=True)
         rows += table.to_dict("records")
+        measured["rows"] = rows
+        _keep(options.out, measured)  # a later one may not fit the GPU
         torch.cuda.empty_cache()
-    measured["rows"] = rows
-    shortest = min(options.lengths)
-    measured["decoding"] = decode_row(
-        model, shortest, chunk_tokens=chunk, repeats=repeats, bandwidth=limits["memory_gbs"]
-    )
+    first = options.lengths[0]
+    measured["decoding"] = decode_row(model, first, chunk_tokens=chunk, repeats=repeats, bandwidth=limits["memory_gbs"])
     if torch.cuda.device_count() == 1:
         measured["precompute"] = precompute_row(model, chunk, repeats)
-        attention = [attention_rows(model.config, tokens) for tokens in options.lengths if tokens <= FILES_UP_TO]
+        attention = [attention_rows(model.config, tokens) for tokens in options.lengths if tokens <= OFTEN_UP_TO]
         measured["attention"] = pd.concat(attention).to_dict("records")
-        if files & set(options.tiers):
-            stored = store_rows(model, shortest, other, chunk_tokens=chunk, repeats=3)
+        if UP_TO.keys() & set(options.tiers):
+            stored = store_rows(model, first, other, chunk_tokens=chunk, repeats=3)
             measured["store"] = stored.to_dict("records")
-    for name in measured.keys() - {"rows", "ceilings"}:
-        print(f"\n{name}\n{pd.DataFrame(measured[name] if isinstance(measured[name], list) else [measured[name]])}")
-    if options.out:
-        given = {name: str(value) for name, value in vars(options).items() if name != "out"}
-        write_json(options.out, measured | {"parameters": given, "provenance": source})
+    for name in ("decoding", "precompute", "attention", "store"):
+        if name in measured:
+            print(f"\n{name}\n{pd.DataFrame(measured[name] if isinstance(measured[name], list) else [measured[name]])}")
+    _keep(options.out, measured)
+
+
+def _keep(path: Path | None, measured: dict[str, object]) -> None:
+    if path is not None:
+        write_json(path, measured)
 
 
 if __name__ == "__main__":
