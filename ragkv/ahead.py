@@ -112,7 +112,7 @@ class Reader:
             sizes = [math.prod(segment.shape) for segment in self._segments]
             rooms = [_room(sum(sizes), self._segments[0].dtype) for _ in layers]
             by_segment = zip(self._segments, zip(*(room.split(sizes) for room in rooms), strict=True), strict=True)
-            reading = [self._threads.submit(segment.fill, layers[0], parts) for segment, parts in by_segment]
+            reading = [self._threads.submit(_fill, segment, layers[0], parts) for segment, parts in by_segment]
             self._rooms |= dict(zip(layers, rooms, strict=True))
             self._reading |= dict.fromkeys(layers, reading)
 
@@ -120,6 +120,11 @@ class Reader:
 def _room(numbers: int, dtype: torch.dtype) -> Tensor:
     """On the host; pinned where there is a GPU, so that copies to it run while it computes."""
     return torch.empty(numbers, dtype=dtype, pin_memory=torch.cuda.is_available())
+
+
+@torch.inference_mode()  # which is a thread's own, and that of the rooms
+def _fill(segment: SegmentKV, first: int, rooms: Sequence[Tensor]) -> None:
+    segment.fill(first, rooms)
 
 
 def _within_reach(segment: SegmentKV) -> bool:
