@@ -91,7 +91,9 @@ class WorkspaceMemory:
         return [(keys[:, :, :tokens], values[:, :, :tokens]) for keys, values in self.layers]
 
     def spans(self, layers: range) -> list[range]:
-        """The layers, divided where they change from one GPU to the next."""
+        """The layers, divided where they change from one GPU to the next; no span where there are none."""
+        if not layers:
+            return []
         cuts = [i for i in layers[1:] if self.devices[i] != self.devices[i - 1]]
         return [range(a, b) for a, b in zip([layers.start, *cuts], [*cuts, layers.stop], strict=True)]
 

@@ -60,13 +60,15 @@ def sizes(monkeypatch):
 
 
 @settings(max_examples=30)
-@given(block=st.integers(1, LAYERS + 1), blocks=st.integers(1, 4), first=st.integers(0, LAYERS - 1))
-def test_layers_are_those_read_one_by_one(model, rng, tmp_path, sizes, block, blocks, first):
+@given(st.integers(1, LAYERS + 1), st.integers(1, 4), st.integers(0, LAYERS - 1), st.booleans())
+def test_layers_are_those_read_one_by_one(model, rng, tmp_path, sizes, block, blocks, first, inference):
+    """With and without PyTorch's inference mode, which prefills have."""
     sizes(block, blocks)
-    segments, _ = segments_of(model, rng, tmp_path)
-    reader = Reader(segments, range(first, LAYERS))
-    for index in range(first, LAYERS):
-        assert torch.equal(reader.layer(index), one_by_one(segments, index))
+    with torch.inference_mode(inference):
+        segments, _ = segments_of(model, rng, tmp_path)
+        reader = Reader(segments, range(first, LAYERS))
+        for index in range(first, LAYERS):
+            assert torch.equal(reader.layer(index), one_by_one(segments, index))
 
 
 def test_more_segments_than_threads(model, rng, tmp_path):

@@ -1,6 +1,7 @@
 """A segment gives the same layers one by one and in blocks, wherever it lies."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,3 +124,19 @@ def test_damage_behind_the_header_is_found_where_it_is(tmp_path, place, format, 
             else:
                 assert layer not in range(first, first + count)
                 assert all(map(torch.equal, found, layers[first : first + count]))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@settings(max_examples=100)
+@given(data=st.data())
+def test_no_flipped_bit_of_the_header_fills_rooms_with_other_numbers(tmp_path, format, data):
+    store, layout = stored("folder", tmp_path, format, torch.bfloat16)
+    path, opened = Path(store.path(layout.key(SEGMENT))), store.open(layout, SEGMENT)
+    whole, layers = path.read_bytes(), [opened.layer(i) for i in range(LAYERS)]
+    at = data.draw(st.integers(0, min(spans(whole)[0]) - 1))
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << data.draw(st.integers(0, 7))]) + whole[at + 1 :])
+    try:
+        found = filled(store.open(layout, SEGMENT), 0, LAYERS)
+    except StoreError:
+        return
+    assert all(map(torch.equal, found, layers))
