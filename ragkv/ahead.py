@@ -74,7 +74,7 @@ class LayersAhead:
 
 
 class Reader:
-    """Layers brought into pinned memory by several threads, each some layers of a segment at once.
+    """Layers brought into memory by several threads, each some layers of a segment at once.
 
     Parameters
     ----------
@@ -110,11 +110,16 @@ class Reader:
         while self._left and len(self._reading) <= (BLOCKS - 1) * BLOCK:
             layers = self._left.pop(0)
             sizes = [math.prod(segment.shape) for segment in self._segments]
-            rooms = [torch.empty(sum(sizes), dtype=self._segments[0].dtype, pin_memory=True) for _ in layers]
+            rooms = [_room(sum(sizes), self._segments[0].dtype) for _ in layers]
             by_segment = zip(self._segments, zip(*(room.split(sizes) for room in rooms), strict=True), strict=True)
             reading = [self._threads.submit(_fill, segment, layers[0], parts) for segment, parts in by_segment]
             self._rooms |= dict(zip(layers, rooms, strict=True))
             self._reading |= dict.fromkeys(layers, reading)
+
+
+def _room(numbers: int, dtype: torch.dtype) -> Tensor:
+    """On the host; pinned where there is a GPU, so that copies to it run while it computes."""
+    return torch.empty(numbers, dtype=dtype, pin_memory=torch.cuda.is_available())
 
 
 @torch.inference_mode()  # which is a thread's own, and that of the rooms

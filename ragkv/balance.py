@@ -44,7 +44,8 @@ def balance(
         Bytes of a stored number, see `ragkv.quantize.number_size`.
     """
     share = (shape.layers - selector.layer - selector.observes) / shape.layers  # the layers before are computed
-    loading = max(0.0, share) * tokens * shape.bytes_per_token(number_size) / (gbs * 1e9)
+    loaded = max(0.0, share) if selector.reuses else 0.0
+    loading = loaded * tokens * shape.bytes_per_token(number_size) / (gbs * 1e9)
 
     def computing(ratio: float) -> float:
         return fused(shape, replace(selector, ratio=ratio), tokens) / (tflops * 1e12)

@@ -48,7 +48,8 @@ def place(stored: KV | None, fresh: KV, positions: Tensor, rotary: Rotary, token
     Parameters
     ----------
     stored, fresh
-        ``(1, kv_heads, tokens, head_dim)`` each, keys before rotation; no stored ones is None.
+        ``(1, kv_heads, stored, head_dim)`` and ``(1, kv_heads, fresh, head_dim)`` each, keys before rotation; None
+        where nothing is stored.
     positions
         ``(fresh,)``: where the fresh ones stand. Together with the stored ones they cover every position.
     """

@@ -55,7 +55,7 @@ class SegmentInMemory:
         return self.layers[index]
 
     def fill(self, first: int, rooms: Sequence[Tensor]) -> None:
-        for layer, room in zip(self.layers[first:], rooms, strict=False):
+        for layer, room in zip(self.layers[first : first + len(rooms)], rooms, strict=True):
             room.copy_(layer.flatten())
 
     def surprisal(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Memory for one prompt at a time at addresses that stay, and on a GPU the layers over few tokens as CUDA graphs.
+"""A workspace: memory for one prompt at a time, and on a GPU the layers over few tokens as CUDA graphs.
 
 Where few tokens are computed, as in a probe's passes and in decoding, starting the kernels one by one takes longer than
 running them. A graph of several layers starts at once. It needs the same addresses and shapes every time: keys and
@@ -15,17 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ragkv import decoder
-from ragkv.attention import auto, has_kernel, triton
-from ragkv.cache import KV, write
 from ragkv.memory import explained
-from ragkv.models import check_model
-from ragkv.prompt import Prompt
-from ragkv.store import Layout
+from ragkv.workspace_memory import WorkspaceMemory
 
 STEP = 64  # rows of a graph are a multiple of it
 
 
-class Workspace:
+class Workspace(WorkspaceMemory):
     """Room for prompts of a model, used by one after the other. The model's weights stay as they are meanwhile.
 
     Parameters
@@ -35,71 +31,14 @@ class Workspace:
     rows
         Up to so many tokens are computed by a graph. Each number of rows, rounded up, is captured once, when it is
         first needed.
-
-    Attributes
-    ----------
-    layers
-        Keys and values, ``(1, kv_heads, tokens + 1, head_dim)`` each; the last slot is for rows that do not count.
     """
 
     def __init__(self, model: PreTrainedModel, tokens: int, *, rows: int = 2048):
-        check_model(model)
-        self.model, self.tokens, self.rows = model, tokens, rows
-        self.devices = [layer.self_attn.q_proj.weight.device for layer in model.model.layers]
-        self.rotary = decoder.Rotary.of(model, tokens)
-        self.layers: list[KV] = []
-        config, dtype = model.config, model.dtype
-        for layer, device in zip(model.model.layers, self.devices, strict=True):
-            shape = (2, 1, config.num_key_value_heads, tokens + 1, layer.self_attn.head_dim)
-            with explained(f"room for {tokens} tokens", device, "make the workspace for shorter prompts"):
-                keys, values = torch.zeros(shape, dtype=dtype, device=device)  # finite: no NaN may be near attention
-            self.layers.append((keys, values))
-        self.graphs = all(has_kernel(keys) for keys, _ in self.layers)
-        self._attend = triton if self.graphs else auto  # PyTorch's does not know rows that do not count
+        super().__init__(model, tokens)
+        self.rows, self.graphs = rows, self.kernels  # only these let rows be added
         self._pool = torch.cuda.graph_pool_handle() if self.graphs else None  # graphs run one at a time
-        self._layouts: dict[str, Layout] = {}
         self._captured: dict[tuple, torch.cuda.CUDAGraph] = {}
         self._inputs: dict[tuple, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def weights(self) -> Tensor:
-        """What the last pass that was asked for it attended to, ``(layers, heads, tokens)``."""
-        first, *others = self._weights
-        return torch.cat((first, *(part.to(first.device) for part in others))) if others else first
-
-    @cached_property
-    def _weights(self) -> list[Tensor]:
-        """The same, a part for each GPU's layers."""
-        heads, spans = self.model.config.num_attention_heads, self.spans(range(len(self.layers)))
-        return [torch.zeros(len(span), heads, self.tokens, device=self.devices[span.start]) for span in spans]
-
-    @cached_property
-    def _weights_by_layer(self) -> list[Tensor]:
-        return [weights for part in self._weights for weights in part]
-
-    def check(self, model: PreTrainedModel, prompt: Prompt) -> None:
-        """
-        Raises
-        ------
-        ValueError
-            It is another model's room, or too small for this prompt.
-        """
-        if model is not self.model:
-            raise ValueError("the workspace was made for another model: make one for this model")
-        if len(prompt.ids) > self.tokens:
-            raise ValueError(
-                f"the workspace has room for {self.tokens} tokens, the prompt has {len(prompt.ids)}: make a larger one"
-            )
-
-    def layout(self, format: str) -> Layout:
-        """How the model's segments are stored; found once."""
-        if format not in self._layouts:
-            self._layouts[format] = Layout.of(self.model, format)
-        return self._layouts[format]
-
-    def cache(self, tokens: int) -> list[KV]:
-        """Keys and values of the first `tokens` positions, without copying."""
-        return [(keys[:, :, :tokens], values[:, :, :tokens]) for keys, values in self.layers]
 
     def replays(self, active: Tensor) -> bool:
         """Whether there are graphs for so many tokens."""
@@ -178,37 +117,8 @@ class Workspace:
         hidden = embedding(given[:1].to(embedding.weight.device))[None]
         for span in self.spans(range(len(self.layers))):
             device = self.devices[span.start]
-            hidden, places = hidden.to(device), self._places(given[1:].to(device))
-            for index in span:
-                hidden = self._layer(index, hidden, *places, None)
+            hidden = self._through(span, hidden.to(device), given[1:].to(device))
         return decoder.logits(self.model, hidden)[:, 0]
-
-    def _places(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions, -1 for rows that do not count; what to rotate them by; and where their keys and values go."""
-        return positions, positions.clamp(min=0), positions.where(positions >= 0, self.tokens)
-
-    def spans(self, layers: range) -> list[range]:
-        """The layers, divided where they change from one GPU to the next."""
-        cuts = [i for i in layers[1:] if self.devices[i] != self.devices[i - 1]]
-        return [range(a, b) for a, b in zip([layers.start, *cuts], [*cuts, layers.stop], strict=True)]
-
-    def _layer(
-        self, index: int, hidden: Tensor, positions: Tensor, angles: Tensor, slots: Tensor, power: float | None
-    ) -> Tensor:
-        layer, keys_values = self.model.model.layers[index], self.layers[index]
-        attention = layer.self_attn
-        normed = decoder.norm(layer.input_layernorm, hidden)
-        write(keys_values, decoder.keys_values(attention, normed), self.rotary, angles, slots)
-        queries = self.rotary(decoder.queries(attention, normed), angles)
-        keys, values = (states[:, :, : self.tokens] for states in keys_values)
-        if power is None:
-            attended = self._attend(queries, keys, values, positions, attention.scaling)
-        else:
-            from ragkv.kernels.scores import attention_scores
-
-            attended, weights = attention_scores(queries, keys, values, positions, attention.scaling, power)
-            self._weights_by_layer[index].copy_(weights)
-        return decoder.finish(layer, hidden, attended)
 
     def _input(self, device: torch.device, rows: int) -> tuple[Tensor, Tensor]:
         """Where a graph finds its rows' states, ``(1, rows, hidden)``, and positions, -1 for rows that do not count."""
@@ -229,10 +139,7 @@ class Workspace:
             positions.fill_(-1)
 
             def run() -> None:
-                hidden, places = states, self._places(positions)
-                for index in span:
-                    hidden = self._layer(index, hidden, *places, power)
-                states.copy_(hidden)
+                states.copy_(self._through(span, states, positions, power))
 
             self._captured[key] = self._capture(device, run, f"{rows} tokens")
             states.copy_(kept[0])

@@ -10,9 +10,9 @@ import torch
 from conftest import FAMILIES, make_model, memory_store, random_prompt, shared_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from ragkv import fused_prefill, precompute
+from ragkv import fused_prefill, load_model, precompute
 from ragkv.experiment import Experiment
-from ragkv.planning import SHAPES, Shape, fused, plan, selection
+from ragkv.planning import SHAPES, Shape, fused, moved, plan, selection
 from ragkv.profile import load_profile
 from ragkv.selectors import Selector, get_selector
 
@@ -104,6 +104,25 @@ def test_recomputing_less_takes_less():
     assert full == pytest.approx(shape.prefill(1000, 1000, shape.layers))
     assert some == sorted(some)
     assert some[-1] < full
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("full_prefill", {}), ("full_reuse", {}), ("a3", {}), ("probe", {"hops": 1}), ("probe", {"hops": 3})],
+)
+def test_bytes_moved_are_those_counted_by_hand(name, options):
+    """In passes that are counted as they run, over tensors of the sizes that are there."""
+    model, _ = load_model("tiny-llama", device="cpu")
+    prompt, store = random_prompt(Random(0), chunks=(50, 60), question=9), memory_store()
+    precompute(model, [prompt], store)
+    passes = []
+    counting = model.model.layers[-1].self_attn.q_proj.register_forward_hook(lambda *_: passes.append(1))
+    prefill = fused_prefill(model, prompt, store, selector := get_selector(name, **options))
+    counting.remove()
+    matrices = sum(module.weight.nbytes for module in model.modules() if isinstance(module, torch.nn.Linear))
+    read_from_the_store = prefill.cache_bytes if selector.reuses else 0
+    expected = read_from_the_store + prefill.cache_bytes + len(passes) * (matrices + prefill.cache_bytes)
+    assert moved(Shape.of("tiny-llama"), selector, len(prompt.ids), size=4) == expected
 
 
 def test_every_way_of_storing_takes_its_room(tmp_path):

@@ -2,19 +2,14 @@
 
 import ast
 import json
-from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from conftest import make_model
-from jinja2 import Environment
 
-from ragkv import Prompt, load_model
-from ragkv.highlight import highlight
-from ragkv.prompt import encode
+from ragkv import load_model
 from ragkv.results import Outputs, append_rows, write_json
 
 PACKAGE = Path(str(files("ragkv")))
@@ -30,7 +25,6 @@ UNSAFE_CALLS = {
     "yaml.load",
     "yaml.unsafe_load",
 }
-SCRIPT = "<script>alert('&')</script>"
 
 
 def unsafe(source: str) -> list[str]:
@@ -135,53 +129,8 @@ def test_results_are_not_written_through_links(tmp_path):
     assert outside.read_text() == "mine"
 
 
-class Page(HTMLParser):
-    """A page's tags and its text."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def test_a_documents_markup_is_shown_as_text():
-    _, tokenizer = load_model("tiny-llama", device="cpu")
-    ids = encode(tokenizer, f"The {SCRIPT} here.")
-    prompt = Prompt([1], [ids], encode(tokenizer, "What?"))
-    for selected in (range(0), prompt.document_span):
-        page = Page(highlight(tokenizer, prompt, selected))
-        assert set(page.tags) <= {"div", "p", "span"}
-        assert page.text == tokenizer.decode(ids)
-
-
-def test_the_report_shows_markup_as_text():
-    """Questions, answers, names and tables, through the report's own template."""
-    table = pd.DataFrame({"task": [SCRIPT], "score": [1.0]}).to_html(index=False, border=0)
-    section = {
-        "model": SCRIPT,
-        "benchmarks": [],
-        "chunking": table,
-        "precompute": {"bytes": 1, "seconds": 1.0},
-        "tokens": {"prompt": SCRIPT, "question": SCRIPT, "answers": [SCRIPT]},
-        "images": {},
-        "csv": [],
-        "parameters": {"backend": SCRIPT},
-        "provenance": {"device": SCRIPT},
-    }
-    template = Environment(autoescape=True).from_string((PACKAGE / "report.html.jinja").read_text())
-    page = Page(template.render(profile=SCRIPT, sections=[section], overview=table))
-    assert "script" not in page.tags
-    assert page.text.count(SCRIPT) >= 6
-
-
 def test_the_report_escapes_by_default():
-    """Every template that the package renders."""
+    """Every template that the package renders; what pages show of markup: `test_report`, `test_highlight`."""
     made = [node for path in SOURCES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     environments = [ast.unparse(call) for call in made if ast.unparse(call.func).endswith("Environment")]
     assert environments

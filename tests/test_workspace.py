@@ -44,6 +44,17 @@ def test_prefill_and_decoding_are_as_without(family, rng, device):
             assert decode(model, found, max_new_tokens=5).ids == decode(model, expected, max_new_tokens=5).ids
 
 
+@pytest.mark.parametrize("name", ["a3", "cacheblend", "surprisal"])
+def test_the_last_layer_may_choose(llama, rng, name):
+    """Where it observes that layer, none behind it reuses anything."""
+    prompt, store = ready(llama, rng)
+    selector = get_selector(name, ratio=0.3, layer=llama.config.num_hidden_layers - 1)
+    expected = fused_prefill(llama, prompt, store, selector)
+    found = fused_prefill(llama, prompt, store, selector, workspace=Workspace(llama, 100))
+    assert torch.equal(found.selected, expected.selected)
+    assert relative_error(found.logits, expected.logits) <= 1e-4
+
+
 def test_the_prefill_stays_usable(llama, rng):
     prompt, store = ready(llama, rng)
     prefill = fused_prefill(llama, prompt, store, get_selector("a3"), workspace=Workspace(llama, 100))

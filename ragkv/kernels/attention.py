@@ -126,10 +126,8 @@ def split(query: Tensor, key: Tensor, chosen: Config) -> int:
     """
     (_, heads, queries, _), (batch, kv_heads, tokens, _) = query.shape, key.shape
     processors = torch.cuda.get_device_properties(key.device).multi_processor_count if key.is_cuda else 8
-    tiles, places = (
-        triton.cdiv(heads // kv_heads * queries, chosen.rows) * batch * kv_heads,
-        processors * chosen.resident,
-    )
+    tiles = triton.cdiv(heads // kv_heads * queries, chosen.rows) * batch * kv_heads
+    places = processors * chosen.resident
     if tiles >= 2 * places:
         return 1
     most = max(1, min(64, tokens // (4 * chosen.keys)))
