@@ -1,4 +1,4 @@
-"""A forward whose keys and values lie in a workspace, over its graphs where what few tokens reuse is in place."""
+"""A forward whose keys and values lie in a workspace, over its graphs where few tokens are computed."""
 
 from torch import Tensor
 
@@ -9,6 +9,8 @@ from ragkv.forward import Clock, Forward, Watch
 from ragkv.loading import ReusedKV
 from ragkv.prompt import Prompt
 from ragkv.workspace import Workspace
+
+BLOCK = 8  # layers of a graph that does not wait for those behind
 
 
 class WorkspaceForward(Forward):
@@ -28,20 +30,29 @@ class WorkspaceForward(Forward):
         super().start(range(layers.start + len(self._placed), layers.stop))
 
     def through(self, layers: range, hidden: Tensor, active: Tensor, watch: Watch | None = None) -> Tensor:
-        if watch is None and self._replays(layers, active):
-            return self._workspace.replay(layers, hidden, active)
+        if watch is None and self._replays(active):
+            return self._replay(layers, hidden, active)
         return super().through(layers, hidden, active, watch)
 
     def _attention(self, hidden: Tensor, active: Tensor, power: float) -> Tensor:
-        layers = range(len(self.layers))
-        if not self._replays(layers, active):
+        if not self._replays(active):
             return super()._attention(hidden, active, power)
-        self._workspace.replay(layers, hidden, active, power)
+        self._replay(range(len(self.layers)), hidden, active, power)
         return self._workspace.weights
 
-    def _replays(self, layers: range, active: Tensor) -> bool:
-        """Whether graphs can run: what the layers reuse must be in place."""
-        return self._in_graphs and self._workspace.replays(active) and self._placed.issuperset(layers)
+    def _replays(self, active: Tensor) -> bool:
+        return self._in_graphs and self._workspace.replays(active)
+
+    def _replay(self, layers: range, hidden: Tensor, active: Tensor, power: float | None = None) -> Tensor:
+        """Graphs of all layers or, while what they reuse is on its way, of some at a time."""
+        parts = [layers]
+        if not self._placed.issuperset(layers):
+            parts = [layers[i : i + BLOCK] for i in range(0, len(layers), BLOCK)]
+        for part in parts:
+            for index in part:
+                self._place(index, active.to(self._workspace.devices[index]))
+            hidden = self._workspace.replay(part, hidden, active, power)
+        return hidden
 
     def _rotary(self) -> decoder.Rotary:
         return self._workspace.rotary

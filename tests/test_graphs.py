@@ -39,6 +39,7 @@ def room_of(monkeypatch):
     """Makes such a workspace, the layers of which lie on these devices."""
     for where in ("workspace_memory.has_kernel", "loading.kernels_run"):
         monkeypatch.setattr(f"ragkv.{where}", lambda _: True)  # Triton's interpreter has them
+    monkeypatch.setattr("ragkv.workspace_forward.BLOCK", 2)
     monkeypatch.setattr("ragkv.workspace.STEP", STEP)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
 
@@ -52,8 +53,10 @@ def room_of(monkeypatch):
 
 @pytest.mark.parametrize("devices", [ONE, TWO], ids=["one device", "two devices"])
 @pytest.mark.parametrize("name", ["full_reuse", "probe", "a3"])
-def test_graphs_give_what_the_layers_give(rng, room_of, devices, name):
+@pytest.mark.parametrize("there", [True, False], ids=["in place", "layer by layer"])
+def test_graphs_give_what_the_layers_give(rng, room_of, monkeypatch, devices, name, there):
     """Prompt after prompt, each of other lengths; the rows that fill a graph up leave nothing behind."""
+    monkeypatch.setattr("ragkv.loading.kernels_run", lambda _: there)  # what places all layers at once
     model = make_model("qwen2")
     model.generation_config.eos_token_id = None
     room = room_of(model, 70, devices)
