@@ -112,9 +112,14 @@ class Reader:
             sizes = [math.prod(segment.shape) for segment in self._segments]
             rooms = [torch.empty(sum(sizes), dtype=self._segments[0].dtype, pin_memory=True) for _ in layers]
             by_segment = zip(self._segments, zip(*(room.split(sizes) for room in rooms), strict=True), strict=True)
-            reading = [self._threads.submit(segment.fill, layers[0], parts) for segment, parts in by_segment]
+            reading = [self._threads.submit(_fill, segment, layers[0], parts) for segment, parts in by_segment]
             self._rooms |= dict(zip(layers, rooms, strict=True))
             self._reading |= dict.fromkeys(layers, reading)
+
+
+@torch.inference_mode()  # which is a thread's own, and that of the rooms
+def _fill(segment: SegmentKV, first: int, rooms: Sequence[Tensor]) -> None:
+    segment.fill(first, rooms)
 
 
 def _within_reach(segment: SegmentKV) -> bool:

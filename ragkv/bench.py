@@ -150,7 +150,7 @@ def _measure_shape(options: argparse.Namespace, store: KVStore, other: KVStore) 
         times = repeats if tokens <= OFTEN_UP_TO else 2
         table = prefill_rows(model, tokens, tiers, store, chunk_tokens=chunk, repeats=times, limits=limits)
         print(f"\n{table.drop(columns=['flop', 'bytes']).round(2).to_string(index=False)}", flush=True)
-        rows += table.to_dict("records")
+        rows += _records(table)
         measured["rows"] = rows
         _keep(options.out, measured)  # a later one may not fit the GPU
         torch.cuda.empty_cache()
@@ -159,14 +159,19 @@ def _measure_shape(options: argparse.Namespace, store: KVStore, other: KVStore) 
     if torch.cuda.device_count() == 1:
         measured["precompute"] = precompute_row(model, chunk, repeats)
         attention = [attention_rows(model.config, tokens) for tokens in options.lengths if tokens <= OFTEN_UP_TO]
-        measured["attention"] = pd.concat(attention).to_dict("records")
+        measured["attention"] = _records(pd.concat(attention))
         if UP_TO.keys() & set(options.tiers):
             stored = store_rows(model, first, other, chunk_tokens=chunk, repeats=3)
-            measured["store"] = stored.to_dict("records")
+            measured["store"] = _records(stored)
     for name in ("decoding", "precompute", "attention", "store"):
         if name in measured:
             print(f"\n{name}\n{pd.DataFrame(measured[name] if isinstance(measured[name], list) else [measured[name]])}")
     _keep(options.out, measured)
+
+
+def _records(table: pd.DataFrame) -> list[dict]:
+    """Its rows for a JSON file, where what there is not is null."""
+    return json.loads(table.to_json(orient="records"))
 
 
 def _keep(path: Path | None, measured: dict[str, object]) -> None:

@@ -10,6 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ragkv.kernels import on_its_gpu
+
 TILE = 128  # queries of a request
 WORKSPACE = 2**28  # bytes
 
@@ -38,6 +40,7 @@ def check(query: Tensor) -> None:
         )
 
 
+@on_its_gpu
 def packed(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float) -> Tensor:
     """One bit for every query and key; see `ragkv.attention` for the arguments."""
     check(query)
@@ -56,6 +59,7 @@ def packed(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling
     return attended.transpose(0, 1)[None]
 
 
+@on_its_gpu
 def tiles(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float) -> Tensor:
     """Requests of `TILE` queries, each over the keys up to its last position; see `ragkv.attention`."""
     check(query)

@@ -131,10 +131,11 @@ def selection(shape: Shape, selector: Selector, tokens: int, question: int = QUE
     return products + gaps
 
 
-def fused(shape: Shape, selector: Selector, tokens: int) -> float:
-    """Floating-point operations of a fused prefill of `tokens` tokens."""
+def fused(shape: Shape, selector: Selector, tokens: int, question: int = QUESTION) -> float:
+    """Floating-point operations of a fused prefill of `tokens` tokens, the last `question` of which ask."""
     before = min(selector.layer, shape.layers)
-    chosen = max(1.0, selector.ratio * tokens)
+    asked = min(tokens, question) if selector.recomputes_question else 1
+    chosen = selector.ratio * (tokens - asked) + asked
     mended = 2 * shape.layer_weights * chosen + 4 * shape.heads * shape.head_dim * chosen * tokens / 2
     return shape.prefill(tokens, tokens, before) + selection(shape, selector, tokens) + (shape.layers - before) * mended
 

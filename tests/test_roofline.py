@@ -20,6 +20,7 @@ from ragkv.selectors import get_selector
 
 REFERENCE = Path(__file__).parents[1] / "outputs/reference"
 RECORDS = {path.stem: json.loads(path.read_text()) for path in sorted(REFERENCE.glob("bench-*-*.json"))}
+QUIET = [name for name, found in RECORDS.items() if "meanwhile" not in found]  # nothing else ran on the machine
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 METHODS = [("full_reuse", {}), ("probe", {"ratio": 0.05, "hops": 3}), ("probe", {"ratio": 0.02, "hops": 1})]
 METHODS.append(("a3", {"ratio": 0.15}))
@@ -44,7 +45,7 @@ def record(times=(1.2, 2.0, 5.0), lengths=(4096, 8192), tiers=None):
     return {"rows": rows, "ceilings": ceilings, "parameters": given, "provenance": {"device": "made up"}}
 
 
-@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("name", QUIET)
 def test_recorded_rows_are_predicted_from_other_lengths(name):
     """Half of the rows within a tenth of what was measured, and all but a few within a quarter."""
     errors = check(RECORDS[name])["error"].abs()

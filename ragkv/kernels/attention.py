@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ragkv.kernels import on_its_gpu
+
 LN_2 = log(2)
 LOWEST = tl.constexpr(-1e30)  # below any product, yet finite: a row that sees none of a part's keys gets no NaN
 
@@ -59,6 +61,7 @@ def tile(query: Tensor, key: Tensor) -> Config:
     return fitting(config(head_dim, key.dtype, rows), head_dim, key.dtype, memory)
 
 
+@on_its_gpu
 def position_causal(
     query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float, *, tuned: Config | None = None
 ) -> Tensor:
@@ -70,6 +73,7 @@ def position_causal(
     return _attention(query, key, value, positions, scaling, chosen, split(query, key, chosen))[0]
 
 
+@on_its_gpu
 def attention_sums(
     query: Tensor, key: Tensor, value: Tensor | None, positions: Tensor, scaling: float, chosen: Config
 ) -> tuple[Tensor | None, Tensor, Tensor]:

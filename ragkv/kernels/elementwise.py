@@ -5,7 +5,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ragkv.kernels import on_its_gpu
 
+
+@on_its_gpu
 def rotate(states: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
     """Rotary embedding.
 
@@ -28,6 +31,7 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tenso
     return rotated
 
 
+@on_its_gpu
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root mean square norm over the last dimension, ``(..., width)``."""
     hidden = hidden.contiguous()
@@ -39,6 +43,7 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
     return normed
 
 
+@on_its_gpu
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """``silu(gate) * up``, of contiguous tensors of one shape."""
     product, block = torch.empty_like(gate), 4096

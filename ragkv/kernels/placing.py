@@ -8,9 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ragkv.kernels import on_its_gpu
 from ragkv.kernels.elementwise import turned
 
 
+@on_its_gpu
 def write(
     room: tuple[Tensor, Tensor],
     fresh: tuple[Tensor, Tensor],
@@ -42,6 +44,7 @@ def write(
         )  # fmt: skip
 
 
+@on_its_gpu
 def place_segments(
     segments: Sequence[Tensor], layers: range, rooms: Sequence[tuple[Tensor, Tensor]], cos: Tensor, sin: Tensor
 ) -> None:

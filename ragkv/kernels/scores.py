@@ -5,9 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ragkv.kernels import on_its_gpu
 from ragkv.kernels.attention import LN_2, Config, attention_sums, tile, width
 
 
+@on_its_gpu
 def attention_scores(
     query: Tensor,
     key: Tensor,

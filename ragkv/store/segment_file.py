@@ -156,6 +156,8 @@ def read_into(source: Source, header: Header, names: Sequence[str], tensors: Seq
         As `read_tensor`.
     """
     entries, rooms = [header.tensors[name] for name in names], [_bytes(tensor) for tensor in tensors]
+    if [entry.stop - entry.start for entry in entries] != [len(room) for room in rooms]:
+        raise ValueError("its tensors are not as large as their shapes say")
     side_by_side = all(one.stop == other.start for one, other in pairwise(entries))
     parts = (
         [(entries[0].start, rooms)] if side_by_side else [(e.start, [r]) for e, r in zip(entries, rooms, strict=True)]
