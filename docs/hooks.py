@@ -23,8 +23,10 @@ LINK = re.compile(r"(?<=\]\()([^()#\s:]+)")  # a relative target, without its an
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Notebooks and modules at the end of the navigation, each under its own name."""
-    notebooks = [{path.stem: f"notebooks/{path.stem}.md"} for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
+    """Notebooks and modules at the end of the navigation, but for those that it has already."""
+    there = {uri for entry in config.nav for uri in entry.values()}
+    paths = [(path.stem, f"notebooks/{path.stem}.md") for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
+    notebooks = [{name: uri} for name, uri in paths if uri not in there]
     rooms = [{name: f"api/{name}.md"} for name, _ in _modules()]
     config.nav += [{"Notebooks": notebooks}, {"API reference": [{"overview": "api/index.md"}, *rooms]}]
     return config
@@ -54,16 +56,33 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return LINK.sub(on_site, markdown)
 
 
-def _modules() -> Iterator[tuple[str, str]]:
-    """Each module or package directly in ragkv, and the first line of its docstring."""
-    for path in sorted(PACKAGE.iterdir()):
+def _modules(package: Path = PACKAGE) -> Iterator[tuple[str, ast.Module]]:
+    """Each module or package directly in a package."""
+    for path in sorted(package.iterdir()):
         source = path / "__init__.py" if path.is_dir() else path
         if source.suffix == ".py" and source.exists() and not path.stem.startswith("_"):
-            yield path.stem, (ast.get_docstring(ast.parse(source.read_text())) or "").partition("\n")[0]
+            yield path.stem, ast.parse(source.read_text())
+
+
+def _about(module: ast.Module) -> str:
+    """The first paragraph of its docstring."""
+    return " ".join((ast.get_docstring(module) or "").partition("\n\n")[0].split())
+
+
+def _reference(name: str, module: ast.Module) -> str:
+    """A module's page; a package's has each of its modules in turn, and what those only hand on is not said twice."""
+    page = f"# ragkv.{name}\n\n::: ragkv.{name}\n"
+    if not (PACKAGE / name).is_dir():
+        return page
+    names = [node.name for node in module.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    page += f"    options: {{members: {[name for name in names if not name.startswith('_')]}}}\n"
+    for part, _ in _modules(PACKAGE / name):
+        page += f"\n## {part}\n\n::: ragkv.{name}.{part}\n    options: {{heading_level: 3}}\n"
+    return page
 
 
 def _api(config: MkDocsConfig) -> Iterator[File]:
-    rows = [f"| [`{name}`]({name}.md) | {about} |" for name, about in _modules()]
+    rows = [f"| [`{name}`]({name}.md) | {_about(module)} |" for name, module in _modules()]
     names = ", ".join(f"[`{name}`][{module}.{name}]" for module, name in _exported())
     overview = [
         "# API reference",
@@ -74,8 +93,8 @@ def _api(config: MkDocsConfig) -> Iterator[File]:
         "| --- | --- |",
     ]
     yield File.generated(config, "api/index.md", content="\n".join([*overview, *rows]) + "\n")
-    for name, _ in _modules():
-        yield File.generated(config, f"api/{name}.md", content=f"# ragkv.{name}\n\n::: ragkv.{name}\n")
+    for name, module in _modules():
+        yield File.generated(config, f"api/{name}.md", content=_reference(name, module))
 
 
 def _exported() -> Iterator[tuple[str, str]]:

@@ -1,7 +1,5 @@
 """Results on disk: the one place that knows where things lie under outputs/, and how they are written and read.
 
-::
-
     outputs/index.html                              all reports
     outputs/reference/                              recorded reports and latencies, committed
     outputs/<profile>/report.html, report/          the report, its figures (PNG, PDF) and tables (CSV, LaTeX)

@@ -89,7 +89,32 @@ def on_a_cpu(run, header, rows):
         yield label, speed_up, row["speed-up"]
 
 
-@pytest.mark.parametrize(("check", "least"), [(scores, 100), (prefills, 60), (attention, 24), (on_a_cpu, 12)])
+def checking(run, header, rows):
+    if run != "store.json" or header[1:] != ["plain read of the same files", "`verify`", "ratio"]:
+        return
+    times = json.loads((RECORDED / run).read_text())["times"]
+    for label, *cells in rows:
+        plain, verify = (times[label][name]["p50"] for name in ("plain read", "verify"))
+        for cell, value in zip(cells, (plain, verify, verify / plain), strict=True):
+            yield label, cell.removesuffix(" ms"), value
+
+
+def segments(run, header, rows):
+    if run != "store.json" or header[1:] != ["read", "against a folder", "written", "against a folder"]:
+        return
+    times = json.loads((RECORDED / run).read_text())["times"]
+    for label, *cells in rows:
+        place = max((name for name in times["read"] if label.startswith(name)), key=len)
+        found = [(times[way][place]["p50"], times[way]["folder"]["p50"]) for way in ("read", "write")]
+        values = [value for time, folder in found for value in (time, time / folder)]
+        for cell, value in zip(cells, values, strict=True):
+            yield label, cell.removesuffix(" ms"), value
+
+
+CHECKS = [(scores, 100), (prefills, 60), (attention, 24), (on_a_cpu, 12), (checking, 6), (segments, 16)]
+
+
+@pytest.mark.parametrize(("check", "least"), CHECKS)
 def test_tables_are_the_recorded_runs(check, least):
     shown = numbers_of(check)
     assert len(shown) >= least
@@ -106,3 +131,13 @@ def test_readme_says_what_the_figure_shows():
     assert f"CacheBlend answers {share['cacheblend']}, EPIC {share['epic']}, the most surprising tokens" in text
     assert f"tokens {share['surprisal']}." in text
     assert time["a3", 0.15] > 2, "less than half of the full prefill's time"
+
+
+def test_cluster_page_says_what_shards_take():
+    found = json.loads((RECORDED / "shards.json").read_text())
+    text = " ".join((ROOT / "docs/cluster.md").read_text().split())
+    whole, shards = (f"{found[name]['seconds']:.1f} s" for name in ("whole", "shards"))
+    assert f"{found['parameters']['prompts']} prompts of tracking on `{found['parameters']['model']}`" in text
+    assert f"{found['rows']} rows, take {whole} as a whole and {shards} in two shards side by side" in text
+    assert f"included: {found['seconds ratio']:.2f} of the time, medians of five runs" in text
+    assert (found["parameters"]["shards"], found["parameters"]["repeats"], found["same table"]) == (2, 5, True)

@@ -115,4 +115,5 @@ def test_a_slider_moves_and_the_highlighted_text_changes(lab):
         expect(app(page).locator("table")).to_contain_text("a3 15%", timeout=PATIENCE)
         expect(left.locator("p mark")).to_have_text(recomputed[0])
         if PICTURES:
+            page.set_viewport_size({"width": 1260, "height": 2400})  # room for all of it
             app(page).screenshot(path=Path(PICTURES) / "explorer.png")

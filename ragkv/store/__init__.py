@@ -1,7 +1,5 @@
 """The store: segments' keys and values by content, one safetensors file each, on any fsspec file system.
 
-::
-
     <url>/<aa>/<key>.safetensors    a segment; its key is the hash of all that determines its values
     <url>/manifests/<name>.json     which segments a profile's tasks need, written by precompute
     <url>/uses/<name>.json          when these were last used
