@@ -25,8 +25,9 @@ class WorkspaceForward(Forward):
     def start(self, layers: range) -> None:
         with self.clock("load"):
             for span in self._workspace.spans(layers):
-                if self.reuse.place(span, self._workspace.layers, self.rotary):
-                    self._placed.update(span)
+                if not self.reuse.place(span, self._workspace.layers, self.rotary):
+                    break  # this GPU's layers and those behind them come one by one
+                self._placed.update(span)
         super().start(range(layers.start + len(self._placed), layers.stop))
 
     def through(self, layers: range, hidden: Tensor, active: Tensor, watch: Watch | None = None) -> Tensor:

@@ -34,7 +34,7 @@ def slow_snapkv(scores, room, pooling, kernel, block):
     return sorted([i for b in order for i in blocks[b]][:room])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     document=st.integers(1, 40),
     kv_heads=st.integers(1, 3),

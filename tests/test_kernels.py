@@ -63,7 +63,7 @@ def test_tiles_fit_into_what_a_gpu_shares(memory, dtype, head_dim):
         assert chosen == wanted
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(cases())
 @example((70, list(range(70)), 1, 2, 32, torch.float32, 0))
 @example((65, [64], 2, 7, 256, torch.float16, 1))
@@ -76,7 +76,7 @@ def test_attention_equals_a_dense_softmax(case):
     assert relative_error(found, expected) <= BOUNDS[query.dtype]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(cases(), st.sampled_from([1.0, 2.0]))
 @example((200, [3, 190, 199], 1, 2, 32, torch.float32, 0), 2.0)
 def test_scores_equal_the_sum_of_dense_weights(case, power):
@@ -91,7 +91,7 @@ def test_scores_equal_the_sum_of_dense_weights(case, power):
     assert relative_error(found, attention_weights(query, key, positions, 0.4, power)) <= 1e-4
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(cases(), st.integers(1, 40), st.integers(0, 30))
 def test_rows_at_no_position_see_and_leave_nothing(case, pads, room):
     """Padded, and with room behind the last token that holds other keys, all else is as without."""
@@ -116,7 +116,7 @@ def angles(random, positions, head_dim):
     return [f(torch.cat((half, half), 1))[None] for f in (torch.cos, torch.sin)]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     count=st.integers(0, 40),
     kv_heads=st.integers(1, 3),
@@ -138,7 +138,7 @@ def test_writing_rotates_as_the_plain_version(count, kv_heads, head_dim, dtype, 
     assert torch.equal(mine[:, :, :, untouched], room[:, :, :, untouched])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4),
     kv_heads=st.integers(1, 2),
@@ -159,7 +159,7 @@ def test_segments_are_placed_side_by_side(lengths, kv_heads, head_dim, dtype, se
     torch.testing.assert_close(mine, plain, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     tokens=st.integers(1, 40),
     heads=st.integers(1, 3),

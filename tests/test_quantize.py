@@ -23,7 +23,7 @@ def round_trip(layers, name):
     return torch.stack(back)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     name=st.sampled_from(list(CODECS)),
     shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.sampled_from([2, 8, 32])),

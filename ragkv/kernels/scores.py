@@ -20,9 +20,14 @@ def attention_scores(
     *,
     tuned: Config | None = None,
 ) -> tuple[Tensor | None, Tensor]:
-    """What `ragkv.attention.attention_weights` gives, ``(heads, tokens)`` in float32, and attention itself.
+    """Attention, and its weights as `ragkv.attention.attention_weights` gives them; queries at -1 do not count.
 
-    Queries at position -1 attend to nothing. Without `value` the first of the two is None.
+    Returns
+    -------
+    attended
+        As `position_causal` gives it; None without `value`.
+    weights
+        Raised to `power` and summed over the queries, ``(heads, tokens)`` in float32.
     """
     (_, heads, queries, head_dim), (_, kv_heads, tokens, _) = query.shape, key.shape
     chosen = tuned or tile(query, key)
