@@ -423,7 +423,7 @@ def test_precompute_refuses_what_fused_prefill_would_refuse(rng):
 def test_missing_segments_are_said_to_be_missing_beside_a_damaged_file(llama, rng, damage):
     store = memory_store()
     precompute(llama, [random_prompt(rng)], store)
-    store._files.pipe_file(store.path(store.keys()[0]), damage)
+    store.folder.files.pipe_file(store.path(store.keys()[0]), damage)
     with pytest.raises(StoreError, match="not in the store"):
         fused_prefill(llama, random_prompt(rng), store, get_selector("a3"))
 

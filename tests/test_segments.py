@@ -1,6 +1,7 @@
 """A segment gives the same layers one by one and in blocks, wherever it lies."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ragkv.prompt import Segment
 from ragkv.quantize import FORMATS
 from ragkv.segments import SegmentInMemory, SegmentKV
 from ragkv.store import Cache, Layout
+from ragkv.store.files import Folder
 
 LAYERS = 7
 SEGMENT = Segment((5, 6, 7, 8, 9), (1,))
@@ -140,3 +142,21 @@ def test_no_flipped_bit_of_the_header_fills_rooms_with_other_numbers(tmp_path, f
     except StoreError:
         return
     assert all(map(torch.equal, found, layers))
+
+
+@given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6), most=st.integers(1, 5), start=st.integers(0, 4))
+def test_a_system_that_reads_less_than_asked_is_asked_again(tmp_path_factory, sizes, most, start):
+    """As Linux does behind two gigabytes."""
+    folder, data = Folder(str(tmp_path_factory.mktemp("short"))), bytes(range(60))
+    folder.write("a/file", data)
+    whole = os.preadv
+
+    def short(file, rooms, offset):
+        first = next((room for room in rooms if len(room)), rooms[0])
+        return whole(file, [first[:most]], offset)
+
+    rooms = [memoryview(bytearray(size)) for size in sizes]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "preadv", short)
+        assert folder.read_into("a/file", start, rooms) == sum(sizes)
+    assert b"".join(rooms) == data[start : start + sum(sizes)]

@@ -39,7 +39,7 @@ def test_one_file_per_segment_and_shared_chunks_once(llama, rng, store):
     assert (done.segments, done.shared, done.written) == (4, 2, 4)
     keys = store.keys()
     assert len(keys) == 4
-    assert done.bytes == sum(store._files.size(store.path(key)) for key in keys)
+    assert done.bytes == sum(store.folder.files.size(store.path(key)) for key in keys)
     again = precompute(llama, [second, first], store)
     assert (again.segments, again.shared, again.written, again.bytes) == (4, 2, 0, 0)
     assert store.keys() == keys == sorted(keys)
@@ -124,7 +124,7 @@ def written():
     layout = Layout.of(model)
     store.write(layout, SEGMENT, *compute_segment(model, SEGMENT))
     path = store.path(layout.key(SEGMENT))
-    return store, layout, path, store._files.cat_file(path), read_all(store, layout)
+    return store, layout, path, store.folder.files.cat_file(path), read_all(store, layout)
 
 
 def test_no_flipped_bit_goes_unnoticed(written):
@@ -135,10 +135,10 @@ def test_no_flipped_bit_goes_unnoticed(written):
     for bit in [*range(header), *random.sample(range(header, 8 * len(data)), 200)]:
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
-        store._files.pipe_file(path, bytes(damaged))
+        store.folder.files.pipe_file(path, bytes(damaged))
         assert_detected_or_unharmed(store, layout, expected, bit)
         noticed += not store.check(layout, SEGMENT)
-    store._files.pipe_file(path, data)
+    store.folder.files.pipe_file(path, data)
     assert noticed > 0.99 * (header + 200)
 
 
@@ -154,30 +154,30 @@ def assert_detected_or_unharmed(store, layout, expected, what):
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_a_file_cut_short_is_noticed(written, share):
     store, layout, path, data, _ = written
-    store._files.pipe_file(path, data[: int(share * len(data))])
+    store.folder.files.pipe_file(path, data[: int(share * len(data))])
     try:
         with pytest.raises(StoreError, match="damaged"):
             read_all(store, layout)
         assert not store.check(layout, SEGMENT)
     finally:
-        store._files.pipe_file(path, data)
+        store.folder.files.pipe_file(path, data)
 
 
 def test_a_file_too_long_is_noticed(written):
     store, layout, path, data, _ = written
-    store._files.pipe_file(path, data + b"\0")
+    store.folder.files.pipe_file(path, data + b"\0")
     with pytest.raises(StoreError, match="too long"):
         store.open(layout, SEGMENT)
-    store._files.pipe_file(path, data)
+    store.folder.files.pipe_file(path, data)
 
 
 def test_another_segments_file_is_not_taken(written):
     store, layout, _, data, _ = written
     for other in (Segment((5, 6, 7, 9), (1,)), Segment(SEGMENT.ids), Segment((5, 6, 7), (1,))):
-        store._files.pipe_file(store.path(layout.key(other)), data)
+        store.folder.files.pipe_file(store.path(layout.key(other)), data)
         with pytest.raises(StoreError, match="not what this model and chunk need"):
             store.open(layout, other)
-        store._files.rm_file(store.path(layout.key(other)))
+        store.folder.files.rm_file(store.path(layout.key(other)))
 
 
 def test_precompute_mends_damage_and_leaves_the_rest(llama, rng, tmp_path):
@@ -205,16 +205,16 @@ def test_a_full_disk_leaves_what_was_stored(llama, rng, store, step, monkeypatch
 
     def full(path, *_, **__):
         if step == "pipe_file":
-            with store._files.open(path, "wb") as file:
+            with store.folder.files.open(path, "wb") as file:
                 file.write(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store._files, step, full)
+        patch.setattr(store.folder.files, step, full)
         with pytest.raises(StoreError, match=r"the disk is full.*make room"):
             precompute(llama, [new], store)
     assert store.keys() == keys
-    assert not [path for path in store._files.find(store._root) if "partial" in path]
+    assert not [path for path in store.folder.files.find(store.folder.root) if "partial" in path]
     assert all(store.check(layout, segment) for segment in old.segments(1))
     assert precompute(llama, [new], store).written == 3
 
@@ -224,7 +224,7 @@ def test_a_read_only_store_says_what_to_do(llama, rng, store, step, monkeypatch)
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(store._files, step, refuse)
+    monkeypatch.setattr(store.folder.files, step, refuse)
     with pytest.raises(StoreError, match=r"Permission denied.*choose a folder that can be written to") as caught:
         precompute(llama, [random_prompt(rng)], store)
     assert store.url in str(caught.value)
@@ -239,7 +239,7 @@ def test_a_read_only_store_can_be_read(llama, rng, store, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     for step in ("makedirs", "pipe_file", "mv"):
-        monkeypatch.setattr(store._files, step, refuse)
+        monkeypatch.setattr(store.folder.files, step, refuse)
     assert precompute(llama, [prompt], store).written == 0
     fused_prefill(llama, prompt, store, get_selector("a3"))
 
@@ -252,7 +252,7 @@ def test_a_folder_and_memory_hold_the_same_bytes(llama, rng, tmp_path):
     keys = folder.keys()
     assert len(keys) == 4
     for key in keys:
-        assert Path(folder.path(key)).read_bytes() == memory._files.cat_file(memory.path(key))
+        assert Path(folder.path(key)).read_bytes() == memory.folder.files.cat_file(memory.path(key))
 
 
 def test_what_is_not_there_is_a_key_error(llama, store):

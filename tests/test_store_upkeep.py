@@ -62,7 +62,7 @@ def bucket(s3, tmp_path):
     """An empty store on it, and the options to open it again."""
     options = CREDENTIALS | {"endpoint_url": s3}
     store = KVStore(f"s3://bucket-{abs(hash(tmp_path))}/kv", **options)
-    store.folder.files.mkdir(store._root.split("/")[0])
+    store.folder.files.mkdir(store.folder.root.split("/")[0])
     return store, options
 
 
@@ -339,7 +339,7 @@ def test_s3_holds_the_same_bytes_and_gives_the_same_answers(llama, rng, bucket, 
         assert precompute(llama, [prompt], each).written == 0
     assert folder.keys() == store.keys()
     for key in folder.keys():  # noqa: SIM118
-        assert Path(folder.path(key)).read_bytes() == store._files.cat_file(store.path(key))
+        assert Path(folder.path(key)).read_bytes() == store.folder.files.cat_file(store.path(key))
     cached = KVStore(store.url, cache=Cache(tmp_path / "cache", 10**8), **options)
     expected = fused_prefill(llama, prompt, folder, get_selector("a3")).logits
     for each in (store, cached, cached):
@@ -356,13 +356,13 @@ def test_damage_on_s3_is_found_and_mended(llama, rng, bucket):
     prompt = random_prompt(rng)
     precompute(llama, [prompt], store)
     path = store.path(store.keys()[0])
-    data = store._files.cat_file(path)
-    store._files.pipe_file(path, data[:8] + bytes([data[8] ^ 1]) + data[9:])
+    data = store.folder.files.cat_file(path)
+    store.folder.files.pipe_file(path, data[:8] + bytes([data[8] ^ 1]) + data[9:])
     with pytest.raises(StoreError, match="damaged"):
         fused_prefill(llama, prompt, store, get_selector("full_reuse"))
     assert list(verify(store).damaged) == [store.keys()[0]]
     assert precompute(llama, [prompt], store).written == 1
-    assert store._files.cat_file(path) == data
+    assert store.folder.files.cat_file(path) == data
 
 
 def run(*arguments: str):

@@ -79,12 +79,15 @@ class Folder:
     def read_into(self, name: str, start: int, rooms: Sequence[memoryview]) -> int:
         """Fill the rooms one after the other with a file's bytes; how many there were. Errors as in `read`.
 
-        A local file's are copied once, by one call of the system: threads that read do not wait for each other.
+        A local file's are copied once, by the system itself: threads that read do not wait for each other.
         """
         if not self.local:
             return spread(self.read(name, start, start + sum(map(len, rooms))), rooms)
         with self._reading(name), open(self.path(name), "rb", buffering=0) as file:
-            return os.preadv(file.fileno(), rooms, start)
+            done = 0
+            while rooms and (count := os.preadv(file.fileno(), rooms, start + done)):  # it may give less than asked
+                rooms, done = _behind(rooms, count), done + count
+            return done
 
     def size(self, name: str) -> int:
         """A file's bytes; errors as in `read`."""
@@ -194,6 +197,17 @@ class Folder:
                 f"cannot read {self.path(name)} ({str(error) or type(error).__name__}): see that the store "
                 f"{self.url!r} can be reached and read, and run the same again; what was computed is kept"
             ) from error
+
+
+def _behind(rooms: Sequence[memoryview], count: int) -> list[memoryview]:
+    """What is left of the rooms behind their first `count` bytes."""
+    left = []
+    for room in rooms:
+        skipped = min(count, len(room))
+        count -= skipped
+        if skipped < len(room):
+            left.append(room[skipped:])
+    return left
 
 
 def _parent(name: str) -> str:

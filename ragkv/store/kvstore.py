@@ -53,7 +53,6 @@ class KVStore:
         check_format(format)
         self.url, self.format, self.cache = str(url), format, cache
         self.folder = Folder(self.url, **storage_options)
-        self._files, self._root = self.folder.files, self.folder.root
         self.manifests = Manifests(self.folder)
         self.holds, self.evictions = Leases(self.folder, "holds", 600), Leases(self.folder, "evictions", 60)
 
