@@ -48,7 +48,7 @@ dry-run: $(INSTALLED)  ## say what `make reproduce` would run, and what it would
 	python -m ragkv.planning $(PROFILE)
 
 test: $(INSTALLED)  ## the tests, then the notebooks on a few prompts
-	$(ONE_THREAD) python -m pytest tests -n $(CORES)
+	$(ONE_THREAD) python -m pytest tests -n $(CORES) --dist worksteal
 	$(ONE_THREAD) python -m pytest --nbval-lax notebooks
 
 lint: $(INSTALLED)  ## ruff (notebooks too) and mypy

@@ -23,8 +23,8 @@ def summarise(rows: pd.DataFrame, by: list[str] | None = None, baseline: str = "
     -------
     DataFrame
         ``score`` and its 95 % interval ``low, high``; ``difference`` to the baseline with ``difference_low,
-        difference_high``; ``prompts``; median ``ttft`` and ``tpot`` in seconds. Intervals are percentiles of 2,000
-        resamples of the prompts, drawn with a fixed seed.
+        difference_high``; ``prompts``; median ``ttft`` and ``tpot`` in seconds, where the results have them. Intervals
+        are percentiles of 2,000 resamples of the prompts, drawn with a fixed seed.
     """
     tables = []
     for labels, part in rows.groupby(by, sort=True) if by else [((), rows)]:
@@ -32,7 +32,7 @@ def summarise(rows: pd.DataFrame, by: list[str] | None = None, baseline: str = "
         base = scores.xs(baseline, axis=1, level="method").iloc[:, 0] if baseline in scores.columns else None
         for key, group in part.groupby(GROUP, sort=False):
             difference = interval((scores[key] - base).to_numpy(), "difference") if base is not None else {}
-            times = {"prompts": len(group), "ttft": group["ttft"].median(), "tpot": group["tpot"].median()}
+            times = {"prompts": len(group)} | {name: group[name].median() for name in ("ttft", "tpot") if name in group}
             found = interval(scores[key].to_numpy(), "score")
             found["low"], found["high"] = found.pop("score_low"), found.pop("score_high")
             tables.append(dict(zip([*(by or []), *GROUP], (*labels, *key), strict=True)) | found | difference | times)

@@ -26,6 +26,13 @@ settings.register_profile(
 )
 settings.load_profile("ragkv")
 
+LONG = ("test_workflow.py", "test_load.py")  # minutes: other tests run beside them, not before them
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 VOCAB = 200
 BOS = 1
 SHAPE = {
