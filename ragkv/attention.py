@@ -2,6 +2,8 @@
 
 One signature for all backends, ``backend(query, key, value, positions, scaling)``:
 
+Parameters
+----------
 query
     ``(batch, heads, queries, head_dim)``, rotated.
 key, value
@@ -11,6 +13,8 @@ positions
 scaling
     Factor of the products before the softmax.
 
+Notes
+-----
 The result is ``(batch, heads, queries, head_dim)``. ``sdpa`` is the reference, and runs everywhere; ``triton`` needs a
 GPU, ``flashinfer`` and ``flashinfer_tiles`` also that package (`ragkv.flash`); ``auto`` is the fastest of them.
 """

@@ -38,8 +38,8 @@ def collect(store: KVStore, budget: int, *, dry_run: bool = False, progress: boo
     """Evict least recently used segments until the rest takes at most `budget` bytes.
 
     Only segments and what killed jobs left behind are ever removed: unfinished files of this store's own names that are
-    an hour old, and leases that ran out. A job that
-    takes its hold while this runs is either seen here or waits until this is done.
+    an hour old, and leases that ran out. A job that takes its hold while this runs is either seen here or waits until
+    this is done.
 
     Raises
     ------
