@@ -4,13 +4,13 @@ One signature for all backends, ``backend(query, key, value, positions, scaling)
 
 Parameters
 ----------
-query
+query : Tensor
     ``(batch, heads, queries, head_dim)``, rotated.
-key, value
+key, value : Tensor
     ``(batch, kv_heads, tokens, head_dim)``, the keys rotated; each KV head serves ``heads / kv_heads`` heads.
-positions
+positions : Tensor
     ``(queries,)``, the queries' positions among the keys, strictly ascending.
-scaling
+scaling : float
     Factor of the products before the softmax.
 
 Notes

@@ -16,7 +16,11 @@ for program in munged slurmctld slurmd; do
   command -v "$program" >/dev/null || { echo "$program is not there: apt-get install slurm-wlm munge" >&2; exit 1; }
 done
 [ "$(id -u)" = 0 ] || { echo "$0 has to be run by root" >&2; exit 1; }
-[ -e /etc/slurm/slurm.conf ] && { echo "there is a Slurm here already: /etc/slurm/slurm.conf" >&2; exit 1; }
+# A link whose controller does not answer was left by a run that was killed.
+if [ -e /etc/slurm/slurm.conf ] && { [ ! -L /etc/slurm/slurm.conf ] || timeout 20 sinfo >/dev/null 2>&1; }; then
+  echo "there is a Slurm here already: /etc/slurm/slurm.conf" >&2
+  exit 1
+fi
 mkdir "$folder"
 mkdir "$folder/state" "$folder/spool"
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }

@@ -13,9 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+CONF = Path("/etc/slurm/slurm.conf")  # start.sh puts a link there, and never replaces a file
 MISSING = [program for program in ("munged", "slurmctld", "slurmd") if shutil.which(program, path=PATH) is None]
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} here: apt-get install slurm-wlm munge"),
+    pytest.mark.skipif(CONF.is_file() and not CONF.is_symlink(), reason=f"there is a Slurm here already: {CONF}"),
     pytest.mark.skipif(os.getuid() != 0, reason="tests/slurm/start.sh has to be run by root"),
 ]
 OPTIONS = (
