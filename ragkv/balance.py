@@ -43,8 +43,8 @@ def balance(
     number_size
         Bytes of a stored number, see `ragkv.quantize.number_size`.
     """
-    share = (shape.layers - selector.layer - selector.observes) / shape.layers  # the layers before are computed
-    loaded = max(0.0, share) if selector.reuses else 0.0
+    first = selector.layer + (selector.observes and not selector.compares)  # the layers before are computed
+    loaded = max(0.0, 1 - first / shape.layers) if selector.reuses else 0.0
     loading = loaded * tokens * shape.bytes_per_token(number_size) / (gbs * 1e9)
 
     def computing(ratio: float) -> float:

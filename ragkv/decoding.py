@@ -46,6 +46,8 @@ def decode(
 ) -> Generation:
     """Continue greedily until the model's end of sequence or `max_new_tokens`. The prefill stays usable.
 
+    A prefill in a workspace goes on there if it has room for `max_new_tokens` more, otherwise in memory of its own.
+
     Parameters
     ----------
     on_token
@@ -56,6 +58,8 @@ def decode(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least one")
     stops, steps, workspace, cache = stop_ids(model), 0, prefill.workspace, fork(prefill.cache)
+    if workspace is not None and prefill.tokens + max_new_tokens - 1 > workspace.tokens:  # the last one is not put in
+        workspace = None
     token, ids = int(prefill.logits.argmax(-1)), []
     if workspace is None:
         following = _greedy(model, cache, token, prefill.tokens)

@@ -16,8 +16,6 @@ from ragkv.models import model_source as source
 from ragkv.quantize import number_size
 from ragkv.selectors import Selector
 from ragkv.selectors.a3 import A3
-from ragkv.selectors.a3_blend import A3Blend
-from ragkv.selectors.cacheblend import CacheBlend
 from ragkv.selectors.probe import Probe
 
 _8B = dict(
@@ -127,7 +125,7 @@ def selection(shape: Shape, selector: Selector, tokens: int, question: int = QUE
         rows = selector.hops * question + (selector.hops - 1) * looking  # of all passes
         return shape.layers * rows * (2 * shape.layer_weights + 4 * shape.heads * shape.head_dim * tokens)
     products = 2 * shape.heads * shape.head_dim * question * tokens if isinstance(selector, A3) else 0.0
-    gaps = 3 * shape.kv_heads * shape.head_dim * tokens if isinstance(selector, CacheBlend | A3Blend) else 0.0
+    gaps = 3 * shape.kv_heads * shape.head_dim * tokens if selector.compares else 0.0
     return products + gaps
 
 
@@ -143,11 +141,13 @@ def fused(shape: Shape, selector: Selector, tokens: int, question: int = QUESTIO
 def moved(shape: Shape, selector: Selector, tokens: int, size: int = 2) -> float:
     """Bytes that a fused prefill moves through the GPU's memory at least, `size` a number.
 
-    The weights once a pass, the prompt's keys and values into their places, and once a pass out of them.
+    The layers' weights once a pass, those of the logits once, the prompt's keys and values into their places, and once
+    a pass out of them.
     """
     passes = 1 + (selector.hops if isinstance(selector, Probe) else 0)
     placed = 2 if selector.reuses else 1  # read where they were stored, and written
-    return size * passes * shape.weights + (placed + passes) * tokens * shape.bytes_per_token(size)
+    weights = passes * shape.layers * shape.layer_weights + shape.hidden * shape.vocabulary
+    return size * weights + (placed + passes) * tokens * shape.bytes_per_token(size)
 
 
 def choosing(experiment: Experiment, benchmark: str, task: str, model: PreTrainedModel) -> pd.DataFrame:

@@ -62,14 +62,9 @@ class Workspace(WorkspaceMemory):
         return hidden
 
     def greedy(self, token: int, position: int) -> Iterator[int]:
-        """The tokens that follow one at `position`, behind the prompt whose keys and values are here.
+        """The tokens that follow one at `position`, behind the prompt whose keys and values are here; as room allows.
 
         On a GPU the next step runs already while the host looks at a token.
-
-        Raises
-        ------
-        ValueError
-            There is no room left.
         """
         step, ahead = self._steps(token, position), int(self.graphs)
         coming: deque[Callable[[], int]] = deque()
@@ -77,7 +72,7 @@ class Workspace(WorkspaceMemory):
             while len(coming) <= ahead and place + len(coming) < self.tokens:
                 coming.append(step())
             if not coming:
-                raise ValueError(f"the workspace's room for {self.tokens} tokens is used up: make a larger one")
+                return
             yield coming.popleft()()
 
     def _steps(self, token: int, position: int) -> Callable[[], Callable[[], int]]:

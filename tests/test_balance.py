@@ -34,7 +34,7 @@ class Counted(SegmentInMemory):
 @pytest.mark.parametrize(
     ("name", "options"),
     [("full_prefill", {}), ("full_reuse", {}), ("probe", {}), ("surprisal", {"layer": 1})]
-    + [("a3", {"layer": layer}) for layer in range(4)],
+    + [(name, {"layer": layer}) for name in ("a3", "a3_blend", "cacheblend") for layer in range(4)],
 )  # fmt: skip
 def test_loading_takes_the_bytes_that_a_prefill_loads(rng, name, options):
     """Layers up to the choice are computed for all tokens, and not loaded."""

@@ -115,13 +115,18 @@ def test_bytes_moved_are_those_counted_by_hand(name, options):
     model, _ = load_model("tiny-llama", device="cpu")
     prompt, store = random_prompt(Random(0), chunks=(50, 60), question=9), memory_store()
     precompute(model, [prompt], store)
-    passes = []
-    counting = model.model.layers[-1].self_attn.q_proj.register_forward_hook(lambda *_: passes.append(1))
+    passes, asked, head = [], [], model.lm_head
+    counting = (
+        model.model.layers[-1].self_attn.q_proj.register_forward_hook(lambda *_: passes.append(1)),
+        head.register_forward_hook(lambda *_: asked.append(1)),
+    )
     prefill = fused_prefill(model, prompt, store, selector := get_selector(name, **options))
-    counting.remove()
-    matrices = sum(module.weight.nbytes for module in model.modules() if isinstance(module, torch.nn.Linear))
+    for hook in counting:
+        hook.remove()
+    layers = sum(module.weight.nbytes for module in model.model.modules() if isinstance(module, torch.nn.Linear))
     read_from_the_store = prefill.cache_bytes if selector.reuses else 0
-    expected = read_from_the_store + prefill.cache_bytes + len(passes) * (matrices + prefill.cache_bytes)
+    expected = read_from_the_store + prefill.cache_bytes + len(passes) * (layers + prefill.cache_bytes)
+    expected += len(asked) * head.weight.nbytes
     assert moved(Shape.of("tiny-llama"), selector, len(prompt.ids), size=4) == expected
 
 

@@ -78,10 +78,25 @@ def test_too_little_room_and_another_model_are_refused(llama, rng):
         fused_prefill(llama, prompt, store, get_selector("a3"), workspace=Workspace(llama, 20))
     with pytest.raises(ValueError, match="the workspace was made for another model"):
         fused_prefill(llama, prompt, store, get_selector("a3"), workspace=Workspace(make_model("llama"), 100))
-    prefill = fused_prefill(llama, prompt, store, get_selector("a3"), workspace=Workspace(llama, tokens + 2))
-    assert len(decode(llama, prefill, max_new_tokens=3).ids) <= 3
-    with pytest.raises(ValueError, match=f"room for {tokens + 2} tokens is used up"):
-        decode(llama, prefill, max_new_tokens=4, ended=lambda ids: False)
+
+
+@pytest.mark.parametrize("left", [0, 1, 4, 5, 6])
+def test_what_is_decoded_may_be_longer_than_the_room(llama, rng, left, monkeypatch):
+    """Five more positions are taken by six tokens; the last one leaves no keys and values."""
+    monkeypatch.setattr(llama.generation_config, "eos_token_id", None)
+    prompt, store = ready(llama, rng)
+    selector, steps = get_selector("a3"), []
+    room = Workspace(llama, len(prompt.ids) + left)
+    found = fused_prefill(llama, prompt, store, selector, workspace=room)
+    expected = decode(llama, fused_prefill(llama, prompt, store, selector), max_new_tokens=6)
+    monkeypatch.setattr(room, "_advance", lambda state: steps.append(state) or Workspace._advance(room, state))
+    generation = decode(llama, found, max_new_tokens=6)
+    assert generation.ids == expected.ids
+    assert len(generation.ids) == 6
+    assert len(steps) == (5 if left >= 5 else 0)
+    for mine, plain in zip(generation.cache.layers, expected.cache.layers, strict=True):
+        assert relative_error(mine.keys, plain.keys) <= 1e-4
+        assert relative_error(mine.values, plain.values) <= 1e-4
 
 
 @GPU

@@ -31,6 +31,7 @@ class A3Blend(A3):
     gap: Literal["v", "k"] = "v"
 
     observes: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -74,6 +74,7 @@ class Selector(ABC):
     layer: int = 0
 
     observes: ClassVar[bool] = False  # needs the selection layer's queries, keys and values
+    compares: ClassVar[bool] = False  # needs also that layer's stored keys and values
     reuses: ClassVar[bool] = True  # False: nothing is taken from the store
     recomputes_question: ClassVar[bool] = True  # False: only its last token
 

@@ -26,6 +26,7 @@ class CacheBlend(ScoringSelector):
     checks: int = 1
 
     observes: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
