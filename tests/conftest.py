@@ -26,7 +26,7 @@ settings.register_profile(
 )
 settings.load_profile("ragkv")
 
-LONG = ("test_workflow.py", "test_load.py")  # minutes: other tests run beside them, not before them
+LONG = ("test_slurm.py", "test_workflow.py", "test_load.py")  # minutes: other tests run beside them, not before them
 
 
 def pytest_collection_modifyitems(items):
