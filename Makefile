@@ -49,7 +49,7 @@ dry-run: $(INSTALLED)  ## say what `make reproduce` would run, and what it would
 
 test: $(INSTALLED)  ## the tests, then the notebooks on a few prompts
 	$(ONE_THREAD) python -m pytest tests -n $(CORES) --dist worksteal
-	$(ONE_THREAD) python -m pytest --nbval-lax notebooks -n $(CORES) --dist loadfile
+	$(ONE_THREAD) python -m pytest --nbval-lax notebooks
 
 lint: $(INSTALLED)  ## ruff (notebooks too) and mypy
 	ruff check .
