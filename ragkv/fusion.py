@@ -50,7 +50,7 @@ class Prefill:
         Seconds by stage: ``open`` (finding and checking the stored segments), ``load`` (their keys and values to the
         device), ``select``, and ``total``, which includes the layers' own computation.
     workspace
-        Where the cache lies, if it lies in one: `ragkv.decode` then goes on there.
+        Where the cache lies, if it lies in one: `ragkv.decode` then goes on there, if there is room for the answer.
     """
 
     logits: Tensor

@@ -146,7 +146,7 @@ def moved(shape: Shape, selector: Selector, tokens: int, size: int = 2) -> float
     """
     passes = 1 + (selector.hops if isinstance(selector, Probe) else 0)
     placed = 2 if selector.reuses else 1  # read where they were stored, and written
-    weights = passes * shape.layers * shape.layer_weights + shape.hidden * shape.vocabulary
+    weights = shape.weights + (passes - 1) * shape.layers * shape.layer_weights
     return size * weights + (placed + passes) * tokens * shape.bytes_per_token(size)
 
 
