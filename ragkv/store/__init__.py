@@ -11,8 +11,9 @@ Names of other files are not the store's: they are neither read nor removed.
 
 from ragkv.store.cache import Cache
 from ragkv.store.files import ReadOnlyError, StoreError
-from ragkv.store.kvstore import KVStore, StoredSegment
+from ragkv.store.kvstore import KVStore
 from ragkv.store.layout import Layout
 from ragkv.store.manifests import Manifest
+from ragkv.store.stored_segment import StoredSegment
 
 __all__ = ["Cache", "KVStore", "Layout", "Manifest", "ReadOnlyError", "StoreError", "StoredSegment"]

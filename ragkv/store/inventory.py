@@ -10,8 +10,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from ragkv.store.files import Entry, Folder, StoreError
-from ragkv.store.kvstore import KVStore, SegmentInFolder, segment_key, segment_name
+from ragkv.store.kvstore import KVStore, segment_key, segment_name
 from ragkv.store.segment_file import read_header
+from ragkv.store.stored_segment import SegmentInFolder
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
 One = TypeVar("One")
