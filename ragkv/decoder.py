@@ -14,6 +14,11 @@ from transformers.activations import SiLUActivation
 from ragkv.kernels import kernels_run
 
 
+def device(layer: nn.Module) -> torch.device:
+    """Where a layer is computed."""
+    return layer.self_attn.q_proj.weight.device
+
+
 def queries(attention: nn.Module, hidden: Tensor) -> Tensor:
     """Queries before rotation: ``(batch, tokens, hidden)`` to ``(batch, heads, tokens, head_dim)``."""
     return _heads(attention.q_proj(hidden), attention.head_dim, getattr(attention, "q_norm", None))

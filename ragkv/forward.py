@@ -14,6 +14,8 @@ from ragkv.cache import KV, place, write
 from ragkv.loading import ReusedKV
 from ragkv.prompt import Prompt
 
+PART = 4  # layers that are brought to a GPU together
+
 Choose = Callable[[nn.Module, Tensor, KV, Tensor], Tensor]
 Watch = Callable[[int, Tensor, KV, Tensor, float], None]
 
@@ -70,12 +72,15 @@ class Forward:
     def __init__(self, model: PreTrainedModel, prompt: Prompt, reuse: ReusedKV, attend: Backend, clock: Clock):
         self.model, self.prompt, self.reuse, self.attend, self.clock = model, prompt, reuse, attend, clock
         self.rotary = self._rotary()
-        self.ids = prompt.tensor.to(model.model.embed_tokens.weight.device)
+        self.ids = prompt.tensor.to(model.model.embed_tokens.weight.device, non_blocking=True)
         self.layers: list[KV] = []
 
     def start(self, layers: range) -> None:
         """Begin to bring the reused keys and values of these layers to where they are needed."""
-        self.reuse.start({i: self.model.model.layers[i].self_attn.q_proj.weight.device for i in layers})
+        places = {i: decoder.device(self.model.model.layers[i]) for i in layers}
+        for device in dict.fromkeys(places.values()):
+            there = [i for i in layers if places[i] == device]  # one after the other
+            self.reuse.start([range(i, min(i + PART, there[-1] + 1)) for i in there[::PART]], device)
 
     def embed(self, active: Tensor) -> Tensor:
         """The input of the first layer, ``(1, active, hidden)``."""
@@ -101,7 +106,7 @@ class Forward:
         """
         layer = self.model.model.layers[index]
         attention = layer.self_attn
-        device = attention.q_proj.weight.device
+        device = decoder.device(layer)
         hidden, active = hidden.to(device), active.to(device)
         normed = decoder.norm(layer.input_layernorm, hidden)
         fresh = decoder.keys_values(attention, normed)
@@ -147,12 +152,13 @@ class Forward:
         if index < len(self.layers):
             write(self.layers[index], fresh, self.rotary, active, active)
         else:
-            self.layers.append(place(self._stored(index, active), fresh, active, self.rotary, len(self.prompt.ids)))
+            stored = self._stored(index, len(active), active.device)
+            self.layers.append(place(stored, fresh, active, self.rotary, len(self.prompt.ids)))
         return self.layers[index]
 
-    def _stored(self, index: int, active: Tensor) -> KV | None:
+    def _stored(self, index: int, computed: int, device: torch.device) -> KV | None:
         """Stored keys (before rotation) and values of the positions that are not all computed afresh in this layer."""
         behind_prefix = len(self.prompt.ids) - len(self.prompt.prefix)
-        load = self.reuse.prefix if len(active) >= behind_prefix else self.reuse.all
+        load = self.reuse.prefix if computed >= behind_prefix else self.reuse.all
         with self.clock("load"):
-            return load(index, active.device)
+            return load(index, device)

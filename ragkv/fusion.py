@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ragkv import decoder
 from ragkv.attention import get_backend
 from ragkv.cache import KV, build_cache
+from ragkv.choices import Choices
 from ragkv.eviction import Eviction, evict
 from ragkv.forward import Clock, Forward
 from ragkv.loading import ReusedKV, open_segments
@@ -102,10 +103,14 @@ def fused_prefill(
         The GPU's memory is full; the message says what helps.
     """
     with explained(f"a prefill of {len(prompt.ids)} tokens", model.device, _SMALLER):
-        return _prefill(model, prompt, store, selector, eviction, backend, workspace)
+        start, given = perf_counter(), (model, prompt, store, selector, eviction, backend, workspace)
+        prefill = _prefill(start, *given, trusting=True) or _prefill(start, *given, trusting=False)
+        assert prefill is not None  # without trust it is an error
+        return prefill
 
 
 def _prefill(
+    start: float,
     model: PreTrainedModel,
     prompt: Prompt,
     store: Segments | None,
@@ -113,9 +118,12 @@ def _prefill(
     eviction: Eviction | None,
     backend: str,
     workspace: Workspace | None,
-) -> Prefill:
-    start, clock = perf_counter(), Clock({weight.device for weight in model.parameters()})
+    *,
+    trusting: bool,
+) -> Prefill | None:
+    """A prefill; None where it was `trusting`, and a choice was not what it should be."""
     _check(model, prompt, selector, workspace)
+    clock, choices = Clock({decoder.device(layer) for layer in model.model.layers}), Choices(trusting)
     if eviction is not None:
         eviction.room(prompt)  # an error before anything is computed
     with clock("open"):
@@ -130,24 +138,27 @@ def _prefill(
     if selector.reuses:
         forward.start(range(selector.layer + selector.observes, layers))  # before, all tokens are computed afresh
     first = len(prompt.prefix) if selector.reuses else 0
-    active = torch.arange(first, len(prompt.ids))  # what is being computed
+    active = torch.arange(first, len(prompt.ids), device=forward.ids.device)  # what is being computed
     hidden, index = forward.embed(active), 0
     while index < layers:
         if index in selecting and selector.observes:
-            choose = partial(_observe, selector, forward, index)
+            choose = partial(_observe, selector, choices, forward, index)
             hidden, active = forward.layer(index, hidden, active, choose=choose, watch=watch)
             index += 1
             continue
         if index in selecting:
             with clock("select"):
-                kept = _choose(selector, Observation(prompt, reuse.surprisal, look=forward.look), active)
-            hidden, active = hidden[:, kept.to(hidden.device)], active.to(kept.device)[kept]
+                kept = choices.rows(selector, Observation(prompt, reuse.surprisal, look=forward.look), active)
+            kept = kept.to(active.device, non_blocking=True)
+            hidden, active = hidden[:, kept.to(hidden.device)], active[kept]
         stop = min((layer for layer in selecting if layer > index), default=layers)
         hidden = forward.through(range(index, stop), hidden, active, watch)
         index = stop
     logits, cache = decoder.logits(model, hidden[:, -1:])[:, 0], build_cache(forward.layers)
     if logits.device.type == "cuda":
         torch.cuda.synchronize(logits.device)
+    if not choices.hold():
+        return None
     timings = clock.seconds() | {"total": perf_counter() - start}
     room = workspace if eviction is None else None
     return Prefill(logits, cache, len(prompt.ids), active.cpu(), timings, room)
@@ -182,7 +193,14 @@ def _open(
 
 
 def _observe(
-    selector: Selector, forward: Forward, index: int, attention: nn.Module, normed: Tensor, fresh: KV, active: Tensor
+    selector: Selector,
+    choices: Choices,
+    forward: Forward,
+    index: int,
+    attention: nn.Module,
+    normed: Tensor,
+    fresh: KV,
+    active: Tensor,
 ) -> Tensor:
     """The rows that the selector keeps of what it sees; the stored document is loaded only if it asks for it."""
     prompt, rotary, start = forward.prompt, forward.rotary, len(forward.prompt.prefix)
@@ -194,11 +212,11 @@ def _observe(
         return rotary(keys, slice(start, start + keys.shape[2])), values
 
     with forward.clock("select"):
-        question, span = decoder.queries(attention, normed[:, -len(prompt.question) :]), prompt.question_span
+        question = decoder.queries(attention, normed[:, -len(prompt.question) :])
         seen = Observation(
             prompt,
             forward.reuse.surprisal,
-            queries=rotary(question, slice(span.start, span.stop)),
+            queries=rotary(question, active[-len(prompt.question) :]),
             keys=fresh[0],
             values=fresh[1],
             choice=selector.layers.index(index),
@@ -206,7 +224,7 @@ def _observe(
             reused=reused,
             scaling=attention.scaling,
         )
-        return _choose(selector, seen, active)
+        return choices.rows(selector, seen, active)
 
 
 def _evict(
@@ -216,21 +234,3 @@ def _evict(
     asked = int((positions >= forward.prompt.question_span.start).sum())
     window, where = queries[:, :, -asked:], positions[-asked:]
     forward.layers[index] = evict(eviction, forward.prompt, fused, window, where, scaling)
-
-
-def _choose(selector: Selector, seen: Observation, active: Tensor) -> Tensor:
-    """Which rows of the tokens at `active` go on: the chosen document tokens, sorted, and the question's."""
-    span, rows, asked = seen.prompt.document_span, len(active), len(seen.prompt.question)
-    question = torch.arange(rows - (asked if selector.recomputes_question else 1), rows)
-    if not span:
-        return question.to(active.device)
-    chosen = selector.choose(seen)  # from the host or the GPU: where it is, so that neither waits for the other
-    marked = torch.zeros(len(span), dtype=torch.bool, device=chosen.device)
-    marked[chosen.clamp(0, len(span) - 1)] = True
-    kept = marked[active[: rows - asked].to(chosen.device) - span.start].nonzero()[:, 0]
-    outside = ((chosen < 0) | (chosen >= len(span))).any()
-    if outside | (marked.sum() != len(kept)):  # one look at what the device says
-        raise ValueError(
-            f"{type(selector).__name__} chose a token outside the document's {len(span)}, or one that it had left out"
-        )
-    return torch.cat((kept, question.to(kept.device)))

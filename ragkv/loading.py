@@ -7,7 +7,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor, device
 
-from ragkv.ahead import LayersAhead, side_by_side
+from ragkv.ahead import PartsAhead
 from ragkv.cache import KV
 from ragkv.decoder import Rotary
 from ragkv.kernels import kernels_run
@@ -66,47 +66,83 @@ class ReusedKV:
 
     def __init__(self, prefix: Sequence[SegmentKV], chunks: Sequence[SegmentKV], question: Sequence[SegmentKV]):
         self._prefix, self._chunks, self._whole = prefix, chunks, [*prefix, *chunks, *question]
-        self._ahead: LayersAhead | None = None
+        self._coming: dict[int, PartsAhead[KV]] = {}
 
-    def start(self, devices: dict[int, device]) -> None:
-        """Begin to copy what `all` will be asked for: these layers, in order, to their GPUs. Nothing on a CPU."""
-        if self._whole and all(to.type == "cuda" for to in devices.values()):
-            self._ahead = LayersAhead(self._whole, devices)
+    def start(self, parts: Sequence[range], to: device) -> None:
+        """Begin to copy what `all` will be asked for: these layers, in order, to their GPU. Nothing on a CPU."""
+        if not self._whole or not parts or to.type != "cuda":
+            return
+        ahead: PartsAhead[KV] = PartsAhead(self._whole, parts, to)
 
-    def place(self, layers: range, rooms: Sequence[KV], rotary: Rotary) -> bool:
-        """Write layers that lie on their GPU already to where they belong, all at once; False where they do not.
+        def arrived(part: range) -> list[KV]:
+            return [_side_by_side([staged[i] for staged in ahead.staged], to) for i in range(len(part))]
+
+        ahead.start(arrived)
+        self._coming |= {index: ahead for part in parts for index in part}
+
+    def place(self, parts: Sequence[range], rooms: Sequence[KV], rotary: Rotary) -> dict[int, PartsAhead[None]] | None:
+        """Begin to write layers of one GPU to where they belong: at once what lies there, the rest while it computes.
 
         Parameters
         ----------
+        parts
+            The layers, in order; those of a part arrive together.
         rooms
             Every layer's keys and values, ``(1, kv_heads, slots, head_dim)`` each.
-        """
-        to = rooms[layers.start][0].device
-        there = [s.layers for s in self._whole if isinstance(s, SegmentInMemory) and s.layers.device == to]
-        if not there or len(there) < len(self._whole) or not kernels_run(to):
-            return False
-        from ragkv.kernels.placing import place_segments
 
-        place_segments([states.contiguous() for states in there], layers, rooms, *rotary.on(to))
-        return True
+        Returns
+        -------
+        dict
+            What is on its way, by layer; None where nothing was begun, and `all` gives the layers one by one.
+        """
+        to = rooms[parts[0].start][0].device
+        here = [s.layers.contiguous() for s in self._whole if isinstance(s, SegmentInMemory) and s.layers.device == to]
+        at_once = len(here) == len(self._whole)
+        if not self._whole or not kernels_run(to) or not (at_once or to.type == "cuda"):
+            return None
+        from ragkv.kernels.placing import placing
+
+        if at_once:
+            placing(here, rooms, *rotary.on(to))(range(parts[0].start, parts[-1].stop), parts[0].start)
+            return {}
+        ahead: PartsAhead[None] = PartsAhead(self._whole, parts, to)
+        place = placing(ahead.staged, rooms, *rotary.on(to))
+
+        def arrived(part: range) -> list[None]:
+            place(part, 0)
+            return [None] * len(part)
+
+        ahead.start(arrived)
+        return {index: ahead for part in parts for index in part}
 
     def prefix(self, index: int, to: device) -> KV | None:
         """One layer of the prefix, or None where nothing of it is reused."""
-        return side_by_side([segment.layer(index) for segment in self._prefix], to)
+        return _side_by_side([segment.layer(index) for segment in self._prefix], to) if self._prefix else None
 
     def document(self, index: int, to: device) -> KV | None:
         """One layer of the chunks."""
-        return side_by_side([segment.layer(index) for segment in self._chunks], to)
+        return _side_by_side([segment.layer(index) for segment in self._chunks], to) if self._chunks else None
 
     def all(self, index: int, to: device) -> KV | None:
         """One layer of everything reused."""
-        if self._ahead is not None and index in self._ahead:
-            return self._ahead.layer(index)
-        return side_by_side([segment.layer(index) for segment in self._whole], to)
+        if index in self._coming:
+            states = self._coming.pop(index).layer(index)
+            for part in states:
+                part.record_stream(torch.cuda.current_stream(to))
+            return states
+        return _side_by_side([segment.layer(index) for segment in self._whole], to) if self._whole else None
 
     def surprisal(self) -> Tensor:
         """Surprisal of the document's tokens, ``(document,)``."""
         return torch.cat([segment.surprisal() for segment in self._chunks])
+
+
+def _side_by_side(parts: Sequence[Tensor], to: device) -> KV:
+    """One layer of several segments: keys before rotation and values, ``(1, kv_heads, tokens, head_dim)`` each."""
+    if to.type == "cuda":  # each on its own: from pinned memory the host does not wait
+        parts = [part.to(to, non_blocking=True) for part in parts]
+    keys, values = torch.cat(list(parts), dim=2).to(to)
+    return keys[None], values[None]
 
 
 def open_segments(store: Segments, layout: Layout, segments: list[Segment]) -> list[SegmentKV]:

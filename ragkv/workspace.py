@@ -44,21 +44,33 @@ class Workspace(WorkspaceMemory):
         """Whether there are graphs for so many tokens."""
         return self.graphs and len(active) <= self.rows
 
-    def replay(self, layers: range, hidden: Tensor, active: Tensor, power: float | None = None) -> Tensor:
+    def replay(
+        self,
+        layers: range,
+        hidden: Tensor,
+        active: Tensor,
+        power: float | None = None,
+        before: Callable[[int], object] | None = None,
+    ) -> Tensor:
         """Layers over the tokens at `active`, whose other keys and values are in place; with `power`, their `weights`.
 
-        The result stays until the next call.
+        `before` is called with each layer before it runs. The result stays until the next call.
         """
-        count = len(active)
+        count, device = len(active), None
         rows = -(-count // STEP) * STEP
-        for span in self.spans(layers):
-            states, positions = self._input(self.devices[span.start], rows)
-            states[:, : rows - count] = 0
-            states[:, rows - count :] = hidden
-            positions[: rows - count] = -1
-            positions[rows - count :] = active
-            self._graph(span, rows, power).replay()
-            hidden = states[:, rows - count :]
+        for block in self.blocks(layers):
+            if self.devices[block.start] != device:
+                device = self.devices[block.start]
+                states, positions = self._input(device, rows)
+                states[:, : rows - count] = 0
+                states[:, rows - count :] = hidden
+                positions[: rows - count] = -1
+                positions[rows - count :] = active
+                hidden = states[:, rows - count :]
+            if before is not None:
+                for index in block:
+                    before(index)
+            self._graph(block, rows, power).replay()
         return hidden
 
     def greedy(self, token: int, position: int) -> Iterator[int]:

@@ -1,16 +1,17 @@
 """A forward whose keys and values lie in a workspace, over its graphs where few tokens are computed."""
 
+from functools import partial
+
 from torch import Tensor
 
 from ragkv import decoder
+from ragkv.ahead import PartsAhead
 from ragkv.attention import Backend, auto, triton
 from ragkv.cache import KV, write, write_first
 from ragkv.forward import Clock, Forward, Watch
 from ragkv.loading import ReusedKV
 from ragkv.prompt import Prompt
 from ragkv.workspace import Workspace
-
-BLOCK = 8  # layers of a graph that does not wait for those behind
 
 
 class WorkspaceForward(Forward):
@@ -20,15 +21,17 @@ class WorkspaceForward(Forward):
         self._workspace, self._in_graphs = workspace, attend in (auto, triton)  # graphs hold the package's own kernel
         super().__init__(workspace.model, prompt, reuse, attend, clock)
         self.layers = workspace.cache(len(prompt.ids))
-        self._placed: set[int] = set()
+        self._placed: set[int] = set()  # layers
+        self._coming: dict[int, PartsAhead[None]] = {}
 
     def start(self, layers: range) -> None:
         with self.clock("load"):
             for span in self._workspace.spans(layers):
-                if not self.reuse.place(span, self._workspace.layers, self.rotary):
-                    break  # this GPU's layers and those behind them come one by one
+                coming = self.reuse.place(self._workspace.blocks(span), self._workspace.layers, self.rotary)
+                if coming is None:
+                    return super().start(range(span.start, layers.stop))
+                self._coming |= coming
                 self._placed.update(span)
-        super().start(range(layers.start + len(self._placed), layers.stop))
 
     def through(self, layers: range, hidden: Tensor, active: Tensor, watch: Watch | None = None) -> Tensor:
         if watch is None and self._replays(active):
@@ -45,29 +48,24 @@ class WorkspaceForward(Forward):
         return self._in_graphs and self._workspace.replays(active)
 
     def _replay(self, layers: range, hidden: Tensor, active: Tensor, power: float | None = None) -> Tensor:
-        """Graphs of all layers or, while what they reuse is on its way, of some at a time."""
-        parts = [layers]
-        if not self._placed.issuperset(layers):
-            parts = [layers[i : i + BLOCK] for i in range(0, len(layers), BLOCK)]
-        for part in parts:
-            for index in part:
-                self._place(index, active.to(self._workspace.devices[index]))
-            hidden = self._workspace.replay(part, hidden, active, power)
-        return hidden
+        before = partial(self._place, computed=len(active))
+        return self._workspace.replay(layers, hidden, active, power, before=before)
 
     def _rotary(self) -> decoder.Rotary:
         return self._workspace.rotary
 
     def _fuse(self, index: int, fresh: KV, active: Tensor) -> KV:
-        self._place(index, active)
+        self._place(index, len(active))
         write(self.layers[index], fresh, self.rotary, active, active)
         return self.layers[index]
 
-    def _place(self, index: int, active: Tensor) -> None:
-        """What a layer reuses, unless it is there already."""
-        if index in self._placed:
-            return
-        stored = self._stored(index, active)
-        if stored is not None:
-            write_first(self.layers[index], stored, self.rotary)
-        self._placed.add(index)
+    def _place(self, index: int, computed: int) -> None:
+        """What a layer reuses where so many tokens are computed afresh, unless it is there already."""
+        if index in self._coming:
+            with self.clock("load"):
+                self._coming.pop(index).layer(index)
+        elif index not in self._placed:
+            stored = self._stored(index, computed, self._workspace.devices[index])
+            if stored is not None:
+                write_first(self.layers[index], stored, self.rotary)
+            self._placed.add(index)

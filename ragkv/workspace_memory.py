@@ -3,6 +3,7 @@
 Rows at position -1 do not count: they see nothing, and what they leave is read by none. So rows can be rounded up.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -16,6 +17,8 @@ from ragkv.memory import explained
 from ragkv.models import check_model
 from ragkv.prompt import Prompt
 from ragkv.store import Layout
+
+BLOCK = 4  # layers that are told of at a time: the GPU begins with some while the host goes on with the next
 
 
 class WorkspaceMemory:
@@ -37,7 +40,7 @@ class WorkspaceMemory:
     def __init__(self, model: PreTrainedModel, tokens: int):
         check_model(model)
         self.model, self.tokens = model, tokens
-        self.devices = [layer.self_attn.q_proj.weight.device for layer in model.model.layers]
+        self.devices = [decoder.device(layer) for layer in model.model.layers]
         self.rotary = decoder.Rotary.of(model, tokens)
         self.layers: list[KV] = []
         config, dtype = model.config, model.dtype
@@ -49,6 +52,7 @@ class WorkspaceMemory:
         self.kernels = all(has_kernel(keys) for keys, _ in self.layers)
         self._attend = triton if self.kernels else auto
         self._layouts: dict[str, Layout] = {}
+        self._branches: dict[torch.device, torch.cuda.Stream] = {}
 
     @property
     def weights(self) -> Tensor:
@@ -88,14 +92,15 @@ class WorkspaceMemory:
 
     def cache(self, tokens: int) -> list[KV]:
         """Keys and values of the first `tokens` positions, without copying."""
-        return [(keys[:, :, :tokens], values[:, :, :tokens]) for keys, values in self.layers]
+        return [(keys.narrow(2, 0, tokens), values.narrow(2, 0, tokens)) for keys, values in self.layers]
 
     def spans(self, layers: range) -> list[range]:
         """The layers, divided where they change from one GPU to the next; no span where there are none."""
-        if not layers:
-            return []
-        cuts = [i for i in layers[1:] if self.devices[i] != self.devices[i - 1]]
-        return [range(a, b) for a, b in zip([layers.start, *cuts], [*cuts, layers.stop], strict=True)]
+        return _divided(layers, lambda i: self.devices[i] != self.devices[i - 1])
+
+    def blocks(self, layers: range) -> list[range]:
+        """The same, divided further into a few layers each."""
+        return _divided(layers, lambda i: self.devices[i] != self.devices[i - 1] or i % BLOCK == 0)
 
     def _through(self, span: range, hidden: Tensor, positions: Tensor, power: float | None = None) -> Tensor:
         """Layers of one device over rows, ``(1, rows, hidden)``, at their positions; with `power`, their `weights`."""
@@ -110,8 +115,12 @@ class WorkspaceMemory:
         layer, keys_values = self.model.model.layers[index], self.layers[index]
         attention = layer.self_attn
         normed = decoder.norm(layer.input_layernorm, hidden)
-        write(keys_values, decoder.keys_values(attention, normed), self.rotary, angles, slots)
+        branch = self._branch(hidden.device)
+        with torch.cuda.stream(branch):
+            write(keys_values, decoder.keys_values(attention, normed), self.rotary, angles, slots)
         queries = self.rotary(decoder.queries(attention, normed), angles)
+        if branch is not None:
+            torch.cuda.current_stream(hidden.device).wait_stream(branch)
         keys, values = (states[:, :, : self.tokens] for states in keys_values)
         if power is None:
             attended = self._attend(queries, keys, values, positions, attention.scaling)
@@ -121,3 +130,18 @@ class WorkspaceMemory:
             attended, weights = attention_scores(queries, keys, values, positions, attention.scaling, power)
             self._weights_by_layer[index].copy_(weights)
         return decoder.finish(layer, hidden, attended)
+
+    def _branch(self, device: torch.device) -> torch.cuda.Stream | None:
+        """In a graph, where what is captured runs beside what follows; small products leave a GPU half empty."""
+        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+            return None
+        if device not in self._branches:
+            self._branches[device] = torch.cuda.Stream(device)
+        self._branches[device].wait_stream(torch.cuda.current_stream(device))
+        return self._branches[device]
+
+
+def _divided(layers: range, cut: Callable[[int], bool]) -> list[range]:
+    """Parts of the layers, one beginning wherever `cut` says so; none of no layers."""
+    cuts = [i for i in layers[1:] if cut(i)]
+    return [range(a, b) for a, b in zip([layers.start, *cuts], [*cuts, layers.stop], strict=True)] if layers else []

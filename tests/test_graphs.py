@@ -39,7 +39,7 @@ def room_of(monkeypatch):
     """Makes such a workspace, the layers of which lie on these devices."""
     for where in ("workspace_memory.has_kernel", "loading.kernels_run"):
         monkeypatch.setattr(f"ragkv.{where}", lambda _: True)  # Triton's interpreter has them
-    monkeypatch.setattr("ragkv.workspace_forward.BLOCK", 2)
+    monkeypatch.setattr("ragkv.workspace_memory.BLOCK", 2)
     monkeypatch.setattr("ragkv.workspace.STEP", STEP)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
 
@@ -80,14 +80,14 @@ def test_graphs_give_what_the_layers_give(rng, room_of, monkeypatch, devices, na
 def test_a_graph_is_captured_once_for_its_number_of_rows(room_of, devices):
     """And what it was captured for first is computed in the same call."""
     model = make_model("llama")
-    room, spans = room_of(model, 30, devices, rows=2 * STEP), len(set(devices))
+    room = room_of(model, 30, devices, rows=2 * STEP)
     hidden = torch.randn(1, 2 * STEP, 64)
     for count, kinds in ((1, 1), (STEP, 1), (STEP + 1, 2), (7, 2), (2 * STEP, 2)):
         active = torch.arange(30)[-count:]
         assert room.replays(active)
         first, again = (room.replay(range(3), hidden[:, :count], active).clone() for _ in range(2))
         assert torch.equal(first, again)
-        assert len(room.captured) == kinds * spans
+        assert len(room.captured) == kinds * len(room.blocks(range(3)))
     assert not room.replays(torch.arange(2 * STEP + 1))  # more than `rows`
 
 

@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ragkv.kernels.attention import Config, config, fitting, position_causal
 from ragkv.kernels.elementwise import gated, rms_norm, rotate
-from ragkv.kernels.placing import place_segments, write
+from ragkv.kernels.placing import placing, write
 from ragkv.kernels.scores import attention_scores
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the kernels themselves")
@@ -144,17 +144,19 @@ def test_writing_rotates_as_the_plain_version(count, kv_heads, head_dim, dtype, 
     kv_heads=st.integers(1, 2),
     head_dim=st.sampled_from([8, 80]),
     dtype=st.sampled_from(list(BOUNDS)),
+    source=st.integers(0, 1),
     seed=st.integers(0, 99),
 )
-def test_segments_are_placed_side_by_side(lengths, kv_heads, head_dim, dtype, seed):
+def test_segments_are_placed_side_by_side(lengths, kv_heads, head_dim, dtype, source, seed):
     random, tokens = torch.Generator().manual_seed(seed), sum(lengths)
     cos, sin = angles(random, tokens, head_dim)
     segments = [torch.randn(3, 2, kv_heads, length, head_dim, generator=random).to(dtype) for length in lengths]
     mine, plain = torch.zeros(2, 3, 2, 1, kv_heads, tokens + 2, head_dim, dtype=dtype)
-    place_segments(segments, range(1, 3), [tuple(room) for room in mine], cos, sin)
+    place = placing(segments, [tuple(room) for room in mine], cos, sin)
+    place(range(1, 3), source)
     order = torch.arange(tokens)
     for layer in (1, 2):
-        keys, values = torch.cat([states[layer] for states in segments], dim=2)[:, None]
+        keys, values = torch.cat([states[layer - 1 + source] for states in segments], dim=2)[:, None]
         plain_write(tuple(plain[layer]), (keys, values), Rotary(cos, sin), order, order)
     torch.testing.assert_close(mine, plain, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5)
 

@@ -5,6 +5,7 @@ positions, which keeps its masked part small, and K and V are read once for a wh
 tiles to fill the GPU, each goes over the keys in parts, which a second kernel brings together.
 """
 
+from functools import cache
 from math import ceil, log
 from typing import NamedTuple
 
@@ -54,11 +55,17 @@ def fitting(chosen: Config, head_dim: int, dtype: torch.dtype, memory: int) -> C
 
 def tile(query: Tensor, key: Tensor) -> Config:
     """How to compile for these shapes on their GPU."""
-    memory, head_dim = 2**18, key.shape[3]
-    if key.is_cuda:
-        memory = getattr(torch.cuda.get_device_properties(key.device), "shared_memory_per_block_optin", 2**16)  # AMD
-    rows = query.shape[1] // key.shape[1] * query.shape[2]
-    return fitting(config(head_dim, key.dtype, rows), head_dim, key.dtype, memory)
+    head_dim, rows = key.shape[3], query.shape[1] // key.shape[1] * query.shape[2]
+    return fitting(config(head_dim, key.dtype, rows), head_dim, key.dtype, _gpu(key.device)[1])
+
+
+@cache
+def _gpu(device: torch.device) -> tuple[int, int]:
+    """A GPU's multiprocessors, and the bytes that one has to share; of none, what the interpreter is tested with."""
+    if device.type != "cuda":
+        return 8, 2**18
+    found = torch.cuda.get_device_properties(device)
+    return found.multi_processor_count, getattr(found, "shared_memory_per_block_optin", 2**16)  # AMD says none
 
 
 @on_its_gpu
@@ -125,9 +132,8 @@ def split(query: Tensor, key: Tensor, chosen: Config) -> int:
     each wave takes a part's keys and some more for the tile's beginning and end.
     """
     (_, heads, queries, _), (batch, kv_heads, tokens, _) = query.shape, key.shape
-    processors = torch.cuda.get_device_properties(key.device).multi_processor_count if key.is_cuda else 8
     tiles = triton.cdiv(heads // kv_heads * queries, chosen.rows) * batch * kv_heads
-    places = processors * chosen.resident
+    places = _gpu(key.device)[0] * chosen.resident
     if tiles >= 2 * places:
         return 1
     most = max(1, min(64, tokens // (4 * chosen.keys)))

@@ -1,6 +1,6 @@
 """Keys rotated to their places, and values beside them, in one pass over memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ragkv.kernels import on_its_gpu
 from ragkv.kernels.elementwise import turned
+
+ROWS = 32  # tokens of a block, the fastest of those tried on an H100
 
 
 @on_its_gpu
@@ -45,33 +47,44 @@ def write(
 
 
 @on_its_gpu
-def place_segments(
-    segments: Sequence[Tensor], layers: range, rooms: Sequence[tuple[Tensor, Tensor]], cos: Tensor, sin: Tensor
-) -> None:
-    """Layers of several segments, side by side from position 0 on, by one kernel.
+def placing(
+    segments: Sequence[Tensor], rooms: Sequence[tuple[Tensor, Tensor]], cos: Tensor, sin: Tensor
+) -> Callable[[range, int], None]:
+    """A function that places several segments side by side from position 0 on, some layers by one kernel.
 
     Parameters
     ----------
     segments
         On the GPU, ``(layers, 2, kv_heads, tokens, head_dim)`` each, contiguous, keys before rotation.
     rooms
-        By layer, keys and values, ``(1, kv_heads, slots, head_dim)`` each, heads and slots without gaps.
+        Every layer's keys and values, ``(1, kv_heads, slots, head_dim)`` each, heads and slots without gaps.
+
+    Returns
+    -------
+    function
+        Takes a range of the rooms' layers, and the segments' layer that goes to the first of them.
     """
-    like, rows = rooms[layers.start][0], 64
-    (_, kv_heads, slots, head_dim), count = like.shape, len(segments)
+    like, count, device = rooms[0][0], len(segments), segments[0].device
+    _, kv_heads, slots, head_dim = like.shape
     lengths = np.array([states.shape[3] for states in segments])
-    blocks = -(-lengths // rows)
+    blocks = -(-lengths // ROWS)
     number: np.ndarray = np.repeat(np.arange(count), blocks)  # the segment of each block of tokens
-    first = (np.arange(len(number)) - (blocks.cumsum() - blocks)[number]) * rows
+    first = (np.arange(len(number)) - (blocks.cumsum() - blocks)[number]) * ROWS
     step = np.array([states.stride(0) * states.itemsize for states in segments])
-    sources = np.array([states.data_ptr() for states in segments]) + np.array(layers)[:, None] * step
-    places = np.array([[states.data_ptr() for states in rooms[i]] for i in layers])
+    sources = np.array([states.data_ptr() for states in segments]) + np.arange(len(segments[0]))[:, None] * step
+    places = np.array([[states.data_ptr() for states in room] for room in rooms])
     parts = (sources.ravel(), places.ravel(), lengths, lengths.cumsum() - lengths, number, first)
-    table = torch.from_numpy(np.concatenate(parts)).to(like.device)  # one copy of all that the kernel is told
-    _place_segments[(len(number), kv_heads, len(layers))](
-        *table.split([len(part) for part in parts]), cos, sin, like, count, slots * head_dim, kv_heads,
-        HALF=head_dim // 2, WIDTH=triton.next_power_of_2(head_dim // 2), ROWS=rows,
-    )  # fmt: skip
+    table = torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)  # all that the kernel is told
+    told = table.split([len(part) for part in parts])
+
+    def place(layers: range, source: int) -> None:
+        with torch.cuda.device_of(segments[0]):
+            _place[(kv_heads * len(number) * len(layers),)](
+                *told, cos, sin, like, count, slots * head_dim, kv_heads, len(number), source, layers.start,
+                HALF=head_dim // 2, WIDTH=triton.next_power_of_2(head_dim // 2), ROWS=ROWS,
+            )  # fmt: skip
+
+    return place
 
 
 @triton.jit
@@ -98,17 +111,18 @@ def _write(
 
 
 @triton.jit
-def _place_segments(
-    sources, places, lengths, starts, number, first, cos, sin, like, segments, head_step, kv_heads,
-    HALF: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+def _place(
+    sources, places, lengths, starts, number, first, cos, sin, like, segments, head_step, kv_heads, blocks,
+    source_layer, layer, HALF: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """A block of one segment's tokens, of one KV head in one layer."""
-    segment, layer = tl.load(number + tl.program_id(0)), tl.program_id(2)
-    head, dims, length = tl.program_id(1).to(tl.int64), tl.arange(0, WIDTH), tl.load(lengths + segment)
-    kind = tl.pointer_type(like.dtype.element_ty)
-    source = tl.load(sources + layer * segments + segment).to(kind)
+    """A block of one segment's tokens, of one KV head in one layer; heads, which turn by the same angles, in a row."""
+    head, rest = (tl.program_id(0) % kv_heads).to(tl.int64), tl.program_id(0) // kv_heads
+    block, layer, source_layer = rest % blocks, layer + rest // blocks, source_layer + rest // blocks
+    segment, dims = tl.load(number + block), tl.arange(0, WIDTH)
+    kind, length = tl.pointer_type(like.dtype.element_ty), tl.load(lengths + segment)
+    source = tl.load(sources + source_layer * segments + segment).to(kind)
     room_keys, room_values = tl.load(places + 2 * layer).to(kind), tl.load(places + 2 * layer + 1).to(kind)
-    token = tl.load(first + tl.program_id(0)) + tl.arange(0, ROWS)
+    token = tl.load(first + block) + tl.arange(0, ROWS)
     there = (token < length)[:, None] & (dims < HALF)[None, :]
     slot = tl.load(starts + segment) + token
     angle = slot[:, None] * (2 * HALF) + dims[None, :]

@@ -8,6 +8,8 @@ from torch import Tensor
 from ragkv.kernels import on_its_gpu
 from ragkv.kernels.attention import LN_2, Config, attention_sums, tile, width
 
+SUMS = (64, 4, 2)  # keys of a block, warps and stages: the fastest of those tried, for heads of up to 128
+
 
 @on_its_gpu
 def attention_scores(
@@ -37,12 +39,11 @@ def attention_scores(
     _levels[(triton.cdiv(queries * heads, rows),)](
         totals, peaks, levels, queries * heads, parts, PARTS_2=triton.next_power_of_2(parts), ROWS=rows
     )
-    blocks = triton.cdiv(tokens, chosen.keys)
-    first = torch.searchsorted(positions, torch.arange(blocks, device=positions.device) * chosen.keys)
-    _sum_over_queries[(blocks * kv_heads,)](
-        query, key, positions, levels, first, out, query.stride()[1:], key.stride()[1:], heads, queries, tokens,
+    keys, warps, stages = SUMS if key.element_size() == 2 and head_dim <= 128 else (32, 4, 2)
+    _sum_over_queries[(triton.cdiv(tokens, keys) * kv_heads,)](
+        query, key, positions, levels, out, query.stride()[1:], key.stride()[1:], heads, queries, tokens,
         scaling / LN_2, power, GROUP=heads // kv_heads, HEAD_DIM=head_dim, WIDTH=width(head_dim),
-        ROWS=64, KEYS=chosen.keys, num_warps=4, num_stages=3,
+        ROWS=64, KEYS=keys, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return attended, out
 
@@ -62,7 +63,7 @@ def _levels(totals, peaks, levels, count, parts, PARTS_2: tl.constexpr, ROWS: tl
 
 @triton.jit
 def _sum_over_queries(
-    query, key, positions, levels, first, out, query_strides, key_strides, heads, queries, tokens, factor, power,
+    query, key, positions, levels, out, query_strides, key_strides, heads, queries, tokens, factor, power,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Each head's sum of weights for a block of keys, over the queries at or behind the first of them."""
@@ -71,16 +72,21 @@ def _sum_over_queries(
     here, dims = block * KEYS + tl.arange(0, KEYS), tl.arange(0, WIDTH)
     key_at = kv_head * key_strides[0] + here.to(tl.int64) * key_strides[1]
     keys = tl.load(key + key_at[:, None] + dims, (here < tokens)[:, None] & (dims < HEAD_DIM), 0.0)  # of a whole group
-    begin = tl.load(first + block).to(tl.int32)
-    for head in tl.range(kv_head * GROUP, kv_head * GROUP + GROUP):
-        total = tl.zeros([KEYS], tl.float32)
-        for start in tl.range(begin, queries, ROWS):
-            asked = start + tl.arange(0, ROWS)
-            there = asked < queries
-            query_at = head * query_strides[0] + asked.to(tl.int64) * query_strides[1]
-            part = tl.load(query + query_at[:, None] + dims, there[:, None] & (dims < HEAD_DIM), 0.0)
-            level = tl.load(levels + asked * heads + head, there, float("inf"))
-            where = tl.load(positions + asked, there, -1)
-            products = tl.dot(part, keys.T, input_precision="ieee") * factor - level[:, None]
-            total += tl.sum(tl.exp2(tl.where(where[:, None] >= here[None, :], products * power, float("-inf"))), 0)
-        tl.store(out + head * tokens + here, total, here < tokens)
+    before = 0
+    for start in tl.range(0, queries, 256):
+        asked = start + tl.arange(0, 256)
+        before += tl.sum((tl.load(positions + asked, asked < queries, tokens) < block * KEYS).to(tl.int32))
+    tiles, total = tl.maximum(tl.cdiv(queries - before, ROWS), 1), tl.zeros([KEYS], tl.float32)
+    for step in tl.range(0, GROUP * tiles):  # a head's tiles, and then the next one's
+        head, tile = kv_head * GROUP + step // tiles, step % tiles
+        asked = before + tile * ROWS + tl.arange(0, ROWS)
+        there = asked < queries
+        query_at = head * query_strides[0] + asked.to(tl.int64) * query_strides[1]
+        part = tl.load(query + query_at[:, None] + dims, there[:, None] & (dims < HEAD_DIM), 0.0)
+        level = tl.load(levels + asked * heads + head, there, float("inf"))
+        where = tl.load(positions + asked, there, -1)
+        products = tl.dot(part, keys.T, input_precision="ieee") * factor - level[:, None]
+        total += tl.sum(tl.exp2(tl.where(where[:, None] >= here[None, :], products * power, float("-inf"))), 0)
+        last = tl.zeros([KEYS], tl.int32) + tile == tiles - 1
+        tl.store(out + head * tokens + here, total, (here < tokens) & last)
+        total = tl.where(last, 0.0, total)

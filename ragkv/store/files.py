@@ -83,9 +83,9 @@ class Folder:
         """
         if not self.local:
             return spread(self.read(name, start, start + sum(map(len, rooms))), rooms)
-        with self._reading(name), open(self.path(name), "rb", buffering=0) as file:
+        with self._reading(name), _opened(self.path(name)) as file:
             done = 0
-            while rooms and (count := os.preadv(file.fileno(), rooms, start + done)):  # it may give less than asked
+            while rooms and (count := os.preadv(file, rooms, start + done)):  # it may give less than asked
                 rooms, done = _behind(rooms, count), done + count
             return done
 
@@ -197,6 +197,16 @@ class Folder:
                 f"cannot read {self.path(name)} ({str(error) or type(error).__name__}): see that the store "
                 f"{self.url!r} can be reached and read, and run the same again; what was computed is kept"
             ) from error
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    """A local file for reading, by as few system calls as it takes: a thread may wait for Python after each."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 def _behind(rooms: Sequence[memoryview], count: int) -> list[memoryview]:
