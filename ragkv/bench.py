@@ -155,18 +155,23 @@ def _measure_shape(options: argparse.Namespace, store: KVStore, other: KVStore) 
         _keep(options.out, measured)  # a later one may not fit the GPU
         torch.cuda.empty_cache()
     first = options.lengths[0]
-    measured["decoding"] = decode_row(model, first, chunk_tokens=chunk, repeats=repeats, bandwidth=limits["memory_gbs"])
+    more: dict[str, Callable[[], object]] = {
+        "decoding": partial(
+            decode_row, model, first, chunk_tokens=chunk, repeats=repeats, bandwidth=limits["memory_gbs"]
+        )
+    }
     if torch.cuda.device_count() == 1:
-        measured["precompute"] = precompute_row(model, chunk, repeats)
-        attention = [attention_rows(model.config, tokens) for tokens in options.lengths if tokens <= OFTEN_UP_TO]
-        measured["attention"] = _records(pd.concat(attention))
+        more["precompute"] = partial(precompute_row, model, chunk, repeats)
+        more["attention"] = lambda: pd.concat(
+            attention_rows(model.config, tokens) for tokens in options.lengths if tokens <= OFTEN_UP_TO
+        )
         if UP_TO.keys() & set(options.tiers):
-            stored = store_rows(model, first, other, chunk_tokens=chunk, repeats=3)
-            measured["store"] = _records(stored)
-    for name in ("decoding", "precompute", "attention", "store"):
-        if name in measured:
-            print(f"\n{name}\n{pd.DataFrame(measured[name] if isinstance(measured[name], list) else [measured[name]])}")
-    _keep(options.out, measured)
+            more["store"] = partial(store_rows, model, first, other, chunk_tokens=chunk, repeats=3)
+    for name, measure_it in more.items():
+        found = measure_it()
+        print(f"\n{name}\n{found if isinstance(found, pd.DataFrame) else pd.DataFrame([found])}", flush=True)
+        measured[name] = _records(found) if isinstance(found, pd.DataFrame) else found
+        _keep(options.out, measured)
 
 
 def _records(table: pd.DataFrame) -> list[dict]:
