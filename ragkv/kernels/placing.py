@@ -119,7 +119,8 @@ def _place(
     head, rest = (tl.program_id(0) % kv_heads).to(tl.int64), tl.program_id(0) // kv_heads
     block, layer, source_layer = rest % blocks, layer + rest // blocks, source_layer + rest // blocks
     segment, dims = tl.load(number + block), tl.arange(0, WIDTH)
-    kind, length = tl.pointer_type(like.dtype.element_ty), tl.load(lengths + segment)
+    kind = tl.pointer_type(like.dtype.element_ty)
+    length = tl.load(lengths + segment)
     source = tl.load(sources + source_layer * segments + segment).to(kind)
     room_keys, room_values = tl.load(places + 2 * layer).to(kind), tl.load(places + 2 * layer + 1).to(kind)
     token = tl.load(first + block) + tl.arange(0, ROWS)
