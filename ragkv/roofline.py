@@ -76,7 +76,8 @@ class Machine:
         """
         passes = 1 + _hops(selector)
         numbers = size + COMPUTED * (1 + passes) if selector.reuses else 0  # read as stored, placed, attended to
-        read = np.array([passes * shape.weights * COMPUTED, tokens * shape.bytes_per_token(numbers)])
+        weights = shape.weights + (passes - 1) * shape.layers * shape.layer_weights  # those of the logits once
+        read = np.array([weights * COMPUTED, tokens * shape.bytes_per_token(numbers)])
         return np.array([fused(shape, selector, tokens) / self.tflops / 1e12, *(read / self.memory_gbs / 1e9)])
 
     def ttft(self, shape: Shape, selector: Selector, tokens: int, load: float = 0.0, size: float = COMPUTED) -> float:

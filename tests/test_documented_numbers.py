@@ -55,7 +55,8 @@ def prefills(run, header, rows):
     table = pd.DataFrame(json.loads((RECORDED / run).read_text())["rows"])
     for label, *cells in rows:
         name, share = re.match(r"(transformers|`\w+`)(?: at (\d+) %)?", label).groups()
-        kept = table[(table["selector"] == name.strip("`")) & (table["hops"] != 1)]
+        hops = next((i for i, words in enumerate(("one hop", "two hops", "three hops"), 1) if words in label), 0)
+        kept = table[(table["selector"] == name.strip("`")) & (table["hops"].fillna(0) == hops)]
         if share:
             kept = kept[(kept["ratio"] - float(share) / 100).abs() < 1e-9]
         tier = next((place for place in ("pinned", "page cache", "disk") if place in label), "cuda")
@@ -69,7 +70,7 @@ def prefills(run, header, rows):
 
 
 def attention(run, header, rows):
-    if run != "bench-h200-llama-3-8b.json" or header[0] != "tokens" or "ms" not in rows[0][1]:
+    if run != "bench-h100-llama-3-8b.json" or header[0] != "tokens" or "ms" not in rows[0][1]:
         return
     table = pd.DataFrame(json.loads((RECORDED / run).read_text())["attention"])
     for label, *cells in rows:

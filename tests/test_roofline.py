@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragkv import precompute
+from ragkv.bench import UP_TO
 from ragkv.planning import SHAPES, Shape
 from ragkv.quantize import FORMATS, number_size
 from ragkv.roofline import COMPUTED, FULL, Machine, check, own_rows, shape_of
@@ -47,11 +48,14 @@ def record(times=(1.2, 2.0, 5.0), lengths=(4096, 8192), tiers=None):
 
 @pytest.mark.parametrize("name", QUIET)
 def test_recorded_rows_are_predicted_from_other_lengths(name):
-    """Half of the rows within a tenth of what was measured, and all but a few within a quarter."""
-    errors = check(RECORDS[name])["error"].abs()
-    assert len(errors) >= 10
-    assert errors.median() <= 0.1
-    assert errors.quantile(0.9) <= 0.25
+    """Half of the rows within a tenth of what was measured, and nearly all within a quarter, from files a third."""
+    found = check(RECORDS[name])
+    from_files = found["tier"].isin(UP_TO)
+    assert (~from_files).sum() >= 10
+    for errors, bound in ((found["error"][~from_files].abs(), 0.25), (found["error"][from_files].abs(), 0.35)):
+        if len(errors):
+            assert errors.median() <= 0.1
+            assert errors.quantile(0.9) <= bound
 
 
 @settings(max_examples=15)
@@ -83,7 +87,7 @@ def test_limits_are_the_bytes_that_models_and_stores_hold(llama):
     assert weights == COMPUTED * matrices
     assert states == pytest.approx(3 * stored, rel=0.06)  # read, written and attended to
     _, weights, states = machine.parts(shape, get_selector("probe", hops=3), 400)
-    assert weights == 4 * COMPUTED * matrices
+    assert weights == COMPUTED * (4 * matrices - 3 * llama.lm_head.weight.numel())
     assert states == pytest.approx(6 * stored, rel=0.06)
     operations, _, states = machine.parts(shape, FULL, 400)
     assert operations == pytest.approx(shape.prefill(400, 400, shape.layers))
