@@ -11,9 +11,21 @@ from torch import device
 from ragkv.reader import Reader
 from ragkv.segments import SegmentInMemory, SegmentKV
 
+PART = 4  # layers that arrive, and are told of, together: the GPU begins with some while the host does the next
 PARTS = 2  # on their way at a time
 
 Arrived = TypeVar("Arrived")
+
+
+def parts_of(layers: range, devices: Sequence[device]) -> list[range]:
+    """The layers in parts, each on one of the `devices`, which every layer of the model has."""
+    return divided(layers, lambda i: devices[i] != devices[i - 1] or i % PART == 0)
+
+
+def divided(layers: range, cut: Callable[[int], bool]) -> list[range]:
+    """Parts of the layers, one beginning wherever `cut` says so; none of no layers."""
+    cuts = [i for i in layers[1:] if cut(i)]
+    return [range(a, b) for a, b in zip([layers.start, *cuts], [*cuts, layers.stop], strict=True)] if layers else []
 
 
 class PartsAhead(Generic[Arrived]):

@@ -14,9 +14,9 @@ from transformers.activations import SiLUActivation
 from ragkv.kernels import kernels_run
 
 
-def device(layer: nn.Module) -> torch.device:
-    """Where a layer is computed."""
-    return layer.self_attn.q_proj.weight.device
+def devices(model: PreTrainedModel) -> list[torch.device]:
+    """Where each layer is computed."""
+    return [layer.self_attn.q_proj.weight.device for layer in model.model.layers]
 
 
 def queries(attention: nn.Module, hidden: Tensor) -> Tensor:

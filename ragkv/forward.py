@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ragkv import decoder
+from ragkv.ahead import parts_of
 from ragkv.attention import Backend, attention_weights
 from ragkv.cache import KV, place, write
 from ragkv.loading import ReusedKV
 from ragkv.prompt import Prompt
-
-PART = 4  # layers that are brought to a GPU together
 
 Choose = Callable[[nn.Module, Tensor, KV, Tensor], Tensor]
 Watch = Callable[[int, Tensor, KV, Tensor, float], None]
@@ -77,10 +76,10 @@ class Forward:
 
     def start(self, layers: range) -> None:
         """Begin to bring the reused keys and values of these layers to where they are needed."""
-        places = {i: decoder.device(self.model.model.layers[i]) for i in layers}
-        for device in dict.fromkeys(places.values()):
-            there = [i for i in layers if places[i] == device]  # one after the other
-            self.reuse.start([range(i, min(i + PART, there[-1] + 1)) for i in there[::PART]], device)
+        devices = decoder.devices(self.model)
+        parts = parts_of(layers, devices)
+        for device in dict.fromkeys(devices):
+            self.reuse.start([part for part in parts if devices[part.start] == device], device)
 
     def embed(self, active: Tensor) -> Tensor:
         """The input of the first layer, ``(1, active, hidden)``."""
@@ -106,7 +105,7 @@ class Forward:
         """
         layer = self.model.model.layers[index]
         attention = layer.self_attn
-        device = decoder.device(layer)
+        device = attention.q_proj.weight.device
         hidden, active = hidden.to(device), active.to(device)
         normed = decoder.norm(layer.input_layernorm, hidden)
         fresh = decoder.keys_values(attention, normed)

@@ -123,7 +123,7 @@ def _prefill(
 ) -> Prefill | None:
     """A prefill; None where it was `trusting`, and a choice was not what it should be."""
     _check(model, prompt, selector, workspace)
-    clock, choices = Clock({decoder.device(layer) for layer in model.model.layers}), Choices(trusting)
+    clock, choices = Clock(set(decoder.devices(model))), Choices(trusting)
     if eviction is not None:
         eviction.room(prompt)  # an error before anything is computed
     with clock("open"):
@@ -149,7 +149,7 @@ def _prefill(
         if index in selecting:
             with clock("select"):
                 kept = choices.rows(selector, Observation(prompt, reuse.surprisal, look=forward.look), active)
-            kept = kept.to(active.device, non_blocking=True)
+            kept = kept.to(active.device, non_blocking=active.is_cuda)
             hidden, active = hidden[:, kept.to(hidden.device)], active[kept]
         stop = min((layer for layer in selecting if layer > index), default=layers)
         hidden = forward.through(range(index, stop), hidden, active, watch)

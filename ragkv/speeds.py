@@ -9,7 +9,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ragkv import flash
-from ragkv.ahead import PartsAhead
+from ragkv.ahead import PartsAhead, parts_of
 from ragkv.attention import BACKENDS
 from ragkv.decoding import decode
 from ragkv.fusion import fused_prefill
@@ -23,7 +23,6 @@ from ragkv.store import KVStore, Layout
 from ragkv.tiers import InMemory
 from ragkv.timing import measure
 from ragkv.workspace import Workspace
-from ragkv.workspace_memory import BLOCK
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
@@ -47,8 +46,8 @@ def bring(model: PreTrainedModel, prompt: Prompt, segments: Segments) -> None:
     """All layers of a prompt's segments to the GPU, as a fused prefill does it, and nothing else."""
     layout = Layout.of(model, segments.format)
     opened = [segments.open(layout, segment) for segment in prompt.segments(model.config.bos_token_id)]
-    layers, blocks = range(layout.layers), range(0, layout.layers, BLOCK)
-    ahead: PartsAhead[int] = PartsAhead(opened, [layers[i : i + BLOCK] for i in blocks], model.device)
+    layers = range(layout.layers)
+    ahead: PartsAhead[int] = PartsAhead(opened, parts_of(layers, [model.device] * len(layers)), model.device)
     ahead.start(list)
     for index in layers:
         ahead.layer(index)

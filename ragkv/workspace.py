@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ragkv import decoder
+from ragkv.ahead import parts_of
 from ragkv.memory import explained
 from ragkv.workspace_memory import WorkspaceMemory
 
@@ -58,9 +59,9 @@ class Workspace(WorkspaceMemory):
         """
         count, device = len(active), None
         rows = -(-count // STEP) * STEP
-        for block in self.blocks(layers):
-            if self.devices[block.start] != device:
-                device = self.devices[block.start]
+        for part in parts_of(layers, self.devices):
+            if self.devices[part.start] != device:
+                device = self.devices[part.start]
                 states, positions = self._input(device, rows)
                 states[:, : rows - count] = 0
                 states[:, rows - count :] = hidden
@@ -68,9 +69,9 @@ class Workspace(WorkspaceMemory):
                 positions[rows - count :] = active
                 hidden = states[:, rows - count :]
             if before is not None:
-                for index in block:
+                for index in part:
                     before(index)
-            self._graph(block, rows, power).replay()
+            self._graph(part, rows, power).replay()
         return hidden
 
     def greedy(self, token: int, position: int) -> Iterator[int]:

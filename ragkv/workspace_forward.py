@@ -5,7 +5,7 @@ from functools import partial
 from torch import Tensor
 
 from ragkv import decoder
-from ragkv.ahead import PartsAhead
+from ragkv.ahead import PartsAhead, parts_of
 from ragkv.attention import Backend, auto, triton
 from ragkv.cache import KV, write, write_first
 from ragkv.forward import Clock, Forward, Watch
@@ -27,7 +27,8 @@ class WorkspaceForward(Forward):
     def start(self, layers: range) -> None:
         with self.clock("load"):
             for span in self._workspace.spans(layers):
-                coming = self.reuse.place(self._workspace.blocks(span), self._workspace.layers, self.rotary)
+                parts = parts_of(span, self._workspace.devices)
+                coming = self.reuse.place(parts, self._workspace.layers, self.rotary)
                 if coming is None:
                     return super().start(range(span.start, layers.stop))
                 self._coming |= coming

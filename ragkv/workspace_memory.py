@@ -3,7 +3,6 @@
 Rows at position -1 do not count: they see nothing, and what they leave is read by none. So rows can be rounded up.
 """
 
-from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -11,14 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ragkv import decoder
+from ragkv.ahead import divided
 from ragkv.attention import auto, has_kernel, triton
 from ragkv.cache import KV, write
 from ragkv.memory import explained
 from ragkv.models import check_model
 from ragkv.prompt import Prompt
 from ragkv.store import Layout
-
-BLOCK = 4  # layers that are told of at a time: the GPU begins with some while the host goes on with the next
 
 
 class WorkspaceMemory:
@@ -40,7 +38,7 @@ class WorkspaceMemory:
     def __init__(self, model: PreTrainedModel, tokens: int):
         check_model(model)
         self.model, self.tokens = model, tokens
-        self.devices = [decoder.device(layer) for layer in model.model.layers]
+        self.devices = decoder.devices(model)
         self.rotary = decoder.Rotary.of(model, tokens)
         self.layers: list[KV] = []
         config, dtype = model.config, model.dtype
@@ -96,11 +94,7 @@ class WorkspaceMemory:
 
     def spans(self, layers: range) -> list[range]:
         """The layers, divided where they change from one GPU to the next; no span where there are none."""
-        return _divided(layers, lambda i: self.devices[i] != self.devices[i - 1])
-
-    def blocks(self, layers: range) -> list[range]:
-        """The same, divided further into a few layers each."""
-        return _divided(layers, lambda i: self.devices[i] != self.devices[i - 1] or i % BLOCK == 0)
+        return divided(layers, lambda i: self.devices[i] != self.devices[i - 1])
 
     def _through(self, span: range, hidden: Tensor, positions: Tensor, power: float | None = None) -> Tensor:
         """Layers of one device over rows, ``(1, rows, hidden)``, at their positions; with `power`, their `weights`."""
@@ -139,9 +133,3 @@ class WorkspaceMemory:
             self._branches[device] = torch.cuda.Stream(device)
         self._branches[device].wait_stream(torch.cuda.current_stream(device))
         return self._branches[device]
-
-
-def _divided(layers: range, cut: Callable[[int], bool]) -> list[range]:
-    """Parts of the layers, one beginning wherever `cut` says so; none of no layers."""
-    cuts = [i for i in layers[1:] if cut(i)]
-    return [range(a, b) for a, b in zip([layers.start, *cuts], [*cuts, layers.stop], strict=True)] if layers else []

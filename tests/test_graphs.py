@@ -7,6 +7,7 @@ import torch
 from conftest import make_model, random_prompt, relative_error
 
 from ragkv import decode, fused_prefill
+from ragkv.ahead import parts_of
 from ragkv.selectors import get_selector
 from ragkv.tiers import InMemory
 from ragkv.workspace import Workspace
@@ -39,7 +40,7 @@ def room_of(monkeypatch):
     """Makes such a workspace, the layers of which lie on these devices."""
     for where in ("workspace_memory.has_kernel", "loading.kernels_run"):
         monkeypatch.setattr(f"ragkv.{where}", lambda _: True)  # Triton's interpreter has them
-    monkeypatch.setattr("ragkv.workspace_memory.BLOCK", 2)
+    monkeypatch.setattr("ragkv.ahead.PART", 2)
     monkeypatch.setattr("ragkv.workspace.STEP", STEP)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
 
@@ -87,7 +88,7 @@ def test_a_graph_is_captured_once_for_its_number_of_rows(room_of, devices):
         assert room.replays(active)
         first, again = (room.replay(range(3), hidden[:, :count], active).clone() for _ in range(2))
         assert torch.equal(first, again)
-        assert len(room.captured) == kinds * len(room.blocks(range(3)))
+        assert len(room.captured) == kinds * len(parts_of(range(3), room.devices))
     assert not room.replays(torch.arange(2 * STEP + 1))  # more than `rows`
 
 

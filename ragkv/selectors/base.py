@@ -95,7 +95,10 @@ class Selector(ABC):
 
     @abstractmethod
     def choose(self, seen: Observation) -> Tensor:
-        """Indices of the chosen tokens within the document, in any order."""
+        """Indices of the chosen tokens within the document, in any order.
+
+        Each is best named once: a choice that names one twice is right, too, but the prefill is done again for it.
+        """
 
 
 @dataclass(frozen=True)

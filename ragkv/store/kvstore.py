@@ -8,6 +8,7 @@ whatever is read is checked: shape, dtype, metadata and the checksum of every te
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from ragkv.store.files import Folder, ReadOnlyError, StoreError
 from ragkv.store.layout import Layout, layer_name
 from ragkv.store.leases import Leases
 from ragkv.store.manifests import Manifests
-from ragkv.store.segment_file import KEY, InMemory, encode, read_header
+from ragkv.store.segment_file import KEY, InMemory, encode, key_of, read_header
 from ragkv.store.stored_segment import SegmentInFolder, StoredSegment
 
 
@@ -101,14 +102,16 @@ class KVStore:
         StoreError
             Its file is damaged or cannot be read.
         """
-        key = layout.key(segment)
+        identity = layout.identity(segment)
+        key = key_of(identity)
+        found = partial(StoredSegment, self.path(key), layout, segment, identity)
         if self.cache and (copy := self.cache.get(key)):
-            return StoredSegment(self.path(key), InMemory(copy), layout, segment)
+            return found(InMemory(copy))
         if not (self.cache or self.folder.objects):
             with _missing_is_key_error():
-                return StoredSegment(self.path(key), SegmentInFolder(self.folder, segment_name(key)), layout, segment)
+                return found(SegmentInFolder(self.folder, segment_name(key)))
         data = self._fetch(key)
-        opened = StoredSegment(self.path(key), InMemory(data), layout, segment)
+        opened = found(InMemory(data))
         if self.cache:
             opened.check()  # no damage is kept
             self.cache.put(key, data)
@@ -122,13 +125,14 @@ class KVStore:
         StoreError
             The store cannot be read.
         """
-        key = layout.key(segment)
+        identity = layout.identity(segment)
+        key = key_of(identity)
         try:
             data = self._fetch(key)
         except KeyError:
             return False
         try:
-            StoredSegment(self.path(key), InMemory(data), layout, segment).check()
+            StoredSegment(self.path(key), layout, segment, identity, InMemory(data)).check()
         except StoreError:
             return False
         return True

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import safetensors.torch
 import torch
@@ -67,8 +67,7 @@ def spread(data: bytes | memoryview, rooms: Sequence[memoryview]) -> int:
     return at
 
 
-@dataclass(frozen=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """A tensor in a header: its dtype's name and shape, and where its bytes lie in the file."""
 
     dtype: str
@@ -121,10 +120,10 @@ def read_header(source: Source) -> Header:
     header = json.loads(first[8:start])
     identity = json.loads(header.pop("__metadata__")["ragkv"])
     checksums = identity.pop("checksums")
-    tensors = {
-        name: TensorEntry(entry["dtype"], entry["shape"], *(start + offset for offset in entry["data_offsets"]))
-        for name, entry in header.items()
-    }
+    tensors = {}
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        tensors[name] = TensorEntry(entry["dtype"], entry["shape"], start + first, start + last)
     if source.size != max(entry.stop for entry in tensors.values()):
         raise ValueError("it is cut short or too long")
     if checksums.keys() != tensors.keys() or identity.keys() != set(_IDENTITY):

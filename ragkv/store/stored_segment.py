@@ -14,15 +14,21 @@ from ragkv.store.segment_file import BY_NAME, Source, read_header, read_into
 
 
 class StoredSegment:
-    """A segment's file: each tensor is read on its own and checked against its checksum."""
+    """A segment's file: each tensor is read on its own and checked against its checksum.
 
-    def __init__(self, path: str, source: Source, layout: Layout, segment: Segment):
+    Parameters
+    ----------
+    identity
+        The segment's in this layout, which the file's name is made from.
+    """
+
+    def __init__(self, path: str, layout: Layout, segment: Segment, identity: dict[str, int | str], source: Source):
         self.path, self._source, self._layout = path, source, layout
         try:
             self._header = read_header(source)
             self._expected = layout.tensors(segment)
             found = {name: (entry.dtype, entry.shape) for name, entry in self._header.tensors.items()}
-            if found != self._expected or self._header.identity != layout.identity(segment):
+            if found != self._expected or self._header.identity != identity:
                 raise ValueError("its header is not what this model and chunk need")
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise self._damaged(str(error)) from error
