@@ -108,6 +108,10 @@ class Shape:
         """Weights that are read for every new token."""
         return self.layers * self.layer_weights + self.hidden * self.vocabulary
 
+    def weights_read(self, passes: int) -> int:
+        """Weights that a prefill reads: the layers' once a pass, those of the logits once."""
+        return self.weights + (passes - 1) * self.layers * self.layer_weights
+
     def bytes_per_token(self, size: float) -> float:
         """Of keys and values, `size` bytes a number."""
         return 2 * self.layers * self.kv_heads * self.head_dim * size
@@ -138,16 +142,20 @@ def fused(shape: Shape, selector: Selector, tokens: int, question: int = QUESTIO
     return shape.prefill(tokens, tokens, before) + selection(shape, selector, tokens) + (shape.layers - before) * mended
 
 
+def hops(selector: Selector) -> int:
+    """Passes of its own that a selector makes before it chooses."""
+    return getattr(selector, "hops", 0)
+
+
 def moved(shape: Shape, selector: Selector, tokens: int, size: int = 2) -> float:
     """Bytes that a fused prefill moves through the GPU's memory at least, `size` a number.
 
     The layers' weights once a pass, those of the logits once, the prompt's keys and values into their places, and once
     a pass out of them.
     """
-    passes = 1 + (selector.hops if isinstance(selector, Probe) else 0)
+    passes = 1 + hops(selector)
     placed = 2 if selector.reuses else 1  # read where they were stored, and written
-    weights = shape.weights + (passes - 1) * shape.layers * shape.layer_weights
-    return size * weights + (placed + passes) * tokens * shape.bytes_per_token(size)
+    return size * shape.weights_read(passes) + (placed + passes) * tokens * shape.bytes_per_token(size)
 
 
 def choosing(experiment: Experiment, benchmark: str, task: str, model: PreTrainedModel) -> pd.DataFrame:

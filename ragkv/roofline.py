@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from ragkv.planning import SHAPES, Shape, fused
+from ragkv.planning import SHAPES, Shape, fused, hops
 from ragkv.selectors import SELECTORS, Selector, get_selector, selector_options
 
 COMPUTED = 2  # bytes of a number as the model gives it: records are in bfloat16
@@ -74,10 +74,9 @@ class Machine:
         size
             Bytes of a number of the stored keys and values.
         """
-        passes = 1 + _hops(selector)
+        passes = 1 + hops(selector)
         numbers = size + COMPUTED * (1 + passes) if selector.reuses else 0  # read as stored, placed, attended to
-        weights = shape.weights + (passes - 1) * shape.layers * shape.layer_weights  # those of the logits once
-        read = np.array([weights * COMPUTED, tokens * shape.bytes_per_token(numbers)])
+        read = np.array([shape.weights_read(passes) * COMPUTED, tokens * shape.bytes_per_token(numbers)])
         return np.array([fused(shape, selector, tokens) / self.tflops / 1e12, *(read / self.memory_gbs / 1e9)])
 
     def ttft(self, shape: Shape, selector: Selector, tokens: int, load: float = 0.0, size: float = COMPUTED) -> float:
@@ -94,8 +93,8 @@ class Machine:
     def _passes(self, shape: Shape, selector: Selector, tokens: int, size: float) -> tuple[float, float]:
         """Seconds that loading can hide behind, and those that come on top; a probe's first pass reads all."""
         operations, weights, states = self.parts(shape, selector, tokens, size) * self.times
-        hops = _hops(selector)
-        first = weights / (1 + hops) if hops else operations + weights
+        looks = hops(selector)
+        first = weights / (1 + looks) if looks else operations + weights
         return first, operations + weights - first + states
 
     def _times(self, shape: Shape, rows: pd.DataFrame) -> tuple[float, float, float]:
@@ -163,11 +162,6 @@ def shape_of(found: dict) -> Shape:
     shape = Shape.of(next(model for model in SHAPES if given["shape"] in model.lower()))
     layers = re.fullmatch(r"\d+", str(given.get("layers")))
     return replace(shape, layers=int(layers[0])) if layers else shape
-
-
-def _hops(selector: Selector) -> int:
-    """Passes of its own that a selector makes before it chooses."""
-    return getattr(selector, "hops", 0)
 
 
 def _selected(rows: pd.DataFrame) -> list[tuple[Selector, int]]:
