@@ -58,7 +58,9 @@ def test_copies_ahead_give_the_same_bits(rng, tmp_path, name, room):
     files = KVStore(tmp_path)
     InMemory(segments).into(files, model)
     selector = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=0.2)
-    stores = files, InMemory(segments), *(InMemory(segments).to(where) for where in ("pinned", "cuda"))
+    ordinary = InMemory({s: SegmentInMemory(states.layers.clone(), states.scores) for s, states in segments.items()})
+    assert not any(states.layers.is_pinned() for states in ordinary.segments.values())
+    stores = files, ordinary, *(InMemory(segments).to(where) for where in ("pinned", "cuda"))
     workspace = Workspace(model, 300) if room else None
     first, *others = (fused_prefill(model, prompt, store, selector, workspace=workspace).logits for store in stores)
     assert all(torch.equal(first, logits) for logits in others)
