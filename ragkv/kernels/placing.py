@@ -64,8 +64,8 @@ def placing(
     function
         Takes a range of the rooms' layers, and the segments' layer that goes to the first of them.
     """
-    like, count, device = rooms[0][0], len(segments), segments[0].device
-    _, kv_heads, slots, head_dim = like.shape
+    like, count = segments[0], len(segments)  # on the GPU that places, where not all rooms need be
+    _, kv_heads, slots, head_dim = rooms[0][0].shape
     lengths = np.array([states.shape[3] for states in segments])
     blocks = -(-lengths // ROWS)
     number: np.ndarray = np.repeat(np.arange(count), blocks)  # the segment of each block of tokens
@@ -74,11 +74,11 @@ def placing(
     sources = np.array([states.data_ptr() for states in segments]) + np.arange(len(segments[0]))[:, None] * step
     places = np.array([[states.data_ptr() for states in room] for room in rooms])
     parts = (sources.ravel(), places.ravel(), lengths, lengths.cumsum() - lengths, number, first)
-    table = torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)  # all that the kernel is told
+    table = torch.from_numpy(np.concatenate(parts)).to(like.device, non_blocking=True)  # all that the kernel is told
     told = table.split([len(part) for part in parts])
 
     def place(layers: range, source: int) -> None:
-        with torch.cuda.device_of(segments[0]):
+        with torch.cuda.device_of(like):
             _place[(kv_heads * len(number) * len(layers),)](
                 *told, cos, sin, like, count, slots * head_dim, kv_heads, len(number), source, layers.start,
                 HALF=head_dim // 2, WIDTH=triton.next_power_of_2(head_dim // 2), ROWS=ROWS,

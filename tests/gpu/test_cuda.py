@@ -11,6 +11,8 @@ from ragkv.benchmarks.ruler import Ruler
 from ragkv.items import make_item
 from ragkv.profile import Profile
 from ragkv.selectors import get_selector
+from ragkv.tiers import InMemory
+from ragkv.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPUS = torch.cuda.device_count()
@@ -75,14 +77,35 @@ def test_the_embedded_models_answer_in_bfloat16(name, tmp_path):
     assert score >= 8
 
 
-@pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
-def test_layers_over_two_gpus_give_the_same(tmp_path, family):
-    model, prompt = make_model(family), random_prompt(Random(4))
+@pytest.fixture
+def split(tmp_path, family):
+    """A model and the same one with its last layer on a second GPU."""
+    model = make_model(family)
     model.save_pretrained(tmp_path)
     last = len(model.model.layers) - 1
     places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1}
     places |= {f"model.layers.{i}": int(i == last) for i in range(last + 1)}
-    split = type(model).from_pretrained(tmp_path, device_map=places, dtype=torch.float32)
-    here, there = (fuse(m, prompt, "a3", ratio=0.3) for m in (model, split))
+    return model, type(model).from_pretrained(tmp_path, device_map=places, dtype=torch.float32)
+
+
+@pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
+def test_layers_over_two_gpus_give_the_same(split):
+    prompt = random_prompt(Random(4))
+    here, there = (fuse(m, prompt, "a3", ratio=0.3) for m in split)
     assert relative_error(there.logits.cpu(), here.logits) <= 1e-4
-    assert len(decode(split, there, max_new_tokens=4).ids) > 0
+    assert len(decode(split[1], there, max_new_tokens=4).ids) > 0
+
+
+@pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("name", ["full_reuse", "probe", "a3"])
+def test_a_workspace_over_two_gpus_gives_the_same(split, name):
+    """From memory that is pinned, from each of the GPUs, and from files."""
+    (here, there), prompt, files = split, random_prompt(Random(5)), memory_store()
+    selector = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=0.3)
+    precompute(there, [prompt], files)
+    memory, room = InMemory.computed(there, prompt), Workspace(there, len(prompt.ids) + 8)
+    expected = fused_prefill(here, prompt, InMemory.computed(here, prompt), selector)
+    for store in (files, *(memory.to(where) for where in ("pinned", "cuda:0", "cuda:1"))):
+        found = fused_prefill(there, prompt, store, selector, workspace=room)
+        assert torch.equal(found.selected, expected.selected)
+        assert relative_error(found.logits.cpu(), expected.logits) <= 1e-4
