@@ -38,6 +38,7 @@ class Workspace(WorkspaceMemory):
         super().__init__(model, tokens)
         self.rows, self.graphs = rows, self.kernels  # only these let rows be added
         self._pool = torch.cuda.graph_pool_handle() if self.graphs else None  # graphs run one at a time
+        self._capturing: dict[torch.device, torch.cuda.Stream] = {}
         self._captured: dict[tuple, torch.cuda.CUDAGraph] = {}
         self._inputs: dict[tuple, tuple[Tensor, Tensor]] = {}
 
@@ -160,7 +161,9 @@ class Workspace(WorkspaceMemory):
             run()  # compiles the kernels
             torch.cuda.synchronize(device)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            if device not in self._capturing:
+                self._capturing[device] = torch.cuda.Stream(device)
+            with torch.cuda.graph(graph, self._pool, self._capturing[device], capture_error_mode="thread_local"):
                 run()
         return graph
 
