@@ -8,8 +8,11 @@ from typing import Generic, TypeVar
 import torch
 from torch import device
 
-from ragkv.reader import Reader
+from ragkv.kernels import kernels_run
+from ragkv.quantize import CODECS
+from ragkv.reader import Readable, Reader
 from ragkv.segments import SegmentInMemory, SegmentKV
+from ragkv.store.stored_segment import Packed, StoredSegment
 
 PART = 4  # layers that arrive, and are told of, together: the GPU begins with some while the host does the next
 PARTS = 2  # on their way at a time
@@ -35,7 +38,7 @@ class PartsAhead(Generic[Arrived]):
     ----------
     segments
         From pinned memory, and from other GPUs, their copies run while the GPU computes; others are brought into
-        pinned memory by threads first.
+        pinned memory by threads first; those that are stored in eight or four bits become numbers again on the GPU.
     parts
         The layers, in order; those of a part arrive together.
     to
@@ -57,11 +60,26 @@ class PartsAhead(Generic[Arrived]):
         self.staged = [room.view(self._longest, *segment.shape) for room, segment in by_segment]
         self._stream = torch.cuda.Stream(to, priority=-1)
         self._room.record_stream(self._stream)
+        self._codes = self._room  # where what is read arrives
+        self._read: Sequence[Readable] = segments
+        self._unpack: Callable[[int], None] | None = None
+        if format := _packed_as(segments) if kernels_run(to) else None:
+            self._to_unpack(format)
+
+    def _to_unpack(self, format: str) -> None:
+        """Bring codes and scales as they are stored, and unpack them on the GPU."""
+        from ragkv.kernels.unpacking import unpacking
+
+        self._read = [Packed(segment) for segment in self._segments if isinstance(segment, StoredSegment)]
+        size = self._longest * sum(segment.shape[0] for segment in self._read)
+        self._codes = torch.empty(size, dtype=torch.uint8, device=self._to)
+        self._codes.record_stream(self._stream)
+        self._unpack = unpacking(self._codes, self.staged, format)
 
     def start(self, arrived: Callable[[range], Sequence[Arrived]]) -> None:
         """Begin. `arrived` is called for each part once it is staged, on that stream; it gives what `layer` gives."""
         self._arrived = arrived
-        self._reader = None if all(map(_within_reach, self._segments)) else Reader(self._segments, self._parts)
+        self._reader = None if all(map(_within_reach, self._segments)) else Reader(self._read, self._parts)
         self._stream.wait_stream(torch.cuda.current_stream(self._to))  # where parts go may still be in use
         self._go_on()
 
@@ -89,7 +107,9 @@ class PartsAhead(Generic[Arrived]):
                     assert isinstance(segment, SegmentInMemory)
                     room[: len(part)].copy_(segment.layers[part.start : part.stop], non_blocking=True)
             else:
-                self._room.copy_(read, non_blocking=True)
+                self._codes.copy_(read, non_blocking=True)
+            if self._unpack:
+                self._unpack(len(part))
             results = self._arrived(part)
             event = self._stream.record_event()
         self._coming |= {index: (result, event) for index, result in zip(part, results, strict=True)}
@@ -98,3 +118,10 @@ class PartsAhead(Generic[Arrived]):
 def _within_reach(segment: SegmentKV) -> bool:
     """Whether a copy to a GPU needs no more of the host."""
     return isinstance(segment, SegmentInMemory) and (segment.layers.is_cuda or segment.layers.is_pinned())
+
+
+def _packed_as(segments: Sequence[SegmentKV]) -> str | None:
+    """The smaller format in which all segments are stored, if it is one and the same."""
+    formats = {segment.format if isinstance(segment, StoredSegment) else "model" for segment in segments}
+    format = formats.pop()
+    return format if not formats and format in CODECS else None

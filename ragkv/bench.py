@@ -23,6 +23,7 @@ from ragkv.latency import prefill_rows
 from ragkv.models import load_model
 from ragkv.precompute import compute_segment, precompute
 from ragkv.prompt import encode
+from ragkv.quantize import FORMATS
 from ragkv.random_models import FAMILY, random_model, random_prompt
 from ragkv.results import provenance, write_json
 from ragkv.selectors import Selector, get_selector
@@ -97,6 +98,9 @@ def main() -> None:
     parser.add_argument(
         "--store", type=Path, help="with --shape: a folder on a local disk for the tiers of files (default: a new one)"
     )
+    parser.add_argument(
+        "--format", choices=FORMATS, default="model", help="with --shape: how its files hold keys and values"
+    )
     parser.add_argument("--layers", type=int, help="with --shape: so many layers instead of the shape's")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -133,7 +137,7 @@ def _on_a_gpu(options: argparse.Namespace) -> None:
     if not torch.cuda.is_available():
         raise SystemExit("--shape needs a GPU, and PyTorch sees none here: leave it out to measure on the CPU")
     with TemporaryDirectory(dir=options.store) as folder, TemporaryDirectory(dir=options.store) as other:
-        _measure_shape(options, KVStore(folder), KVStore(other))
+        _measure_shape(options, *(KVStore(url, format=options.format) for url in (folder, other)))
 
 
 def _measure_shape(options: argparse.Namespace, store: KVStore, other: KVStore) -> None:

@@ -4,14 +4,26 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ragkv.segments import SegmentKV
-
 READERS = 8  # threads
 PARTS = 3  # that are read at a time
+
+
+class Readable(Protocol):
+    """Something of the same size in each layer, like a `SegmentKV`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def fill(self, first: int, rooms: Sequence[Tensor], /) -> None:
+        """Layers from `first` on into contiguous tensors on the CPU, each of as many numbers as a layer."""
 
 
 class Reader:
@@ -23,7 +35,7 @@ class Reader:
         Layers, in order.
     """
 
-    def __init__(self, segments: Sequence[SegmentKV], parts: Sequence[range]):
+    def __init__(self, segments: Sequence[Readable], parts: Sequence[range]):
         self._segments, self._left = segments, deque(parts)
         self._longest = max(map(len, parts), default=0)
         self._threads = ThreadPoolExecutor(READERS, "reader")
@@ -67,5 +79,5 @@ def _room(numbers: int, dtype: torch.dtype) -> Tensor:
 
 
 @torch.inference_mode()  # which is a thread's own, and that of the rooms
-def _fill(segment: SegmentKV, first: int, rooms: Sequence[Tensor]) -> None:
+def _fill(segment: Readable, first: int, rooms: Sequence[Tensor]) -> None:
     segment.fill(first, rooms)

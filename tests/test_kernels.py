@@ -17,6 +17,8 @@ from ragkv.kernels.attention import Config, config, fitting, position_causal
 from ragkv.kernels.elementwise import gated, rms_norm, rotate
 from ragkv.kernels.placing import placing, write
 from ragkv.kernels.scores import attention_scores
+from ragkv.kernels.unpacking import unpacking
+from ragkv.quantize import CODECS, dequantize, quantize
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the kernels themselves")
 pytestmark = CPU_ONLY
@@ -159,6 +161,36 @@ def test_segments_are_placed_side_by_side(lengths, kv_heads, head_dim, dtype, so
         keys, values = torch.cat([states[layer - 1 + source] for states in segments], dim=2)[:, None]
         plain_write(tuple(plain[layer]), (keys, values), Rotary(cos, sin), order, order)
     torch.testing.assert_close(mine, plain, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5)
+
+
+@settings(max_examples=25)
+@example(lengths=[33, 1], kv_heads=1, head_dim=80, dtype=torch.bfloat16, format="fp8", count=2, seed=0)
+@given(
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    kv_heads=st.integers(1, 2),
+    head_dim=st.sampled_from([8, 80]),
+    dtype=st.sampled_from([*BOUNDS, torch.bfloat16]),
+    format=st.sampled_from(sorted(CODECS)),
+    count=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+def test_unpacking_gives_the_bits_of_dequantize(lengths, kv_heads, head_dim, dtype, format, count, seed):
+    random, layers = torch.Generator().manual_seed(seed), 2
+    codes, expected = [], []
+    for length in lengths:
+        exact = torch.randn(layers, 2, kv_heads, length, head_dim, generator=random)
+        packed, *scales = quantize(exact * 10 ** (torch.rand(exact.shape, generator=random) * 8 - 6), format)
+        for i in range(layers):
+            codes += [part[i].contiguous().flatten().view(torch.uint8) for part in (packed, *scales)]
+        some = [dequantize(packed[i], *(s[i] for s in scales), format, dtype) for i in range(count)]
+        expected.append(torch.stack(some))
+    sizes = [layers * 2 * kv_heads * length * head_dim for length in lengths]
+    rooms = torch.zeros(sum(sizes), dtype=dtype).split(sizes)
+    numbers = [room.view(layers, 2, kv_heads, n, head_dim) for room, n in zip(rooms, lengths, strict=True)]
+    unpacking(torch.cat(codes), numbers, format)(count)
+    for found, wanted in zip(numbers, expected, strict=True):
+        assert torch.equal(found[:count], wanted)
+        assert not found[count:].any()  # room of layers that did not arrive
 
 
 @settings(max_examples=15)

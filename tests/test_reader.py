@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragkv import KVStore, Prompt, StoreError
+from ragkv.quantize import CODECS, dequantize
 from ragkv.reader import Reader
 from ragkv.segments import SegmentInMemory
 from ragkv.store import Layout
+from ragkv.store.stored_segment import Packed
 from ragkv.tiers import InMemory
 
 LAYERS = 9
@@ -73,6 +75,23 @@ def test_parts_are_the_layers_read_one_by_one(model, rng, tmp_path, monkeypatch,
         for part in parts:
             found = by_segment(segments, reader.part(), len(parts[0]), part)
             assert all(map(torch.equal, found, one_by_one(segments, part)))
+
+
+@pytest.mark.parametrize("format", CODECS)
+def test_smaller_formats_are_read_as_they_are_stored(model, rng, tmp_path, format):
+    memory, layout = InMemory.computed(model, Prompt([], [random_ids(rng, 7)], [9])), Layout.of(model, format)
+    store = KVStore(tmp_path, format=format)
+    memory.into(store, model)
+    stored = store.open(layout, *memory.segments)
+    packed, shape = Packed(stored), list(stored.shape)
+    codes, (_, heads, tokens, head_dim) = CODECS[format], shape
+    part = Reader([packed], [range(3, 5)]).part().split(prod(packed.shape))
+    for index, read in zip((3, 4), part, strict=True):
+        sizes = [len(read) - heads * (head_dim + tokens), heads * head_dim, heads * tokens]
+        numbers, keys, values = read.split(sizes)
+        numbers = numbers.view(codes.codes).view(2, heads, tokens, -1)
+        scales = keys.view(torch.int8).view(heads, head_dim), values.view(torch.int8).view(heads, tokens)
+        assert torch.equal(dequantize(numbers, *scales, format, layout.dtype), stored.layer(index))
 
 
 def test_more_segments_than_threads(model, rng, tmp_path):

@@ -42,6 +42,11 @@ class StoredSegment:
     def dtype(self) -> torch.dtype:
         return self._layout.dtype
 
+    @property
+    def format(self) -> str:
+        """As which its keys and values are stored, see `ragkv.quantize`."""
+        return self._layout.format
+
     def read(self, name: str) -> Tensor:
         """One tensor of the file, checked."""
         dtype, shape = self._expected[name]
@@ -83,6 +88,16 @@ class StoredSegment:
         for index, room in zip(layers, rooms, strict=True):
             room.copy_(self.layer(index).flatten())
 
+    def fill_packed(self, first: int, rooms: Sequence[Tensor]) -> None:
+        """Layers from `first` on as they are stored into bytes on the CPU: codes, scales of keys, scales of values."""
+        layers, scales = range(first, first + len(rooms)), self._scales
+        sizes = [states[0].numel() for states in scales]
+        parts = [room.split([len(room) - sum(sizes), *sizes]) for room in rooms]
+        self._read_into([layer_name(i) for i in layers], [codes for codes, *_ in parts])
+        for index, (_, key_room, value_room) in zip(layers, parts, strict=True):
+            for room, states in zip((key_room, value_room), scales, strict=True):
+                room.copy_(states[index].flatten().view(torch.uint8))
+
     @cached_property
     def _scales(self) -> tuple[Tensor, Tensor]:
         return self.read("key_scales"), self.read("value_scales")
@@ -96,6 +111,25 @@ class StoredSegment:
             f"the store's file {self.path} is damaged ({what}); it was not used. Run precompute again on the same "
             "prompts: it checks every file and rewrites damaged ones"
         )
+
+
+class Packed:
+    """A stored segment in a smaller format, read as it is stored; a GPU unpacks it (`ragkv.kernels.unpacking`).
+
+    Attributes
+    ----------
+    shape, dtype
+        Of a layer, in bytes: codes, scales of keys, scales of values.
+    fill
+        As a segment's own.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, stored: StoredSegment):
+        _, kv_heads, tokens, head_dim = stored.shape
+        codes = 2 * kv_heads * tokens * (head_dim // CODECS[stored.format].packed)
+        self.shape, self.fill = (codes + kv_heads * (head_dim + tokens),), stored.fill_packed
 
 
 class SegmentInFolder:

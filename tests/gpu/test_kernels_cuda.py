@@ -6,10 +6,12 @@ from conftest import fuse, make_model, random_prompt, relative_error
 
 from ragkv import decode, flash, fused_prefill
 from ragkv.attention import BACKENDS, attention_weights, sdpa
-from ragkv.precompute import compute_segment
+from ragkv.loading import ReadAhead
+from ragkv.precompute import compute_segment, precompute
+from ragkv.quantize import CODECS
 from ragkv.segments import SegmentInMemory
 from ragkv.selectors import get_selector
-from ragkv.store import KVStore
+from ragkv.store import KVStore, Layout
 from ragkv.tiers import InMemory
 from ragkv.workspace import Workspace
 
@@ -64,6 +66,22 @@ def test_copies_ahead_give_the_same_bits(rng, tmp_path, name, room):
     workspace = Workspace(model, 300) if room else None
     first, *others = (fused_prefill(model, prompt, store, selector, workspace=workspace).logits for store in stores)
     assert all(torch.equal(first, logits) for logits in others)
+
+
+@pytest.mark.parametrize("format", CODECS)
+@pytest.mark.parametrize("name", ["full_reuse", "probe", "a3"])
+@pytest.mark.parametrize("room", [False, True], ids=["alone", "in a workspace"])
+def test_files_unpacked_on_the_gpu_give_the_same_bits(rng, tmp_path, name, room, format):
+    """As the same files read ahead, which are unpacked on the host."""
+    model, prompt = make_model("llama").cuda().bfloat16(), random_prompt(rng, chunks=(60, 70, 80))
+    store, layout = KVStore(tmp_path, format=format), Layout.of(model, format)
+    precompute(model, [prompt], store)
+    ahead = ReadAhead(store, layout)
+    ahead.fetch(prompt.segments(1))
+    selector = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=0.2)
+    workspace = Workspace(model, 300) if room else None
+    first, second = (fused_prefill(model, prompt, s, selector, workspace=workspace).logits for s in (store, ahead))
+    assert torch.equal(first, second)
 
 
 def test_two_runs_give_the_same_tokens(family, rng):
