@@ -67,12 +67,12 @@ def _unpack(
     there, row = (token < length)[:, None] & (dims < HEAD_DIM)[None, :], head * length + token
     key_scale = _power(tl.load(source + 2 * half + head * HEAD_DIM + dims, dims < HEAD_DIM, 0))
     value_scale = _power(tl.load(source + 2 * half + kv_heads * HEAD_DIM + row, token < length, 0))
-    at, kind = row[:, None] * (HEAD_DIM // PACKED) + dims[None, :] // PACKED, numbers.dtype.element_ty
+    at = row[:, None] * (HEAD_DIM // PACKED) + dims[None, :] // PACKED
     key = _number(tl.load(source + at, there, 0), dims, FORMAT) * key_scale[None, :]
     value = _number(tl.load(source + half + at, there, 0), dims, FORMAT) * value_scale[:, None]
     place = row[:, None] * HEAD_DIM + dims[None, :]
-    tl.store(to + place, key.to(kind), there)
-    tl.store(to + kv_heads * length * HEAD_DIM + place, value.to(kind), there)
+    tl.store(to + place, key.to(numbers.dtype.element_ty), there)
+    tl.store(to + kv_heads * length * HEAD_DIM + place, value.to(numbers.dtype.element_ty), there)
 
 
 @triton.jit
