@@ -71,10 +71,10 @@ class PartsAhead(Generic[Arrived]):
         from ragkv.kernels.unpacking import unpacking
 
         self._read = [Packed(segment) for segment in self._segments if isinstance(segment, StoredSegment)]
-        size = self._longest * sum(segment.shape[0] for segment in self._read)
-        self._codes = torch.empty(size, dtype=torch.uint8, device=self._to)
+        sizes = [self._longest * math.prod(segment.shape) for segment in self._read]
+        self._codes = torch.empty(sum(sizes), dtype=torch.uint8, device=self._to)
         self._codes.record_stream(self._stream)
-        self._unpack = unpacking(self._codes, self.staged, format)
+        self._unpack = unpacking(self._codes.split(sizes), self.staged, format)
 
     def start(self, arrived: Callable[[range], Sequence[Arrived]]) -> None:
         """Begin. `arrived` is called for each part once it is staged, on that stream; it gives what `layer` gives."""
@@ -108,8 +108,8 @@ class PartsAhead(Generic[Arrived]):
                     room[: len(part)].copy_(segment.layers[part.start : part.stop], non_blocking=True)
             else:
                 self._codes.copy_(read, non_blocking=True)
-            if self._unpack:
-                self._unpack(len(part))
+                if self._unpack:
+                    self._unpack(len(part))
             results = self._arrived(part)
             event = self._stream.record_event()
         self._coming |= {index: (result, event) for index, result in zip(part, results, strict=True)}
@@ -123,5 +123,4 @@ def _within_reach(segment: SegmentKV) -> bool:
 def _packed_as(segments: Sequence[SegmentKV]) -> str | None:
     """The smaller format in which all segments are stored, if it is one and the same."""
     formats = {segment.format if isinstance(segment, StoredSegment) else "model" for segment in segments}
-    format = formats.pop()
-    return format if not formats and format in CODECS else None
+    return formats.pop() if len(formats) == 1 and formats <= CODECS.keys() else None

@@ -4,26 +4,14 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ragkv.segments import Readable
+
 READERS = 8  # threads
 PARTS = 3  # that are read at a time
-
-
-class Readable(Protocol):
-    """Something of the same size in each layer, like a `SegmentKV`."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def fill(self, first: int, rooms: Sequence[Tensor], /) -> None:
-        """Layers from `first` on into contiguous tensors on the CPU, each of as many numbers as a layer."""
 
 
 class Reader:

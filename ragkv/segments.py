@@ -11,7 +11,20 @@ from ragkv.prompt import Segment
 from ragkv.store import Layout
 
 
-class SegmentKV(Protocol):
+class Readable(Protocol):
+    """Something with layers of one shape and dtype."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def fill(self, first: int, rooms: Sequence[Tensor]) -> None:
+        """Layers from `first` on into contiguous tensors on the CPU, each of as many numbers as a layer."""
+
+
+class SegmentKV(Readable, Protocol):
     """A segment's values, wherever they come from.
 
     Attributes
@@ -20,17 +33,8 @@ class SegmentKV(Protocol):
         Of a layer, ``(2, kv_heads, tokens, head_dim)``.
     """
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
     def layer(self, index: int) -> Tensor:
         """Keys before rotation and values, ``(2, kv_heads, tokens, head_dim)``."""
-
-    def fill(self, first: int, rooms: Sequence[Tensor]) -> None:
-        """Layers from `first` on into contiguous tensors on the CPU, each of as many numbers as a layer."""
 
     def surprisal(self) -> Tensor:
         """``(tokens,)`` in float32."""

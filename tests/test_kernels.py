@@ -180,14 +180,14 @@ def test_unpacking_gives_the_bits_of_dequantize(lengths, kv_heads, head_dim, dty
     for length in lengths:
         exact = torch.randn(layers, 2, kv_heads, length, head_dim, generator=random)
         packed, *scales = quantize(exact * 10 ** (torch.rand(exact.shape, generator=random) * 8 - 6), format)
-        for i in range(layers):
-            codes += [part[i].contiguous().flatten().view(torch.uint8) for part in (packed, *scales)]
+        by_layer = [part[i].flatten().view(torch.uint8) for i in range(layers) for part in (packed, *scales)]
+        codes.append(torch.cat(by_layer))
         some = [dequantize(packed[i], *(s[i] for s in scales), format, dtype) for i in range(count)]
         expected.append(torch.stack(some))
     sizes = [layers * 2 * kv_heads * length * head_dim for length in lengths]
     rooms = torch.zeros(sum(sizes), dtype=dtype).split(sizes)
     numbers = [room.view(layers, 2, kv_heads, n, head_dim) for room, n in zip(rooms, lengths, strict=True)]
-    unpacking(torch.cat(codes), numbers, format)(count)
+    unpacking(torch.cat(codes).split([len(part) for part in codes]), numbers, format)(count)
     for found, wanted in zip(numbers, expected, strict=True):
         assert torch.equal(found[:count], wanted)
         assert not found[count:].any()  # room of layers that did not arrive

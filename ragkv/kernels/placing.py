@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ragkv.kernels import on_its_gpu
+from ragkv.kernels.blocks import blocks_of, to_gpu
 from ragkv.kernels.elementwise import turned
 
 ROWS = 32  # tokens of a block, the fastest of those tried on an H100
@@ -67,15 +68,12 @@ def placing(
     like, count = segments[0], len(segments)  # on the GPU that places, where not all rooms need be
     _, kv_heads, slots, head_dim = rooms[0][0].shape
     lengths = np.array([states.shape[3] for states in segments])
-    blocks = -(-lengths // ROWS)
-    number: np.ndarray = np.repeat(np.arange(count), blocks)  # the segment of each block of tokens
-    first = (np.arange(len(number)) - (blocks.cumsum() - blocks)[number]) * ROWS
+    number, first = blocks_of(lengths, ROWS)
     step = np.array([states.stride(0) * states.itemsize for states in segments])
     sources = np.array([states.data_ptr() for states in segments]) + np.arange(len(segments[0]))[:, None] * step
     places = np.array([[states.data_ptr() for states in room] for room in rooms])
     parts = (sources.ravel(), places.ravel(), lengths, lengths.cumsum() - lengths, number, first)
-    table = torch.from_numpy(np.concatenate(parts)).to(like.device, non_blocking=True)  # all that the kernel is told
-    told = table.split([len(part) for part in parts])
+    told = to_gpu(parts, like.device)
 
     def place(layers: range, source: int) -> None:
         with torch.cuda.device_of(like):

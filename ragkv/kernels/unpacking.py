@@ -9,45 +9,44 @@ import triton.language as tl
 from torch import Tensor
 
 from ragkv.kernels import on_its_gpu
+from ragkv.kernels.blocks import blocks_of, to_gpu
 from ragkv.quantize import CODECS
 
 ROWS = 32  # tokens of a block
 
 
 @on_its_gpu
-def unpacking(codes: Tensor, numbers: Sequence[Tensor], format: str) -> Callable[[int], None]:
+def unpacking(codes: Sequence[Tensor], numbers: Sequence[Tensor], format: str) -> Callable[[int], None]:
     """A function that unpacks so many layers of several segments, bit for bit as `ragkv.quantize.dequantize` does.
 
     Parameters
     ----------
     codes
-        ``(bytes,)``: segment by segment, with room for the same number of layers of each, and of a layer codes, scales
-        of keys and scales of values.
+        Each segment's, ``(bytes,)``, all in one piece of memory: of a layer codes, scales of keys, scales of values.
     numbers
-        Where each segment goes, ``(layers, 2, kv_heads, tokens, head_dim)``; one piece of memory, one behind the other.
+        Where each segment goes, ``(layers, 2, kv_heads, tokens, head_dim)``, all in another piece.
     format
         One of `ragkv.quantize.CODECS`.
     """
-    layers, _, kv_heads, _, head_dim = numbers[0].shape
-    packed, first_of_all = CODECS[format].packed, numbers[0]
+    _, _, kv_heads, _, head_dim = numbers[0].shape
     lengths = np.array([states.shape[3] for states in numbers])
-    blocks = -(-lengths // ROWS)
-    number: np.ndarray = np.repeat(np.arange(len(numbers)), blocks)  # the segment of each block of tokens
-    first = (np.arange(len(number)) - (blocks.cumsum() - blocks)[number]) * ROWS
-    sizes = layers * kv_heads * (2 * lengths * (head_dim // packed) + head_dim + lengths)
-    places = np.array([states.storage_offset() for states in numbers]) - first_of_all.storage_offset()
-    parts = (lengths, sizes.cumsum() - sizes, places, number, first)
-    table = torch.from_numpy(np.concatenate(parts)).to(codes.device, non_blocking=True)
-    told = table.split([len(part) for part in parts])
+    number, first = blocks_of(lengths, ROWS)
+    told = to_gpu((lengths, _offsets(codes), _offsets(numbers), number, first), codes[0].device)
 
     def unpack(count: int) -> None:
-        with torch.cuda.device_of(codes):
+        with torch.cuda.device_of(codes[0]):
             _unpack[(kv_heads * len(number) * count,)](
-                codes, first_of_all, *told, kv_heads, len(number),
-                HEAD_DIM=head_dim, WIDTH=triton.next_power_of_2(head_dim), ROWS=ROWS, PACKED=packed, FORMAT=format,
+                codes[0], numbers[0], *told, kv_heads, len(number),
+                HEAD_DIM=head_dim, WIDTH=triton.next_power_of_2(head_dim), ROWS=ROWS,
+                PACKED=CODECS[format].packed, FORMAT=format,
             )  # fmt: skip
 
     return unpack
+
+
+def _offsets(tensors: Sequence[Tensor]) -> np.ndarray:
+    """Where each lies behind the first, in numbers."""
+    return np.array([tensor.storage_offset() - tensors[0].storage_offset() for tensor in tensors])
 
 
 @triton.jit

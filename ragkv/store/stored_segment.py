@@ -88,16 +88,6 @@ class StoredSegment:
         for index, room in zip(layers, rooms, strict=True):
             room.copy_(self.layer(index).flatten())
 
-    def fill_packed(self, first: int, rooms: Sequence[Tensor]) -> None:
-        """Layers from `first` on as they are stored into bytes on the CPU: codes, scales of keys, scales of values."""
-        layers, scales = range(first, first + len(rooms)), self._scales
-        sizes = [states[0].numel() for states in scales]
-        parts = [room.split([len(room) - sum(sizes), *sizes]) for room in rooms]
-        self._read_into([layer_name(i) for i in layers], [codes for codes, *_ in parts])
-        for index, (_, key_room, value_room) in zip(layers, parts, strict=True):
-            for room, states in zip((key_room, value_room), scales, strict=True):
-                room.copy_(states[index].flatten().view(torch.uint8))
-
     @cached_property
     def _scales(self) -> tuple[Tensor, Tensor]:
         return self.read("key_scales"), self.read("value_scales")
@@ -120,16 +110,27 @@ class Packed:
     ----------
     shape, dtype
         Of a layer, in bytes: codes, scales of keys, scales of values.
-    fill
-        As a segment's own.
     """
 
     dtype = torch.uint8
 
     def __init__(self, stored: StoredSegment):
         _, kv_heads, tokens, head_dim = stored.shape
-        codes = 2 * kv_heads * tokens * (head_dim // CODECS[stored.format].packed)
-        self.shape, self.fill = (codes + kv_heads * (head_dim + tokens),), stored.fill_packed
+        self._stored, self._codes = stored, 2 * kv_heads * tokens * (head_dim // CODECS[stored.format].packed)
+        self.shape = (self._codes + kv_heads * (head_dim + tokens),)
+
+    def fill(self, first: int, rooms: Sequence[Tensor]) -> None:
+        """Layers from `first` on into bytes on the CPU."""
+        layers = range(first, first + len(rooms))
+        self._stored._read_into([layer_name(i) for i in layers], [room[: self._codes] for room in rooms])
+        for index, room in zip(layers, rooms, strict=True):
+            memoryview(room.numpy())[self._codes :] = self._scales[index]  # without letting other threads in between
+
+    @cached_property
+    def _scales(self) -> list[bytes]:
+        """By layer, of keys and then of values."""
+        by_layer = torch.cat([scales.flatten(1) for scales in self._stored._scales], dim=1)  # (layers, bytes)
+        return [scales.tobytes() for scales in by_layer.numpy()]
 
 
 class SegmentInFolder:
