@@ -1,17 +1,17 @@
 """Layers of reused keys and values on their way to a GPU while it computes the layers before them."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import torch
-from torch import device
+from torch import Tensor, device
 
 from ragkv.kernels import kernels_run
 from ragkv.quantize import CODECS
-from ragkv.reader import Readable, Reader
-from ragkv.segments import SegmentInMemory, SegmentKV
+from ragkv.read_processes import ReadProcesses
+from ragkv.reader import ProcessReader, Reader, ThreadReader
+from ragkv.segments import Readable, SegmentInMemory, SegmentKV
 from ragkv.store.stored_segment import Packed, StoredSegment
 
 PART = 4  # layers that arrive, and are told of, together: the GPU begins with some while the host does the next
@@ -21,8 +21,16 @@ Arrived = TypeVar("Arrived")
 
 
 def parts_of(layers: range, devices: Sequence[device]) -> list[range]:
-    """The layers in parts, each on one of the `devices`, which every layer of the model has."""
-    return divided(layers, lambda i: devices[i] != devices[i - 1] or i % PART == 0)
+    """The layers in parts, each on one of the `devices`, which every layer of the model has.
+
+    The first and the last ones are small: the sooner there is one, the sooner the GPU begins, and ends.
+    """
+
+    def cut(index: int) -> bool:
+        so_far, left = index - layers.start + 1, layers.stop - index
+        return devices[index] != devices[index - 1] or so_far % PART == 0 or PART % so_far == 0 or PART % left == 0
+
+    return divided(layers, cut)
 
 
 def divided(layers: range, cut: Callable[[int], bool]) -> list[range]:
@@ -38,11 +46,13 @@ class PartsAhead(Generic[Arrived]):
     ----------
     segments
         From pinned memory, and from other GPUs, their copies run while the GPU computes; others are brought into
-        pinned memory by threads first; those that are stored in eight or four bits become numbers again on the GPU.
+        pinned memory by threads or processes first; what is stored in eight or four bits is unpacked on the GPU.
     parts
         The layers, in order; those of a part arrive together.
     to
         The GPU.
+    processes
+        Read what lies in local files, if there are some.
 
     Attributes
     ----------
@@ -50,17 +60,22 @@ class PartsAhead(Generic[Arrived]):
         Where parts arrive, by segment, ``(layers, 2, kv_heads, tokens, head_dim)``; a short one takes the first layers.
     """
 
-    def __init__(self, segments: Sequence[SegmentKV], parts: Sequence[range], to: device):
+    def __init__(
+        self,
+        segments: Sequence[SegmentKV],
+        parts: Sequence[range],
+        to: device,
+        processes: ReadProcesses | None = None,
+    ):
         self._segments, self._parts, self._left, self._to = segments, parts, deque(parts), to
+        self._processes = processes
+        self._reader: Reader | None = None
         self._coming: dict[int, tuple[Arrived, torch.cuda.Event]] = {}
         self._longest = max(map(len, parts))
-        sizes = [self._longest * math.prod(segment.shape) for segment in segments]
-        self._room = torch.empty(sum(sizes), dtype=segments[0].dtype, device=to)
-        by_segment = zip(self._room.split(sizes), segments, strict=True)
-        self.staged = [room.view(self._longest, *segment.shape) for room, segment in by_segment]
         self._stream = torch.cuda.Stream(to, priority=-1)
-        self._room.record_stream(self._stream)
-        self._codes = self._room  # where what is read arrives
+        self._room, rooms = self._rooms(segments)  # where what is read arrives
+        by_segment = zip(rooms, segments, strict=True)
+        self.staged = [room.view(segment.dtype).view(self._longest, *segment.shape) for room, segment in by_segment]
         self._read: Sequence[Readable] = segments
         self._unpack: Callable[[int], None] | None = None
         if format := _packed_as(segments) if kernels_run(to) else None:
@@ -71,17 +86,27 @@ class PartsAhead(Generic[Arrived]):
         from ragkv.kernels.unpacking import unpacking
 
         self._read = [Packed(segment) for segment in self._segments if isinstance(segment, StoredSegment)]
-        sizes = [self._longest * math.prod(segment.shape) for segment in self._read]
-        self._codes = torch.empty(sum(sizes), dtype=torch.uint8, device=self._to)
-        self._codes.record_stream(self._stream)
-        self._unpack = unpacking(self._codes.split(sizes), self.staged, format)
+        self._room, codes = self._rooms(self._read)
+        self._unpack = unpacking(codes, self.staged, format)
+
+    def _rooms(self, segments: Sequence[Readable]) -> tuple[Tensor, Sequence[Tensor]]:
+        """Room for the longest part's layers on the GPU, ``(bytes,)``, in all and of each."""
+        sizes = [self._longest * segment.layer_bytes for segment in segments]
+        room = torch.empty(sum(sizes), dtype=torch.uint8, device=self._to)
+        room.record_stream(self._stream)
+        return room, room.split(sizes)
 
     def start(self, arrived: Callable[[range], Sequence[Arrived]]) -> None:
-        """Begin. `arrived` is called for each part once it is staged, on that stream; it gives what `layer` gives."""
+        """Begin to read; copies begin with the first call of `layer`, so that what comes before it is not held up.
+
+        `arrived` is called for each part once it is staged, on that stream; it gives what `layer` gives.
+        """
         self._arrived = arrived
-        self._reader = None if all(map(_within_reach, self._segments)) else Reader(self._read, self._parts)
+        if self._processes and any(isinstance(s, StoredSegment) and s.local for s in self._segments):
+            self._reader = ProcessReader(self._read, self._parts, self._processes)
+        elif not all(map(_within_reach, self._segments)):
+            self._reader = ThreadReader(self._read, self._parts)
         self._stream.wait_stream(torch.cuda.current_stream(self._to))  # where parts go may still be in use
-        self._go_on()
 
     def layer(self, index: int) -> Arrived:
         """One layer, once; the current stream waits for it, the host only for what is still being read."""
@@ -100,14 +125,13 @@ class PartsAhead(Generic[Arrived]):
 
     def _issue(self) -> None:
         part = self._left.popleft()
-        read = self._reader.part() if self._reader else None
         with torch.cuda.stream(self._stream):
-            if read is None:
+            if self._reader is None:
                 for room, segment in zip(self.staged, self._segments, strict=True):
                     assert isinstance(segment, SegmentInMemory)
                     room[: len(part)].copy_(segment.layers[part.start : part.stop], non_blocking=True)
             else:
-                self._codes.copy_(read, non_blocking=True)
+                self._reader.part(self._room)
                 if self._unpack:
                     self._unpack(len(part))
             results = self._arrived(part)

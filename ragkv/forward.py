@@ -74,8 +74,16 @@ class Forward:
         self.ids = prompt.tensor.to(model.model.embed_tokens.weight.device, non_blocking=True)
         self.layers: list[KV] = []
 
-    def start(self, layers: range) -> None:
-        """Begin to bring the reused keys and values of these layers to where they are needed."""
+    def start(self, layers: range, *, prefix_only: bool = False) -> None:
+        """Begin to bring the reused keys and values of these layers to where they are needed; the first layers' first.
+
+        Parameters
+        ----------
+        prefix_only
+            In these layers nothing else is reused.
+        """
+        if prefix_only:  # so little is brought when it is asked for
+            return
         devices = decoder.devices(self.model)
         parts = parts_of(layers, devices)
         for device in dict.fromkeys(devices):

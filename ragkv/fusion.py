@@ -136,7 +136,9 @@ def _prefill(
     layers, watch = model.config.num_hidden_layers, partial(_evict, eviction, forward) if eviction else None
     selecting = selector.layers if selector.reuses else ()
     if selector.reuses:
-        forward.start(range(selector.layer + selector.observes, layers))  # before, all tokens are computed afresh
+        fusing = selector.layer + selector.observes
+        forward.start(range(fusing), prefix_only=True)  # all other tokens are computed afresh
+        forward.start(range(fusing, layers))
     first = len(prompt.prefix) if selector.reuses else 0
     active = torch.arange(first, len(prompt.ids), device=forward.ids.device)  # what is being computed
     hidden, index = forward.embed(active), 0

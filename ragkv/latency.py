@@ -88,7 +88,7 @@ def prefill_rows(
         if where == "cuda":
             on_gpu = [times["p50"] for times in timed.values()]
         from_host = where != "cuda" and one_gpu and model.device.type == "cuda"
-        loading = _loading(model, prompt, segments, before) if from_host else None
+        loading = _loading(prompt, segments, workspace, before) if from_host else None
         for (name, _), selector, times, computing in zip(METHODS, selectors, timed.values(), on_gpu, strict=True):
             row = {"tokens": tokens, "tier": where, "selector": name, "ratio": selector.ratio}
             row |= {"hops": getattr(selector, "hops", None), **times}
@@ -143,6 +143,6 @@ def _roofline(row: dict, flop: float, size: float, loading: float, best: float, 
     return {"speed-up": best / row["p50"], **reached}
 
 
-def _loading(model: PreTrainedModel, prompt: Prompt, segments: Segments, before: Callable[[], object]) -> float:
+def _loading(prompt: Prompt, segments: Segments, workspace: Workspace, before: Callable[[], object]) -> float:
     """Milliseconds of bringing all layers to the GPU, and nothing else: the median of three."""
-    return measure({"": partial(bring, model, prompt, segments)}, 3, before)["p50"].iloc[0]
+    return measure({"": partial(bring, prompt, segments, workspace)}, 3, before)["p50"].iloc[0]

@@ -1,6 +1,6 @@
 """The reused keys and values of a prompt, layer by layer, from the store to the device."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
@@ -12,6 +12,7 @@ from ragkv.cache import KV
 from ragkv.decoder import Rotary
 from ragkv.kernels import kernels_run
 from ragkv.prompt import Segment
+from ragkv.read_processes import ReadProcesses
 from ragkv.segments import SegmentInMemory, SegmentKV, Segments
 from ragkv.store import KVStore, Layout, StoreError
 
@@ -80,7 +81,15 @@ class ReusedKV:
         ahead.start(arrived)
         self._coming |= {index: ahead for part in parts for index in part}
 
-    def place(self, parts: Sequence[range], rooms: Sequence[KV], rotary: Rotary) -> dict[int, PartsAhead[None]] | None:
+    def place(
+        self,
+        parts: Sequence[range],
+        rooms: Sequence[KV],
+        rotary: Rotary,
+        processes: Mapping[device, ReadProcesses] = {},
+        *,
+        prefix_only: bool = False,
+    ) -> dict[int, PartsAhead[None]] | None:
         """Begin to write layers of one GPU to where they belong: at once what lies there, the rest while it computes.
 
         Parameters
@@ -89,6 +98,10 @@ class ReusedKV:
             The layers, in order; those of a part arrive together.
         rooms
             Every layer's keys and values, ``(1, kv_heads, slots, head_dim)`` each.
+        processes
+            Those that read for a GPU.
+        prefix_only
+            Nothing else is reused in these layers.
 
         Returns
         -------
@@ -96,16 +109,17 @@ class ReusedKV:
             What is on its way, by layer; None where nothing was begun, and `all` gives the layers one by one.
         """
         to = rooms[parts[0].start][0].device
-        here = [s.layers.contiguous() for s in self._whole if isinstance(s, SegmentInMemory) and s.layers.device == to]
-        at_once = len(here) == len(self._whole)
-        if not self._whole or not kernels_run(to) or not (at_once or to.type == "cuda"):
+        segments = self._prefix if prefix_only else self._whole
+        here = [s.layers.contiguous() for s in segments if isinstance(s, SegmentInMemory) and s.layers.device == to]
+        at_once = len(here) == len(segments)
+        if not segments or not kernels_run(to) or not (at_once or to.type == "cuda"):
             return None
         from ragkv.kernels.placing import placing
 
         if at_once:
             placing(here, rooms, *rotary.on(to))(range(parts[0].start, parts[-1].stop), parts[0].start)
             return {}
-        ahead: PartsAhead[None] = PartsAhead(self._whole, parts, to)
+        ahead: PartsAhead[None] = PartsAhead(segments, parts, to, processes.get(to))
         place = placing(ahead.staged, rooms, *rotary.on(to))
 
         def arrived(part: range) -> list[None]:

@@ -9,19 +9,26 @@ from torch import Tensor
 
 from ragkv.prompt import Segment
 from ragkv.store import Layout
+from ragkv.store.segment_file import Piece
 
 
 class Readable(Protocol):
-    """Something with layers of one shape and dtype."""
+    """Something with layers of one size.
+
+    Attributes
+    ----------
+    layer_bytes
+        Of each layer.
+    """
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def layer_bytes(self) -> int: ...
 
-    @property
-    def dtype(self) -> torch.dtype: ...
+    def fill(self, first: int, rooms: Sequence[memoryview]) -> None:
+        """Layers from `first` on into memory on the host, each of as many bytes as a layer."""
 
-    def fill(self, first: int, rooms: Sequence[Tensor]) -> None:
-        """Layers from `first` on into contiguous tensors on the CPU, each of as many numbers as a layer."""
+    def share(self, index: int, room: memoryview) -> Piece | None:
+        """One layer into such memory, but for the first bytes, if these can be read by another process: which."""
 
 
 class SegmentKV(Readable, Protocol):
@@ -32,6 +39,12 @@ class SegmentKV(Readable, Protocol):
     shape, dtype
         Of a layer, ``(2, kv_heads, tokens, head_dim)``.
     """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def layer(self, index: int) -> Tensor:
         """Keys before rotation and values, ``(2, kv_heads, tokens, head_dim)``."""
@@ -55,12 +68,19 @@ class SegmentInMemory:
     def dtype(self) -> torch.dtype:
         return self.layers.dtype
 
+    @property
+    def layer_bytes(self) -> int:
+        return self.layers.nbytes // len(self.layers)
+
     def layer(self, index: int) -> Tensor:
         return self.layers[index]
 
-    def fill(self, first: int, rooms: Sequence[Tensor]) -> None:
+    def fill(self, first: int, rooms: Sequence[memoryview]) -> None:
         for layer, room in zip(self.layers[first : first + len(rooms)], rooms, strict=True):
-            room.copy_(layer.flatten())
+            torch.frombuffer(room, dtype=self.dtype).view(self.shape).copy_(layer)
+
+    def share(self, index: int, room: memoryview) -> None:
+        self.fill(index, [room])
 
     def surprisal(self) -> Tensor:
         return self.scores

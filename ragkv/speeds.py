@@ -42,12 +42,14 @@ def ceilings(device: torch.device) -> dict[str, float]:
     }
 
 
-def bring(model: PreTrainedModel, prompt: Prompt, segments: Segments) -> None:
-    """All layers of a prompt's segments to the GPU, as a fused prefill does it, and nothing else."""
+def bring(prompt: Prompt, segments: Segments, workspace: Workspace) -> None:
+    """All layers of a prompt's segments to the workspace's GPU, as a fused prefill does it, and nothing else."""
+    model = workspace.model
     layout = Layout.of(model, segments.format)
     opened = [segments.open(layout, segment) for segment in prompt.segments(model.config.bos_token_id)]
     layers = range(layout.layers)
-    ahead: PartsAhead[int] = PartsAhead(opened, parts_of(layers, [model.device] * len(layers)), model.device)
+    parts = parts_of(layers, workspace.devices)
+    ahead: PartsAhead[int] = PartsAhead(opened, parts, model.device, workspace.processes[model.device])
     ahead.start(list)
     for index in layers:
         ahead.layer(index)
@@ -123,7 +125,7 @@ def store_rows(model: PreTrainedModel, tokens: int, store: KVStore, *, chunk_tok
         "read": read,
     }
     if model.device.type == "cuda":
-        runs["read ahead"] = partial(bring, model, prompt, store)
+        runs["read ahead"] = partial(bring, prompt, store, Workspace(model, tokens))
     times = measure(runs, repeats)["p50"]
     size = sum(store.size(layout, segment) for segment in segments)
     return pd.DataFrame({"what": times.index, "gbs": size / times.to_numpy() / 1e6})

@@ -24,13 +24,15 @@ class WorkspaceForward(Forward):
         self._placed: set[int] = set()  # layers
         self._coming: dict[int, PartsAhead[None]] = {}
 
-    def start(self, layers: range) -> None:
+    def start(self, layers: range, *, prefix_only: bool = False) -> None:
+        room = self._workspace
+        processes = {} if prefix_only else room.processes  # which serve one reader at a time
         with self.clock("load"):
-            for span in self._workspace.spans(layers):
-                parts = parts_of(span, self._workspace.devices)
-                coming = self.reuse.place(parts, self._workspace.layers, self.rotary)
+            for span in room.spans(layers):
+                parts = parts_of(span, room.devices)
+                coming = self.reuse.place(parts, room.layers, self.rotary, processes, prefix_only=prefix_only)
                 if coming is None:
-                    return super().start(range(span.start, layers.stop))
+                    return super().start(range(span.start, layers.stop), prefix_only=prefix_only)
                 self._coming |= coming
                 self._placed.update(span)
 

@@ -3,6 +3,7 @@
 Rows at position -1 do not count: they see nothing, and what they leave is read by none. So rows can be rounded up.
 """
 
+import sys
 from functools import cached_property
 
 import torch
@@ -16,6 +17,7 @@ from ragkv.cache import KV, write
 from ragkv.memory import explained
 from ragkv.models import check_model
 from ragkv.prompt import Prompt
+from ragkv.read_processes import ReadProcesses
 from ragkv.store import Layout
 
 
@@ -31,6 +33,8 @@ class WorkspaceMemory:
     ----------
     layers
         Keys and values, ``(1, kv_heads, tokens + 1, head_dim)`` each; the last slot is for rows that do not count.
+    processes
+        What reads stored segments for each GPU, once there are some to read.
     kernels
         Whether the package's own kernels run on all layers; they know rows that do not count.
     """
@@ -49,6 +53,8 @@ class WorkspaceMemory:
             self.layers.append((keys, values))
         self.kernels = all(has_kernel(keys) for keys, _ in self.layers)
         self._attend = triton if self.kernels else auto
+        gpus = {device for device in self.devices if device.type == "cuda"}
+        self.processes = {gpu: ReadProcesses(beside=len(gpus) - 1) for gpu in gpus if sys.platform == "linux"}
         self._layouts: dict[str, Layout] = {}
         self._branches: dict[torch.device, torch.cuda.Stream] = {}
 

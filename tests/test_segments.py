@@ -16,6 +16,7 @@ from ragkv.quantize import FORMATS
 from ragkv.segments import SegmentInMemory, SegmentKV
 from ragkv.store import Cache, Layout
 from ragkv.store.files import Folder
+from ragkv.store.segment_file import as_bytes
 
 LAYERS = 7
 SEGMENT = Segment((5, 6, 7, 8, 9), (1,))
@@ -46,7 +47,7 @@ def filled(segment: SegmentKV, first: int, count: int) -> list[torch.Tensor]:
     size = torch.Size(segment.shape).numel()
     around = torch.full((3 + count * size + 5,), NOTHING, dtype=segment.dtype)
     rooms = around[3:-5].split(size)
-    segment.fill(first, rooms)
+    segment.fill(first, [as_bytes(room) for room in rooms])
     assert (around[:3] == NOTHING).all()
     assert (around[-5:] == NOTHING).all()
     return [room.view(segment.shape) for room in rooms]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 from random import Random
 
@@ -17,6 +18,7 @@ from ragkv.precompute import compute_segment
 from ragkv.prompt import Segment
 from ragkv.selectors import get_selector
 from ragkv.store import Layout
+from ragkv.store.files import Folder
 
 SEGMENT = Segment((5, 6, 7, 8), (1,))
 
@@ -169,6 +171,34 @@ def test_a_file_too_long_is_noticed(written):
     with pytest.raises(StoreError, match="too long"):
         store.open(layout, SEGMENT)
     store.folder.files.pipe_file(path, data)
+
+
+@pytest.mark.parametrize("age", [0, 5], ids=["just written", "written before"])
+def test_a_header_is_read_again_only_where_its_file_may_be_another(tmp_path, monkeypatch, age):
+    store, layout, read = KVStore(tmp_path), Layout("model", 2, 2, 8, torch.float32), Folder.read
+    store.write(layout, SEGMENT, torch.rand(2, 2, 2, 4, 8), torch.rand(4))
+    path, asked = Path(store.path(layout.key(SEGMENT))), []
+    monkeypatch.setattr(Folder, "read", lambda self, *where: asked.append(where) or read(self, *where))
+
+    def aged():
+        when = path.stat().st_mtime - age
+        os.utime(path, (when, when))
+
+    aged()
+    assert all(map(torch.equal, read_all(store, layout), read_all(store, layout)))
+    assert len(asked) == (1 if age else 2)
+    whole = path.read_bytes()
+    for damaged in (whole[:20] + bytes([whole[20] ^ 1]) + whole[21:], whole[:-1]):
+        path.write_bytes(damaged)
+        aged()
+        with pytest.raises(StoreError):
+            store.open(layout, SEGMENT)
+    path.write_bytes(whole)
+    aged()
+    assert all(map(torch.equal, read_all(store, layout), read_all(store, layout)))
+    path.unlink()
+    with pytest.raises(KeyError):
+        store.open(layout, SEGMENT)
 
 
 def test_another_segments_file_is_not_taken(written):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -93,6 +94,18 @@ class Folder:
         """A file's bytes; errors as in `read`."""
         with self._reading(name):
             return self.files.size(self.path(name))
+
+    def stamp(self, name: str) -> tuple[int, int, int] | None:
+        """What a local file that is written anew has otherwise; None of others. Errors as in `read`.
+
+        Nor does one just written have a stamp: its time could be that of the next one, as clocks of files are coarse.
+        """
+        if not self.local:
+            return None
+        with self._reading(name):
+            found = os.stat(self.path(name))
+        settled = time.time_ns() - found.st_mtime_ns > 1e9
+        return (found.st_ino, found.st_size, found.st_mtime_ns) if settled else None
 
     def exists(self, name: str) -> bool:
         try:

@@ -8,7 +8,7 @@ whatever is read is checked: shape, dtype, metadata and the checksum of every te
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from functools import lru_cache, partial
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ from ragkv.store.leases import Leases
 from ragkv.store.manifests import Manifests
 from ragkv.store.segment_file import KEY, InMemory, encode, key_of, read_header
 from ragkv.store.stored_segment import SegmentInFolder, StoredSegment
+
+KNOWN = 512  # local files, the ones used last, whose headers stay in memory
 
 
 class KVStore:
@@ -54,6 +56,7 @@ class KVStore:
         self.url, self.format, self.cache = str(url), format, cache
         self.folder = Folder(self.url, **storage_options)
         self.manifests = Manifests(self.folder)
+        self._named, self._known = lru_cache(KNOWN)(_named), lru_cache(KNOWN)(self._in_folder)
         self.holds, self.evictions = Leases(self.folder, "holds", 600), Leases(self.folder, "evictions", 60)
 
     def path(self, key: str) -> str:
@@ -93,7 +96,7 @@ class KVStore:
         return len(data)
 
     def open(self, layout: Layout, segment: Segment) -> StoredSegment:
-        """The stored segment, its header checked.
+        """The stored segment, its header checked; not again while its local file is the same.
 
         Raises
         ------
@@ -102,20 +105,26 @@ class KVStore:
         StoreError
             Its file is damaged or cannot be read.
         """
-        identity = layout.identity(segment)
-        key = key_of(identity)
+        identity, key = self._named(layout, segment)
+        if not (self.cache or self.folder.objects):
+            with _missing_is_key_error():
+                stamp = self.folder.stamp(segment_name(key))
+                return (self._known if stamp else self._in_folder)(layout, segment, stamp)
         found = partial(StoredSegment, self.path(key), layout, segment, identity)
         if self.cache and (copy := self.cache.get(key)):
             return found(InMemory(copy))
-        if not (self.cache or self.folder.objects):
-            with _missing_is_key_error():
-                return found(SegmentInFolder(self.folder, segment_name(key)))
         data = self._fetch(key)
         opened = found(InMemory(data))
         if self.cache:
             opened.check()  # no damage is kept
             self.cache.put(key, data)
         return opened
+
+    def _in_folder(self, layout: Layout, segment: Segment, stamp: object) -> StoredSegment:
+        """A segment whose file, with this stamp, is read part by part."""
+        identity, key = self._named(layout, segment)
+        source = SegmentInFolder(self.folder, segment_name(key))
+        return StoredSegment(self.path(key), layout, segment, identity, source)
 
     def check(self, layout: Layout, segment: Segment) -> bool:
         """Whether the segment is stored, there and not only in a cache, and every bit of it is as written.
@@ -125,8 +134,7 @@ class KVStore:
         StoreError
             The store cannot be read.
         """
-        identity = layout.identity(segment)
-        key = key_of(identity)
+        identity, key = self._named(layout, segment)
         try:
             data = self._fetch(key)
         except KeyError:
@@ -183,6 +191,12 @@ class KVStore:
                 while any(eviction.keys & wanted for eviction in self.evictions.standing()):
                     time.sleep(0.1)  # it began before this lease stood
             yield
+
+
+def _named(layout: Layout, segment: Segment) -> tuple[dict, str]:
+    """What determines a segment's values, and the key made from it."""
+    identity = layout.identity(segment)
+    return identity, key_of(identity)
 
 
 def segment_name(key: str) -> str:

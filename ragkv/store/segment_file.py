@@ -33,9 +33,16 @@ _HEADER_GUESS = 1 << 14  # most headers are shorter, and one read is cheaper tha
 
 
 class Source(Protocol):
-    """A file's bytes, wherever they lie."""
+    """A file's bytes, wherever they lie.
+
+    Attributes
+    ----------
+    local
+        The path by which any process of this machine can read them, if there is one.
+    """
 
     size: int
+    local: str | None
 
     def read(self, start: int, stop: int) -> bytes | memoryview:
         """Those from `start` up to `stop`, fewer at its end."""
@@ -46,6 +53,8 @@ class Source(Protocol):
 
 class InMemory:
     """A file that was read whole."""
+
+    local: str | None = None
 
     def __init__(self, data: bytes | memoryview):
         self.size, self._data = len(data), memoryview(data)
@@ -76,6 +85,16 @@ class TensorEntry(NamedTuple):
     stop: int
 
 
+class Piece(NamedTuple):
+    """Bytes of a local file, and the checksum of a salt and them."""
+
+    path: str
+    start: int
+    size: int
+    salt: str
+    checksum: str
+
+
 @dataclass(frozen=True)
 class Header:
     """What a file says of itself: what it is of, its tensors, and their checksums."""
@@ -97,7 +116,7 @@ def key_of(identity: dict) -> str:
 def encode(identity: dict, tensors: dict[str, Tensor]) -> bytes:
     """The file of a segment; the tensors are contiguous and on the CPU."""
     checksums = {
-        name: checksum(name, DTYPES[tensor.dtype], list(tensor.shape), _bytes(tensor))
+        name: checksum(name, DTYPES[tensor.dtype], list(tensor.shape), as_bytes(tensor))
         for name, tensor in sorted(tensors.items())
     }
     return safetensors.torch.save(tensors, {"ragkv": json.dumps(identity | {"checksums": checksums})})
@@ -146,15 +165,15 @@ def read_tensor(source: Source, header: Header, name: str) -> bytes | memoryview
     return data
 
 
-def read_into(source: Source, header: Header, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
-    """Fill tensors, contiguous and on the CPU, with those of these names, by one read where they lie side by side.
+def read_into(source: Source, header: Header, names: Sequence[str], rooms: Sequence[memoryview]) -> None:
+    """Fill rooms with the bytes of tensors, by one read where they lie side by side.
 
     Raises
     ------
     ValueError
         As `read_tensor`.
     """
-    entries, rooms = [header.tensors[name] for name in names], [_bytes(tensor) for tensor in tensors]
+    entries = [header.tensors[name] for name in names]
     if [entry.stop - entry.start for entry in entries] != [len(room) for room in rooms]:
         raise ValueError("its tensors are not as large as their shapes say")
     side_by_side = all(one.stop == other.start for one, other in pairwise(entries))
@@ -169,6 +188,12 @@ def read_into(source: Source, header: Header, names: Sequence[str], tensors: Seq
             raise ValueError(f"{name} does not match its checksum")
 
 
+def piece_of(path: str, header: Header, name: str) -> Piece:
+    """A tensor, for a process that has only its file's path."""
+    dtype, shape, start, stop = header.tensors[name]
+    return Piece(path, start, stop - start, _salt(name, dtype, shape), header.checksums[name])
+
+
 def check_file(key: str, data: bytes | memoryview) -> None:
     """Check every bit of a segment's file; errors as in `read_header`."""
     source = InMemory(data)
@@ -180,10 +205,15 @@ def check_file(key: str, data: bytes | memoryview) -> None:
 
 
 def checksum(name: str, dtype: str, shape: list[int], data: bytes | memoryview) -> str:
-    digest = xxhash.xxh3_128(json.dumps([name, dtype, shape]).encode())
+    digest = xxhash.xxh3_128(_salt(name, dtype, shape).encode())
     digest.update(data)
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def _salt(name: str, dtype: str, shape: list[int]) -> str:
+    return json.dumps([name, dtype, shape])
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's memory; it is contiguous and on the CPU."""
     return memoryview(tensor.view(-1).view(torch.uint8).numpy())

@@ -1,5 +1,6 @@
 """A stored segment: its file, wherever it lies, read tensor by tensor and checked."""
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -10,7 +11,7 @@ from ragkv.prompt import Segment
 from ragkv.quantize import CODECS, dequantize
 from ragkv.store.files import Folder, StoreError
 from ragkv.store.layout import Layout, layer_name
-from ragkv.store.segment_file import BY_NAME, Source, read_header, read_into
+from ragkv.store.segment_file import BY_NAME, Piece, Source, as_bytes, piece_of, read_header, read_into
 
 
 class StoredSegment:
@@ -51,12 +52,13 @@ class StoredSegment:
         """One tensor of the file, checked."""
         dtype, shape = self._expected[name]
         tensor = torch.empty(shape, dtype=BY_NAME[dtype])
-        self._read_into([name], [tensor])
+        self.read_into([name], [as_bytes(tensor)])
         return tensor
 
-    def _read_into(self, names: list[str], tensors: Sequence[Tensor]) -> None:
+    def read_into(self, names: list[str], rooms: Sequence[memoryview]) -> None:
+        """Tensors of the file, checked, into as many bytes as they have."""
         try:
-            read_into(self._source, self._header, names, tensors)
+            read_into(self._source, self._header, names, rooms)
         except (ValueError, FileNotFoundError) as error:
             raise self._damaged(str(error)) from error
 
@@ -76,20 +78,51 @@ class StoredSegment:
         stored = self.read(layer_name(index))
         if self._layout.format not in CODECS:
             return stored
-        key_scales, value_scales = self._scales
+        key_scales, value_scales = self.scales
         return dequantize(stored, key_scales[index], value_scales[index], self._layout.format, self._layout.dtype)
 
-    def fill(self, first: int, rooms: Sequence[Tensor]) -> None:
-        """Layers from `first` on into contiguous tensors on the CPU, each of as many numbers as a layer."""
+    @property
+    def layer_bytes(self) -> int:
+        """As `layer` gives it."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def fill(self, first: int, rooms: Sequence[memoryview]) -> None:
+        """Layers from `first` on, as `layer` gives them, each into `layer_bytes` on the host.
+
+        Other threads may take over the interpreter at each call of PyTorch, and this one then waits for them: layers
+        that are stored as they are needed take none.
+        """
         layers = range(first, first + len(rooms))
         if self._layout.format not in CODECS:
-            self._read_into([layer_name(i) for i in layers], rooms)
+            self.read_into([layer_name(i) for i in layers], rooms)
             return
         for index, room in zip(layers, rooms, strict=True):
-            room.copy_(self.layer(index).flatten())
+            room[:] = as_bytes(self.layer(index))
+
+    @property
+    def local(self) -> bool:
+        """Whether it lies in a local file, which other processes can read too."""
+        return self._source.local is not None
+
+    def piece(self, index: int) -> Piece | None:
+        """A layer as it is stored, if it lies in a local file."""
+        return self._pieces[index] if self.local else None
+
+    def share(self, index: int, room: memoryview) -> Piece | None:
+        """As `Readable.share`."""
+        if self._layout.format not in CODECS and (piece := self.piece(index)):
+            return piece
+        self.fill(index, [room])
+        return None
 
     @cached_property
-    def _scales(self) -> tuple[Tensor, Tensor]:
+    def _pieces(self) -> list[Piece]:
+        path = str(self._source.local)
+        return [piece_of(path, self._header, layer_name(i)) for i in range(self._layout.layers)]
+
+    @cached_property
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """Of keys and of values, of all layers, in a smaller format: see `ragkv.quantize`."""
         return self.read("key_scales"), self.read("value_scales")
 
     def surprisal(self) -> Tensor:
@@ -108,29 +141,42 @@ class Packed:
 
     Attributes
     ----------
-    shape, dtype
-        Of a layer, in bytes: codes, scales of keys, scales of values.
+    layer_bytes
+        Of a layer: codes, scales of keys, scales of values.
     """
-
-    dtype = torch.uint8
 
     def __init__(self, stored: StoredSegment):
         _, kv_heads, tokens, head_dim = stored.shape
         self._stored, self._codes = stored, 2 * kv_heads * tokens * (head_dim // CODECS[stored.format].packed)
-        self.shape = (self._codes + kv_heads * (head_dim + tokens),)
+        self._keys, self._values = kv_heads * head_dim, kv_heads * tokens  # scales of a layer, one byte each
+        self.layer_bytes = self._codes + self._keys + self._values
 
-    def fill(self, first: int, rooms: Sequence[Tensor]) -> None:
-        """Layers from `first` on into bytes on the CPU."""
+    def fill(self, first: int, rooms: Sequence[memoryview]) -> None:
+        """Layers from `first` on, each into `layer_bytes` on the host."""
         layers = range(first, first + len(rooms))
-        self._stored._read_into([layer_name(i) for i in layers], [room[: self._codes] for room in rooms])
+        self._stored.read_into([layer_name(i) for i in layers], [room[: self._codes] for room in rooms])
         for index, room in zip(layers, rooms, strict=True):
-            memoryview(room.numpy())[self._codes :] = self._scales[index]  # without letting other threads in between
+            self._add_scales(index, room)
+
+    def share(self, index: int, room: memoryview) -> Piece | None:
+        """As `Readable.share`: codes are read elsewhere."""
+        if piece := self._stored.piece(index):
+            self._add_scales(index, room)
+        else:
+            self.fill(index, [room])
+        return piece
+
+    def _add_scales(self, index: int, room: memoryview) -> None:
+        keys, values = self._scales
+        behind = self._codes + self._keys
+        room[self._codes : behind] = keys[index * self._keys :][: self._keys]
+        room[behind:] = values[index * self._values :][: self._values]
 
     @cached_property
-    def _scales(self) -> list[bytes]:
-        """By layer, of keys and then of values."""
-        by_layer = torch.cat([scales.flatten(1) for scales in self._stored._scales], dim=1)  # (layers, bytes)
-        return [scales.tobytes() for scales in by_layer.numpy()]
+    def _scales(self) -> tuple[memoryview, memoryview]:
+        """Of keys and of values, layer by layer."""
+        keys, values = map(as_bytes, self._stored.scales)
+        return keys, values
 
 
 class SegmentInFolder:
@@ -138,6 +184,7 @@ class SegmentInFolder:
 
     def __init__(self, folder: Folder, name: str):
         self._folder, self._name, self.size = folder, name, folder.size(name)
+        self.local = folder.path(name) if folder.local else None
 
     def read(self, start: int, stop: int) -> bytes:
         return self._folder.read(self._name, start, min(stop, self.size))
