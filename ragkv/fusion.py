@@ -137,8 +137,8 @@ def _prefill(
     selecting = selector.layers if selector.reuses else ()
     if selector.reuses:
         fusing = selector.layer + selector.observes
-        forward.start(range(fusing), prefix_only=True)  # all other tokens are computed afresh
         forward.start(range(fusing, layers))
+        forward.start(range(fusing), prefix_only=True)  # all other tokens are computed afresh
     first = len(prompt.prefix) if selector.reuses else 0
     active = torch.arange(first, len(prompt.ids), device=forward.ids.device)  # what is being computed
     hidden, index = forward.embed(active), 0
