@@ -166,9 +166,8 @@ def _measure_shape(options: argparse.Namespace, store: KVStore, other: KVStore) 
     }
     if torch.cuda.device_count() == 1:
         more["precompute"] = partial(precompute_row, model, chunk, repeats)
-        more["attention"] = lambda: pd.concat(
-            attention_rows(model.config, tokens) for tokens in options.lengths if tokens <= OFTEN_UP_TO
-        )
+        if often := [tokens for tokens in options.lengths if tokens <= OFTEN_UP_TO]:
+            more["attention"] = lambda: pd.concat(attention_rows(model.config, tokens) for tokens in often)
         if UP_TO.keys() & set(options.tiers):
             more["store"] = partial(store_rows, model, first, other, chunk_tokens=chunk, repeats=3)
     for name, measure_it in more.items():
