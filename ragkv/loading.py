@@ -1,6 +1,6 @@
 """The reused keys and values of a prompt, layer by layer, from the store to the device."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
@@ -86,7 +86,7 @@ class ReusedKV:
         parts: Sequence[range],
         rooms: Sequence[KV],
         rotary: Rotary,
-        processes: Mapping[device, ReadProcesses] = {},
+        processes: ReadProcesses | None = None,
         *,
         prefix_only: bool = False,
     ) -> dict[int, PartsAhead[None]] | None:
@@ -99,7 +99,7 @@ class ReusedKV:
         rooms
             Every layer's keys and values, ``(1, kv_heads, slots, head_dim)`` each.
         processes
-            Those that read for a GPU.
+            Read what lies in local files.
         prefix_only
             Nothing else is reused in these layers.
 
@@ -119,7 +119,7 @@ class ReusedKV:
         if at_once:
             placing(here, rooms, *rotary.on(to))(range(parts[0].start, parts[-1].stop), parts[0].start)
             return {}
-        ahead: PartsAhead[None] = PartsAhead(segments, parts, to, processes.get(to))
+        ahead: PartsAhead[None] = PartsAhead(segments, parts, to, processes)
         place = placing(ahead.staged, rooms, *rotary.on(to))
 
         def arrived(part: range) -> list[None]:

@@ -46,7 +46,13 @@ class ReadProcesses:
         self._stop = weakref.finalize(self, _stopped, [], None)
 
     def room(self, size: int) -> Tensor:
-        """Memory for a new reader, ``(size,)`` at least, pinned where there is a GPU; what it held before is lost."""
+        """Memory for a new reader, ``(size,)`` at least, pinned where there is a GPU; what it held before is lost.
+
+        Raises
+        ------
+        MemoryError
+            There is not so much.
+        """
         alive = self._running and all(process.poll() is None for process in self._running)
         if alive and self._asked:
             self.whole(self._asked - 1)  # what a reader that was given up has asked for
@@ -88,8 +94,16 @@ class ReadProcesses:
 
     def _start(self, size: int) -> None:
         self._stop()
-        memory = os.memfd_create("ragkv")
+        self._running, memory = [], os.memfd_create("ragkv")
         os.ftruncate(memory, size)
+        self._room = torch.frombuffer(mmap.mmap(memory, size), dtype=torch.uint8)
+        pinned = self._room.data_ptr() if torch.cuda.is_available() else None
+        if pinned is not None and int(torch.cuda.cudart().cudaHostRegister(pinned, size, 0)):
+            os.close(memory)
+            raise MemoryError(
+                f"{size / 2**30:.2f} GiB of this machine's memory could not be pinned to read stored segments into: "
+                "free memory, or give shorter prompts"
+            )
         command = [sys.executable, "-P", str(_PROGRAM), str(memory)]
         self._running = [
             subprocess.Popen(  # of a group of its own: an interrupt from the keyboard is for this process
@@ -97,12 +111,8 @@ class ReadProcesses:
             )
             for _ in range(self.count)
         ]
-        self._room = torch.frombuffer(mmap.mmap(memory, size), dtype=torch.uint8)
         os.close(memory)
         self._asked, self._answered, self._failed = 0, [0] * self.count, set()
-        pinned = self._room.data_ptr() if torch.cuda.is_available() else None
-        if pinned is not None:
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(pinned, size, 0))
         self._stop = weakref.finalize(self, _stopped, self._running, pinned)
 
 

@@ -26,11 +26,11 @@ class WorkspaceForward(Forward):
 
     def start(self, layers: range, *, prefix_only: bool = False) -> None:
         room = self._workspace
-        processes = {} if prefix_only else room.processes  # which serve one reader at a time
+        processes = {} if prefix_only else dict(room.processes)  # which serve one reader at a time
         with self.clock("load"):
             for span in room.spans(layers):
-                parts = parts_of(span, room.devices)
-                coming = self.reuse.place(parts, room.layers, self.rotary, processes, prefix_only=prefix_only)
+                parts, own = parts_of(span, room.devices), processes.pop(room.devices[span.start], None)
+                coming = self.reuse.place(parts, room.layers, self.rotary, own, prefix_only=prefix_only)
                 if coming is None:
                     return super().start(range(span.start, layers.stop), prefix_only=prefix_only)
                 self._coming |= coming

@@ -5,6 +5,7 @@ from functools import partial
 from math import prod
 from signal import SIGCONT, SIGSTOP
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -204,6 +205,17 @@ def test_a_reader_that_is_given_up_leaves_nothing_to_the_next(model, rng, tmp_pa
                 one_by_one(segments[:1], range(LAYERS)),
             )
         )
+
+
+def test_memory_that_cannot_be_pinned_is_an_error_and_no_more(monkeypatch):
+    own = ReadProcesses()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "is_available", lambda: True)
+        patched.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=lambda *_: 2))
+        with pytest.raises(MemoryError, match=r"0\.50 GiB of this machine's memory could not be pinned"):
+            own.room(1 + (1 << 28))
+    assert not own._running
+    assert len(own.room(1)) >= 1
 
 
 def test_processes_end_with_what_they_are_for(model, rng, tmp_path):

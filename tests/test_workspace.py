@@ -5,9 +5,13 @@ import torch
 from conftest import RATIO_SELECTORS, make_model, memory_store, random_prompt, relative_error
 
 from ragkv import decode, fused_prefill, precompute
+from ragkv.attention import auto
 from ragkv.eviction import get_eviction
+from ragkv.forward import Clock
+from ragkv.loading import ReusedKV
 from ragkv.selectors import get_selector
 from ragkv.workspace import Workspace
+from ragkv.workspace_forward import WorkspaceForward
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
@@ -78,6 +82,19 @@ def test_too_little_room_and_another_model_are_refused(llama, rng):
         fused_prefill(llama, prompt, store, get_selector("a3"), workspace=Workspace(llama, 20))
     with pytest.raises(ValueError, match="the workspace was made for another model"):
         fused_prefill(llama, prompt, store, get_selector("a3"), workspace=Workspace(make_model("llama"), 100))
+
+
+def test_processes_read_for_one_span_of_layers_at_a_time(llama, rng, monkeypatch):
+    room, given = Workspace(llama, 64), []
+    layers, (here, there) = len(room.devices), (torch.device("cpu"), torch.device("meta"))
+    room.devices = [(here, there)[i % 2] for i in range(layers)]
+    room.processes = {here: "of the one", there: "of the other"}
+    monkeypatch.setattr(ReusedKV, "place", lambda *given_to, prefix_only: given.append(given_to[-1]) or {})
+    forward = WorkspaceForward(room, random_prompt(rng), ReusedKV([], [], []), auto, Clock())
+    for prefix_only in (False, True, False):
+        forward.start(range(layers), prefix_only=prefix_only)
+    one_each = ["of the one", "of the other", *[None] * (layers - 2)]
+    assert given == one_each + [None] * layers + one_each
 
 
 @pytest.mark.parametrize("left", [0, 1, 4, 5, 6])
