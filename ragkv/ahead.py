@@ -52,7 +52,7 @@ class PartsAhead(Generic[Arrived]):
     to
         The GPU.
     processes
-        Read what lies in local files, if there are some.
+        Read what lies in local files and needs no unpacking on the host.
 
     Attributes
     ----------
@@ -102,7 +102,9 @@ class PartsAhead(Generic[Arrived]):
         `arrived` is called for each part once it is staged, on that stream; it gives what `layer` gives.
         """
         self._arrived = arrived
-        if self._processes and any(isinstance(s, StoredSegment) and s.local for s in self._segments):
+        stored = [segment for segment in self._segments if isinstance(segment, StoredSegment)]
+        as_stored = self._unpack or not any(segment.format in CODECS for segment in stored)
+        if self._processes and as_stored and any(segment.local for segment in stored):
             self._reader = ProcessReader(self._read, self._parts, self._processes)
         elif not all(map(_within_reach, self._segments)):
             self._reader = ThreadReader(self._read, self._parts)

@@ -99,7 +99,7 @@ class ReusedKV:
         rooms
             Every layer's keys and values, ``(1, kv_heads, slots, head_dim)`` each.
         processes
-            Read what lies in local files.
+            As `PartsAhead` takes them.
         prefix_only
             Nothing else is reused in these layers.
 

@@ -105,9 +105,10 @@ class ReadProcesses:
                 "free memory, or give shorter prompts"
             )
         command = [sys.executable, "-P", str(_PROGRAM), str(memory)]
+        found = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # what this process finds
         self._running = [
             subprocess.Popen(  # of a group of its own: an interrupt from the keyboard is for this process
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[memory], process_group=0
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[memory], process_group=0, env=found
             )
             for _ in range(self.count)
         ]

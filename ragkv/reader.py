@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class Reader(ABC):
     def __init__(self, segments: Sequence[Readable], parts: Sequence[range]):
         self._segments, self._left = segments, deque(parts)
         self._sizes, self._longest = [segment.layer_bytes for segment in segments], max(map(len, parts), default=0)
-        self.size = self._longest * sum(self._sizes)
+        *self._starts, self.size = accumulate((self._longest * size for size in self._sizes), initial=0)
 
     @abstractmethod
     def has(self) -> bool:
@@ -53,10 +54,9 @@ class Reader(ABC):
 
     def _rooms(self, room: memoryview, part: range) -> list[list[memoryview]]:
         """Where a part's layers go, by segment."""
-        starts = [sum(self._sizes[:i]) * self._longest for i in range(len(self._sizes))]
         return [
             [room[start + i * size : start + (i + 1) * size] for i in range(len(part))]
-            for start, size in zip(starts, self._sizes, strict=True)
+            for start, size in zip(self._starts, self._sizes, strict=True)
         ]
 
 
@@ -124,11 +124,9 @@ class ProcessReader(Reader):
 
     def _pieces(self, room: Tensor, part: range) -> list[tuple[Piece, int]]:
         """What is left to others of a part, and where in their memory it goes."""
-        pieces = []
-        memory, place = memoryview(room.numpy()), int(room.storage_offset())
-        for segment, size, rooms in zip(self._segments, self._sizes, self._rooms(memory, part), strict=True):
-            for i, own in enumerate(rooms):
-                if piece := segment.share(part.start + i, own):
-                    pieces.append((piece, place + i * size))
-            place += self._longest * size
+        pieces, rooms = [], self._rooms(memoryview(room.numpy()), part)
+        for segment, size, start, own in zip(self._segments, self._sizes, self._starts, rooms, strict=True):
+            for i, layer in enumerate(own):
+                if piece := segment.share(part.start + i, layer):
+                    pieces.append((piece, room.storage_offset() + start + i * size))
         return pieces

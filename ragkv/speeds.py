@@ -49,7 +49,7 @@ def bring(prompt: Prompt, segments: Segments, workspace: Workspace) -> None:
     opened = [segments.open(layout, segment) for segment in prompt.segments(model.config.bos_token_id)]
     layers = range(layout.layers)
     parts = parts_of(layers, workspace.devices)
-    ahead: PartsAhead[int] = PartsAhead(opened, parts, model.device, workspace.processes[model.device])
+    ahead: PartsAhead[int] = PartsAhead(opened, parts, model.device, workspace.processes.get(model.device))
     ahead.start(list)
     for index in layers:
         ahead.layer(index)
