@@ -98,7 +98,7 @@ class ReadProcesses:
         os.ftruncate(memory, size)
         self._room = torch.frombuffer(mmap.mmap(memory, size), dtype=torch.uint8)
         pinned = self._room.data_ptr() if torch.cuda.is_available() else None
-        if pinned is not None and int(torch.cuda.cudart().cudaHostRegister(pinned, size, 0)):
+        if pinned is not None and not _pinned(pinned, size):
             os.close(memory)
             raise MemoryError(
                 f"{size / 2**30:.2f} GiB of this machine's memory could not be pinned to read stored segments into: "
@@ -121,6 +121,12 @@ def _readable(file: int) -> bool:
     poll = select.poll()
     poll.register(file, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _pinned(address: int, size: int) -> bool:
+    """Have CUDA pin memory that is there already; whether it did."""
+    cuda = torch.cuda.cudart()
+    return cuda.cudaHostRegister(address, size, 0) == cuda.cudaError.success
 
 
 def _stopped(running: Sequence[subprocess.Popen[bytes]], pinned: int | None) -> None:

@@ -211,7 +211,8 @@ def test_memory_that_cannot_be_pinned_is_an_error_and_no_more(monkeypatch):
     own = ReadProcesses()
     with monkeypatch.context() as patched:
         patched.setattr(torch.cuda, "is_available", lambda: True)
-        patched.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=lambda *_: 2))
+        cuda = SimpleNamespace(cudaHostRegister=lambda *_: 2, cudaError=SimpleNamespace(success=0))
+        patched.setattr(torch.cuda, "cudart", lambda: cuda)
         with pytest.raises(MemoryError, match=r"0\.50 GiB of this machine's memory could not be pinned"):
             own.room(1 + (1 << 28))
     assert not own._running
