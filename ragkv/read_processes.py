@@ -87,7 +87,10 @@ class ReadProcesses:
             while self._answered[number] <= batch:
                 if not wait and not _readable(process.stdout.fileno()):
                     return False
-                if os.read(process.stdout.fileno(), 1) != b".":  # of one that has ended, nothing
+                answer = os.read(process.stdout.fileno(), 1)
+                if not answer:  # it is ending: from here on it is known to have ended
+                    process.wait()
+                if answer != b".":
                     self._failed.add(self._answered[number])
                 self._answered[number] += 1
         return True
