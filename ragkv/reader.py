@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 
@@ -52,12 +52,11 @@ class Reader(ABC):
             A file is damaged, or cannot be read.
         """
 
-    def _rooms(self, room: memoryview, part: range) -> list[list[memoryview]]:
-        """Where a part's layers go, by segment."""
-        return [
-            [room[start + i * size : start + (i + 1) * size] for i in range(len(part))]
-            for start, size in zip(self._starts, self._sizes, strict=True)
-        ]
+    def _rooms(self, room: Tensor, part: range) -> Iterator[tuple[Readable, list[memoryview]]]:
+        """Each segment, and where its layers of a part go."""
+        memory = memoryview(room.numpy())
+        for segment, start, size in zip(self._segments, self._starts, self._sizes, strict=True):
+            yield segment, [memory[start + i * size : start + (i + 1) * size] for i in range(len(part))]
 
 
 class ThreadReader(Reader):
@@ -83,10 +82,8 @@ class ThreadReader(Reader):
         while self._left and len(self._reading) < PARTS:
             part = self._left.popleft()
             room = torch.empty(self.size, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-            by_segment = zip(self._segments, self._rooms(memoryview(room.numpy()), part), strict=True)
-            self._reading.append(
-                (room, [self._threads.submit(segment.fill, part.start, rooms) for segment, rooms in by_segment])
-            )
+            reading = [self._threads.submit(each.fill, part.start, rooms) for each, rooms in self._rooms(room, part)]
+            self._reading.append((room, reading))
 
 
 class ProcessReader(Reader):
@@ -108,7 +105,7 @@ class ProcessReader(Reader):
     def part(self, into: Tensor) -> None:
         room, part, batch = self._reading.popleft()
         if not self._processes.whole(batch):
-            for segment, rooms in zip(self._segments, self._rooms(memoryview(room.numpy()), part), strict=True):
+            for segment, rooms in self._rooms(room, part):
                 segment.fill(part.start, rooms)
         into.copy_(room, non_blocking=True)
         copied = torch.cuda.current_stream(into.device).record_event() if into.is_cuda else None
@@ -124,9 +121,9 @@ class ProcessReader(Reader):
 
     def _pieces(self, room: Tensor, part: range) -> list[tuple[Piece, int]]:
         """What is left to others of a part, and where in their memory it goes."""
-        pieces, rooms = [], self._rooms(memoryview(room.numpy()), part)
-        for segment, size, start, own in zip(self._segments, self._sizes, self._starts, rooms, strict=True):
-            for i, layer in enumerate(own):
-                if piece := segment.share(part.start + i, layer):
-                    pieces.append((piece, room.storage_offset() + start + i * size))
+        pieces = []
+        for (segment, rooms), start in zip(self._rooms(room, part), self._starts, strict=True):
+            for i, own in enumerate(rooms):
+                if piece := segment.share(part.start + i, own):
+                    pieces.append((piece, room.storage_offset() + start + i * len(own)))
         return pieces

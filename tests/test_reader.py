@@ -90,6 +90,11 @@ def read(reader):
     return room
 
 
+def gives(reader, segments, longest, part):
+    """Whether the next part has these layers of the segments."""
+    return all(map(torch.equal, by_segment(segments, read(reader), longest, part), one_by_one(segments, part)))
+
+
 @settings(max_examples=30)
 @given(st.integers(1, LAYERS + 1), st.integers(1, 4), st.integers(0, LAYERS - 1), st.booleans(), st.booleans())
 def test_parts_are_the_layers_read_one_by_one(
@@ -103,8 +108,7 @@ def test_parts_are_the_layers_read_one_by_one(
         parts = cut(range(first, LAYERS), size)
         reader = reader_of(segments, parts)
         for part in parts:
-            found = by_segment(segments, read(reader), len(parts[0]), part)
-            assert all(map(torch.equal, found, one_by_one(segments, part)))
+            assert gives(reader, segments, len(parts[0]), part)
 
 
 @pytest.mark.parametrize("format", CODECS)
@@ -130,8 +134,7 @@ def test_processes_leave_to_this_one_what_does_not_lie_in_a_local_file(model, rn
     memory = InMemory.computed(model, Prompt([], [random_ids(rng, 7)], [9]))
     memory.into(store, model)
     segments = [store.open(layout, *memory.segments)]
-    found = by_segment(segments, read(ProcessReader(segments, [range(2, 5)], processes)), 3, range(2, 5))
-    assert all(map(torch.equal, found, one_by_one(segments, range(2, 5))))
+    assert gives(ProcessReader(segments, [range(2, 5)], processes), segments, 3, range(2, 5))
 
 
 def test_more_segments_than_threads(model, rng, tmp_path, reader_of):
@@ -139,7 +142,7 @@ def test_more_segments_than_threads(model, rng, tmp_path, reader_of):
     parts = cut(range(LAYERS), 4)
     reader = reader_of(segments, parts)
     for part in parts:
-        assert all(map(torch.equal, by_segment(segments, read(reader), 4, part), one_by_one(segments, part)))
+        assert gives(reader, segments, 4, part)
 
 
 @settings(max_examples=30)
@@ -174,9 +177,23 @@ def test_what_processes_still_read_has_to_be_waited_for(model, rng, tmp_path, pr
         process.send_signal(SIGCONT)
     while not reader.has():
         pass
-    assert all(
-        map(torch.equal, by_segment(segments, read(reader), LAYERS, range(LAYERS)), one_by_one(segments, range(LAYERS)))
-    )
+    assert gives(reader, segments, LAYERS, range(LAYERS))
+
+
+def test_processes_say_whether_what_they_read_is_whole(model, rng, tmp_path, processes):
+    """And read it themselves: nothing else fills the room here."""
+    segments, _ = segments_of(model, rng, tmp_path, lengths=(3000,))  # a layer is several blocks
+    piece = segments[0].piece(3)
+    room = processes.room(3 * piece.size)
+    room.zero_()
+    whole = processes.ask([(piece, piece.size), (segments[0].piece(4), 0)])
+    damaged = [processes.ask([(wrong, 2 * piece.size)]) for wrong in (piece._replace(salt=""), piece._replace(start=0))]
+    gone = processes.ask([(piece._replace(path=str(tmp_path / "gone")), 2 * piece.size)])
+    short = processes.ask([(piece._replace(size=1 << 30), 2 * piece.size)])
+    assert processes.whole(whole)
+    both = torch.cat([segments[0].layer(i).flatten() for i in (4, 3)])
+    assert torch.equal(room[: 2 * piece.size].view(torch.float32), both)
+    assert not any(map(processes.whole, (*damaged, gone, short)))
 
 
 def test_processes_that_are_ended_are_missed_by_nobody(model, rng, tmp_path, processes):
@@ -189,7 +206,7 @@ def test_processes_that_are_ended_are_missed_by_nobody(model, rng, tmp_path, pro
             for process in processes._running[:2]:
                 process.kill()
         for part in parts:
-            assert all(map(torch.equal, by_segment(segments, read(reader), 2, part), one_by_one(segments, part)))
+            assert gives(reader, segments, 2, part)
     assert all(process.poll() is None for process in processes._running)
 
 
@@ -198,13 +215,7 @@ def test_a_reader_that_is_given_up_leaves_nothing_to_the_next(model, rng, tmp_pa
     for size in (1, 2, LAYERS):
         ProcessReader(segments, cut(range(LAYERS), size), processes)
         reader = ProcessReader(segments[:1], [range(LAYERS)], processes)
-        assert all(
-            map(
-                torch.equal,
-                by_segment(segments[:1], read(reader), LAYERS, range(LAYERS)),
-                one_by_one(segments[:1], range(LAYERS)),
-            )
-        )
+        assert gives(reader, segments[:1], LAYERS, range(LAYERS))
 
 
 def test_memory_that_cannot_be_pinned_is_an_error_and_no_more(monkeypatch):
@@ -244,8 +255,7 @@ def test_a_damaged_file_is_an_error_for_the_layers_read_with_it(model, rng, tmp_
             with pytest.raises(StoreError, match=rf"layer\.{bad:03d} does not match its checksum"):
                 read(reader)
         else:
-            found = by_segment(segments, read(reader), size, part)
-            assert all(map(torch.equal, found, one_by_one(segments, part)))
+            assert gives(reader, segments, size, part)
 
 
 def test_a_file_that_is_gone_is_an_error(model, rng, tmp_path, reader_of):

@@ -89,7 +89,8 @@ class KVStore:
             stored, tensors["key_scales"], tensors["value_scales"] = quantize(stored, layout.format)
         tensors |= {layer_name(i): layer for i, layer in enumerate(stored.unbind())}
         tensors["surprisal"] = surprisal.float().cpu().contiguous()
-        key, data = layout.key(segment), encode(layout.identity(segment), tensors)
+        identity, key = self._named(layout, segment)
+        data = encode(identity, tensors)
         self.folder.write(segment_name(key), data)
         if self.cache:
             self.cache.put(key, data)

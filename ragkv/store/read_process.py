@@ -26,7 +26,7 @@ def main(memory: int) -> None:
 
 def read(room: memoryview, path: str, start: int, size: int, salt: str, checksum: str, at: int) -> bool:
     """A piece to its place in the room; whether it is as its checksum says."""
-    digest, file = xxhash.xxh3_128(salt.encode()), os.open(path, os.O_RDONLY)
+    digest, file = salted(salt), os.open(path, os.O_RDONLY)
     try:
         for done in range(0, size, BLOCK):
             block = room[at + done : at + min(done + BLOCK, size)]
@@ -36,6 +36,11 @@ def read(room: memoryview, path: str, start: int, size: int, salt: str, checksum
     finally:
         os.close(file)
     return digest.hexdigest() == checksum
+
+
+def salted(salt: str) -> xxhash.xxh3_128:
+    """The checksum of segments' files, of nothing but a salt yet."""
+    return xxhash.xxh3_128(salt.encode())
 
 
 if __name__ == "__main__":

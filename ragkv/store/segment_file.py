@@ -14,8 +14,9 @@ from typing import NamedTuple, Protocol
 
 import safetensors.torch
 import torch
-import xxhash
 from torch import Tensor
+
+from ragkv.store.read_process import salted
 
 FORMAT = 3
 DTYPES = {
@@ -205,7 +206,7 @@ def check_file(key: str, data: bytes | memoryview) -> None:
 
 
 def checksum(name: str, dtype: str, shape: list[int], data: bytes | memoryview) -> str:
-    digest = xxhash.xxh3_128(_salt(name, dtype, shape).encode())
+    digest = salted(_salt(name, dtype, shape))
     digest.update(data)
     return digest.hexdigest()
 
