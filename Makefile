@@ -63,7 +63,7 @@ lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	jupyter lab notebooks
 
 notebooks: $(INSTALLED)  ## run the committed notebooks again in place, on a few prompts; twice gives the same files
-	TQDM_DISABLE=1 $(ONE_THREAD) python -m ragkv.notebooks notebooks/*.ipynb
+	TQDM_DISABLE=1 $(ONE_THREAD) python workflow/notebooks.py notebooks/*.ipynb
 
 record:  ## keep a profile's report, tables, figures and summaries under outputs/reference/, to be committed
 	mkdir -p outputs/reference/$(PROFILE)

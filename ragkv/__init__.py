@@ -1,14 +1,29 @@
 """ragkv: reuse precomputed keys and values of retrieved chunks, recompute only what the question attends to."""
 
-from ragkv.answering import answer
-from ragkv.conversation import Answer
-from ragkv.decoding import decode, generate, generate_inputs
-from ragkv.fusion import Prefill, fused_prefill
-from ragkv.models import load_model, load_tokenizer
-from ragkv.precompute import precompute
-from ragkv.prompt import Prompt, chat_parts, encode, split_ids
-from ragkv.rag import Rag
-from ragkv.store import KVStore, StoreError
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ragkv.version import __version__
+
+if TYPE_CHECKING:
+    from ragkv.fusion.decoding import decode, generate, generate_inputs
+    from ragkv.fusion.prefill import Prefill, fused_prefill
+    from ragkv.models.load import load_model, load_tokenizer
+    from ragkv.prompt import Prompt, chat_parts, encode, split_ids
+    from ragkv.rag import Answer, Rag, answer
+    from ragkv.store import KVStore, StoreError
+    from ragkv.store.precompute import precompute
+
+_HOMES = {  # where each public name is defined; a module is imported when one of its names is first used
+    "ragkv.fusion.decoding": ("decode", "generate", "generate_inputs"),
+    "ragkv.fusion.prefill": ("Prefill", "fused_prefill"),
+    "ragkv.models.load": ("load_model", "load_tokenizer"),
+    "ragkv.prompt": ("Prompt", "chat_parts", "encode", "split_ids"),
+    "ragkv.rag": ("Answer", "Rag", "answer"),
+    "ragkv.store": ("KVStore", "StoreError"),
+    "ragkv.store.precompute": ("precompute",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Answer",
@@ -17,6 +32,7 @@ __all__ = [
     "Prompt",
     "Rag",
     "StoreError",
+    "__version__",
     "answer",
     "chat_parts",
     "decode",
@@ -29,4 +45,15 @@ __all__ = [
     "precompute",
     "split_ids",
 ]
-__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,16 +14,16 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.benchmarks.ruler import TINY, Ruler
-from ragkv.fusion import fused_prefill
-from ragkv.items import make_item
-from ragkv.models import embedded_models, fingerprint, load_model
-from ragkv.precompute import precompute
-from ragkv.profile import Profile
+from ragkv.experiment.calibration import write_calibration
+from ragkv.experiment.items import make_item
+from ragkv.experiment.profile import Profile
+from ragkv.fusion.prefill import fused_prefill
+from ragkv.loading.segments import Segments
+from ragkv.models.load import embedded_models, load_model
 from ragkv.prompt import Prompt
-from ragkv.results import provenance, read_json, write_json
-from ragkv.segments import Segments
 from ragkv.selectors import get_selector
 from ragkv.store import KVStore
+from ragkv.store.precompute import precompute
 
 ROUNDS = (  # what is tried together; the best goes on to the next round
     {"first_layer": None, "following": (0, 1)},  # None: every layer
@@ -71,33 +71,6 @@ def calibrate(
 
 def _divergence(row: dict) -> float:
     return row["divergence"]
-
-
-def write_calibration(path: Path, model: PreTrainedModel, table: pd.DataFrame) -> None:
-    """Keep the best options for this model, with all that they were compared with."""
-    compared = table.to_dict("records")
-    best = {name: value for name, value in compared[0].items() if name != "divergence"}
-    write_json(path, {"options": best, "compared": compared, "provenance": provenance(model)})
-
-
-def read_calibration(path: Path, model: PreTrainedModel) -> dict:
-    """The options that were found for this model.
-
-    Raises
-    ------
-    ValueError
-        No such file, or it is another model's.
-    """
-    run = f"run `python -m ragkv.calibrate MODEL --out {path}`"
-    if not path.exists():
-        raise ValueError(f"there is no calibration {path}: {run}")
-    found = read_json(path, "")
-    made_for = found["provenance"]["model"]
-    if made_for != fingerprint(model):
-        raise ValueError(
-            f"{path} was made for another model ({made_for[:12]}..., this one is {fingerprint(model)[:12]}...): {run}"
-        )
-    return found["options"]
 
 
 def calibration_prompts(name: str, tokenizer: PreTrainedTokenizerBase, count: int, length: int) -> list[Prompt]:

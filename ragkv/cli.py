@@ -2,8 +2,8 @@
 
 import typer
 
-from ragkv.doctor_command import doctor
-from ragkv.store_commands import store
+from ragkv.doctor.command import doctor
+from ragkv.store.commands import store
 
 app = typer.Typer(help="Attention-aware KV cache fusion for retrieval-augmented generation.", no_args_is_help=True)
 app.command()(doctor)

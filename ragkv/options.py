@@ -1,8 +1,8 @@
-"""Dataclasses made by name with options, as selectors and evictions are."""
+"""Things chosen by name, and dataclasses made with options, as selectors and evictions are."""
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -29,3 +29,10 @@ def build(kind: type[T], name: str, options: Mapping[str, object]) -> T:
     if unknown := sorted(set(options) - set(allowed)):
         raise ValueError(f"{name} has no option {', '.join(unknown)}: it takes {', '.join(allowed) or 'none'}")
     return kind(**options)
+
+
+def choose(kind: str, name: str, known: Mapping[str, Any]) -> Any:
+    """``known[name]``, or an error that lists what there is."""
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(known)}")
+    return known[name]

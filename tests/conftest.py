@@ -1,4 +1,4 @@
-"""Tiny random models of every family, random prompts and fresh stores."""
+"""Settings of all tests, and their fixtures."""
 
 import os
 import shutil
@@ -8,17 +8,16 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
 
-from functools import lru_cache
-from itertools import count
 from random import Random
 
 import pytest
 import torch
+from helpers import FAMILIES, memory_store, shared_model
 from hypothesis import HealthCheck, settings
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from profiles import write_profile
+from transformers import PreTrainedModel
 
-from ragkv import KVStore, Prompt, fused_prefill, precompute
-from ragkv.selectors import SELECTORS, get_selector
+from ragkv import KVStore, load_model
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -31,107 +30,6 @@ LONG = ("test_slurm.py", "test_workflow.py", "test_load.py")  # minutes: other t
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONG)
-
-
-VOCAB = 200
-BOS = 1
-SHAPE = {
-    "vocab_size": VOCAB,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "bos_token_id": BOS,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "tie_word_embeddings": False,
-}
-CONFIGS = {
-    "llama": lambda **options: LlamaConfig(**SHAPE | options),
-    "mistral": lambda **options: MistralConfig(**SHAPE | {"sliding_window": None} | options),
-    "qwen2": lambda **options: Qwen2Config(**SHAPE | options),
-    "qwen3": lambda **options: Qwen3Config(**SHAPE | options),
-}
-FAMILIES = list(CONFIGS)
-ROPES = {
-    "default": {"rope_type": "default", "rope_theta": 10_000.0},
-    "linear": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 3.0},
-    "llama3": {
-        "rope_type": "llama3",
-        "rope_theta": 10_000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    },
-    "yarn": {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 128},
-}
-RATIO_SELECTORS = sorted(name for name in SELECTORS if name not in ("full_prefill", "full_reuse", "cat"))
-
-
-def make_model(family: str, seed: int = 0, **options: object) -> PreTrainedModel:
-    """A random float32 model whose norms and biases are no ones and zeros, so that leaving one out shows."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family](**options)).float().eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() < 2:
-                weight.add_(0.3 * torch.randn_like(weight))
-            else:
-                weight.normal_(std=1.5 * weight.shape[1] ** -0.5)
-        model.get_input_embeddings().weight.normal_()
-    return model.requires_grad_(False)
-
-
-@lru_cache
-def shared_model(family: str) -> PreTrainedModel:
-    """The same model for all tests that do not change it."""
-    return make_model(family)
-
-
-def random_ids(rng: Random, length: int) -> list[int]:
-    """Ids of ordinary words: no special tokens."""
-    return [rng.randrange(3, VOCAB) for _ in range(length)]
-
-
-def random_prompt(
-    rng: Random, chunks: tuple[int, ...] = (13, 7, 20), question: int = 6, prefix: int | None = 4
-) -> Prompt:
-    """Random ids of these lengths; the prefix begins with BOS, and there is none if `prefix` is None."""
-    before = [] if prefix is None else [BOS, *random_ids(rng, prefix - 1)]
-    return Prompt(before, [random_ids(rng, length) for length in chunks], random_ids(rng, question))
-
-
-_numbers = count()
-
-
-def memory_store() -> KVStore:
-    """An empty store in memory that no one else has."""
-    return KVStore(f"memory://ragkv-test-{os.getpid()}-{next(_numbers)}")
-
-
-def fuse(model: PreTrainedModel, prompt: Prompt, name: str, **options: object):
-    """precompute and fused_prefill through a fresh store."""
-    store = memory_store()
-    precompute(model, [prompt], store)
-    return fused_prefill(model, prompt, store, get_selector(name, **options))
-
-
-@torch.inference_mode()
-def plain(model: PreTrainedModel, prompt: Prompt):
-    """The model's own forward over the whole prompt: last logits, and the cache."""
-    out = model(input_ids=torch.tensor([prompt.ids]), use_cache=True)
-    return out.logits[:, -1], out.past_key_values
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference over the largest expected magnitude."""
-    found, expected = found.double(), expected.double()
-    assert found.shape == expected.shape
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 @pytest.fixture(params=FAMILIES)
@@ -160,3 +58,17 @@ def rng(request: pytest.FixtureRequest) -> Random:
 def store(request: pytest.FixtureRequest, tmp_path) -> KVStore:
     """An empty store, in a folder and in memory."""
     return KVStore(tmp_path / "kv") if request.param == "folder" else memory_store()
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model("tiny-llama", device="cpu")
+
+
+@pytest.fixture
+def ready(tmp_path, tiny):
+    """An experiment whose prompts are chunked and precomputed."""
+    experiment = write_profile(tmp_path)
+    experiment.chunk(tiny[1])
+    experiment.precompute(tiny[0])
+    return experiment

@@ -27,13 +27,14 @@ import torch
 import yaml
 
 from ragkv import StoreError, fused_prefill, load_model
-from ragkv.evaluation import evaluate
-from ragkv.experiment import Experiment
-from ragkv.results import append_rows, provenance, rows_so_far, write_json
+from ragkv.bench.store import s3_server
+from ragkv.experiment.evaluation import evaluate
+from ragkv.experiment.experiment import Experiment
+from ragkv.results.files import append_rows, rows_so_far, write_json
+from ragkv.results.provenance import provenance
 from ragkv.selectors import get_selector
 from ragkv.store.collect import collect
 from ragkv.store.verify import verify
-from ragkv.store_bench import s3_server
 
 TASK = ("ruler", "vt_1")
 TIMES = ["ttft", "tpot", "load", "select"]

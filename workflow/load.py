@@ -23,8 +23,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ragkv import KVStore, Prompt, decode, fused_prefill, load_model, precompute
-from ragkv.precompute import compute_segment
-from ragkv.results import provenance, write_json
+from ragkv.models.segment_pass import compute_segment
+from ragkv.results.files import write_json
+from ragkv.results.provenance import provenance
 from ragkv.selectors import get_selector
 from ragkv.store import Layout
 

@@ -17,9 +17,10 @@ from time import perf_counter, process_time
 import torch
 
 from ragkv import load_model
-from ragkv.evaluation import evaluate
-from ragkv.experiment import Experiment
-from ragkv.results import provenance, write_json
+from ragkv.experiment.evaluation import evaluate
+from ragkv.experiment.experiment import Experiment
+from ragkv.results.files import write_json
+from ragkv.results.provenance import provenance
 from ragkv.shards import Shard
 
 TASK = ("ruler", "vt_3")

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, model_validator
 from transformers import PreTrainedTokenizerBase
@@ -145,10 +144,3 @@ class Benchmark(Parameters, ABC):
     @abstractmethod
     def sizes(self, name: str) -> list[tuple[int, int]]:
         """(prompts, tokens) of the task, at most: for planning, before any data is read."""
-
-
-def choose(kind: str, name: str, known: Mapping[str, Any]) -> Any:
-    """``known[name]``, or an error that lists what there is."""
-    if name not in known:
-        raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(known)}")
-    return known[name]

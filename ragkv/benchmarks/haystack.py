@@ -8,8 +8,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ragkv.documents import read_text
-from ragkv.prompt import encode
+from ragkv.prompt.documents import read_text
+from ragkv.prompt.templates import encode
 
 GENERATED = "generated"
 

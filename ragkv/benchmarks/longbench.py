@@ -7,9 +7,10 @@ from pathlib import Path
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters, choose
+from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters
 from ragkv.benchmarks.longbench_tasks import BUCKETS, LONGBENCH_E, TASKS, WORDINGS, Wording
 from ragkv.benchmarks.records import read_records, require
+from ragkv.options import choose
 
 TINY = "tiny"
 
@@ -43,7 +44,7 @@ class LongBench(Benchmark):
     def examples(self, name: str, tokenizer: PreTrainedTokenizerBase, root: Path) -> tuple[list[Example], list[str]]:
         parameters = self.tasks[name]
         if self.source == TINY:
-            from ragkv.tiny.tasks import LONGBENCH_WORDING, longbench_records  # which imports this package
+            from ragkv.benchmarks.tiny import LONGBENCH_WORDING, longbench_records  # which imports this package
 
             made = longbench_records(parameters.prompts, parameters.length, parameters.seed)
             records = [(f"generated record {number}", record) for number, record in enumerate(made, 1)]

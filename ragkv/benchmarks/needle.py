@@ -11,9 +11,10 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from ragkv.benchmarks import metrics
-from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters, choose
+from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters
 from ragkv.benchmarks.haystack import GENERATED, fill, sentences
-from ragkv.prompt import encode
+from ragkv.options import choose
+from ragkv.prompt.templates import encode
 
 TINY = "tiny"
 BEFORE = "Here is a long text. Read it with care: you will be asked about it.\n\n"
@@ -100,7 +101,7 @@ class Needle(Benchmark):
     ) -> Callable[[int, float, int], Example]:
         """What makes the example of a length, depth and number."""
         if self.haystack == TINY:
-            from ragkv.tiny.tasks import needle_example
+            from ragkv.benchmarks.tiny import needle_example
 
             return lambda length, depth, number: needle_example(name, length, depth, parameters.seed, number)
         texts = sentences(self.haystack, root)

@@ -10,12 +10,13 @@ from pydantic import Field, field_validator
 from transformers import PreTrainedTokenizerBase
 
 from ragkv.benchmarks import haystack, ruler_questions
-from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters, choose
+from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters
 from ragkv.benchmarks.metrics import string_match_all, string_match_part
 from ragkv.benchmarks.ruler_files import official_examples, one_folder_each
 from ragkv.benchmarks.ruler_retrieval import RETRIEVAL
 from ragkv.benchmarks.ruler_tasks import Drawn, draw_common_words, draw_frequent_words, draw_tracking
-from ragkv.prompt import encode
+from ragkv.options import choose
+from ragkv.prompt.templates import encode
 
 GENERATED, TINY = "generated", "tiny"
 NEW_TOKENS = {
@@ -73,7 +74,7 @@ class Ruler(Benchmark):
 
     def task(self, name: str) -> Task:
         if self.source == TINY:
-            from ragkv.tiny.tasks import RULER_TASKS  # which imports this package
+            from ragkv.benchmarks.tiny import RULER_TASKS  # which imports this package
 
             choose("task of RULER in the small language", name, dict.fromkeys(RULER_TASKS))
             return Task(_scores(string_match_all), 24)
@@ -89,7 +90,7 @@ class Ruler(Benchmark):
         draw, most = self._drawer(name, root) if self.source == GENERATED else (None, parameters.prompts)
         for length in parameters.lengths:
             if self.source == TINY:
-                from ragkv.tiny.tasks import ruler_example
+                from ragkv.benchmarks.tiny import ruler_example
 
                 examples += [ruler_example(name, length, parameters.seed, n) for n in range(parameters.prompts)]
             elif draw:

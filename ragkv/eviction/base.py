@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ragkv.cache import KV
+from ragkv.models.decoder import KV
 from ragkv.prompt import Prompt
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
-from ragkv.attention import attention_weights
 from ragkv.eviction.base import Eviction
+from ragkv.models.attention import attention_weights
 from ragkv.prompt import Prompt
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from ragkv.documents import decode_text
+from ragkv.experiment.profile import load_profile
 from ragkv.explorer import page
 from ragkv.explorer.choices import Choice, Pane
 from ragkv.explorer.looks import Look, Looks, Subject
-from ragkv.profile import load_profile
+from ragkv.prompt.documents import decode_text
 
 
 class Explorer(widgets.VBox):

@@ -2,9 +2,9 @@
 
 import ipywidgets as widgets
 
+from ragkv.experiment.profile import Profile
 from ragkv.explorer.sources import FromBenchmark, OwnText, Source
-from ragkv.models import embedded_models
-from ragkv.profile import Profile
+from ragkv.models.load import embedded_models
 from ragkv.selectors import SELECTORS, Selector, get_selector, selector_options
 
 OWN, ALL = ("your own text",), "all layers"

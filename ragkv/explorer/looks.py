@@ -9,17 +9,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.benchmarks import Task
-from ragkv.decoding import decode
+from ragkv.experiment.inspection import attention_by_layer
+from ragkv.experiment.items import Item
+from ragkv.experiment.profile import Profile
 from ragkv.explorer.sources import Source
-from ragkv.fusion import fused_prefill
-from ragkv.inspection import attention_by_layer
-from ragkv.items import Item
-from ragkv.models import check_room, load_model
-from ragkv.precompute import precompute
-from ragkv.profile import Profile
+from ragkv.fusion.decoding import decode
+from ragkv.fusion.prefill import fused_prefill
+from ragkv.models.checks import check_room
+from ragkv.models.load import load_model
 from ragkv.prompt import Prompt
 from ragkv.selectors import Selector, get_selector
 from ragkv.store import KVStore
+from ragkv.store.precompute import precompute
 
 LONGEST = 64  # new tokens: enough to see whether an answer is right
 STAGES = ("open", "load", "select", "compute")

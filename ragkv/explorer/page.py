@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from ragkv.explorer.looks import STAGES, Look, Subject
-from ragkv.highlight import highlight
+from ragkv.figures.highlight import highlight
 
 _COLOURS = dict(zip(STAGES, ("#009E73", "#56B4E9", "#E69F00", "#888888"), strict=True))  # Okabe and Ito's, and grey
 _CELL = "padding:.2em 1em .2em 0;text-align:left;vertical-align:top"

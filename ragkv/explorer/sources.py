@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ragkv.benchmarks import Example, Task
 from ragkv.benchmarks.metrics import string_match_all
-from ragkv.documents import read_documents
-from ragkv.items import Item, make_item
-from ragkv.profile import Profile
-from ragkv.rag import INSTRUCTION, check_question
+from ragkv.experiment.items import Item, make_item
+from ragkv.experiment.profile import Profile
+from ragkv.prompt.documents import read_documents
+from ragkv.rag.rag import INSTRUCTION, check_question
 
 
 class Source(Hashable, Protocol):

@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ragkv.comparison import summarise
 from ragkv.figures.style import BASELINES, REFERENCE, WIDTH, Look, label, looks, styled
+from ragkv.results.comparison import summarise
 
 AXIS = "recomputed document tokens (%)"
 
@@ -34,7 +34,7 @@ def score_by_method(summary: pd.DataFrame, title: str) -> Figure:
     Parameters
     ----------
     summary
-        As `ragkv.comparison.summarise` gives it.
+        As `ragkv.results.comparison.summarise` gives it.
     """
     figure = Figure(figsize=(WIDTH, 0.8 + 0.2 * len(summary)))
     axes = figure.subplots()

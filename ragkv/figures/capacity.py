@@ -17,7 +17,7 @@ def predicted_over_measured(rows: pd.DataFrame, title: str) -> Figure:
     Parameters
     ----------
     rows
-        As `ragkv.roofline.check` gives them.
+        As `ragkv.costs.roofline.check` gives them.
     """
     figure = Figure(figsize=(WIDTH, 4.4))
     axes, tiers, shown = figure.subplots(), list(rows["tier"].unique()), looks(rows["selector"])
@@ -41,7 +41,7 @@ def break_even_over_length(rows: pd.DataFrame, tiers: Mapping[str, float], title
     Parameters
     ----------
     rows
-        As `ragkv.capacity.break_evens` gives them, of one model.
+        As `ragkv.costs.capacity.break_evens` gives them, of one model.
     tiers
         1e9 bytes a second by name; those that load nothing are not drawn.
     """
@@ -69,7 +69,7 @@ def over_corpus(rows: pd.DataFrame, title: str) -> Figure:
     Parameters
     ----------
     rows
-        As `ragkv.capacity.by_corpus` gives them.
+        As `ragkv.costs.capacity.by_corpus` gives them.
     """
     figure = Figure(figsize=(WIDTH, 2.8))
     origin, times, gpus = figure.subplots(1, 3)

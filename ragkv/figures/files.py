@@ -5,8 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-import ragkv
 from ragkv.figures.style import styled
+from ragkv.version import __version__
 
 
 @styled
@@ -26,7 +26,7 @@ def save(figure: Figure, path: Path, source: Mapping[str, object]) -> Path:
         The PNG's. No file holds a date, so drawing the same results again changes nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    described, maker = ", ".join(f"{key} {value}" for key, value in source.items()), f"ragkv {ragkv.__version__}"
+    described, maker = ", ".join(f"{key} {value}" for key, value in source.items()), f"ragkv {__version__}"
     figure.savefig(path, dpi=160, metadata={"Title": path.stem, "Software": maker, "Source": described})
     printed = {"Title": path.stem, "Creator": maker, "Subject": described, "CreationDate": None}
     figure.savefig(path.with_suffix(".pdf"), metadata=printed)

@@ -49,7 +49,7 @@ def ttft_over_length(rows: pd.DataFrame, title: str) -> Figure:
     Parameters
     ----------
     rows
-        As `ragkv.latency.prefill_rows` gives them.
+        As `ragkv.bench.prefills.prefill_rows` gives them.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def stages(rows: pd.DataFrame, tokens: int, title: str) -> Figure:
     Parameters
     ----------
     rows
-        As `ragkv.latency.prefill_rows` gives them; a row without stages is one bar of its median.
+        As `ragkv.bench.prefills.prefill_rows` gives them; a row without stages is one bar of its median.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def ttft_by_method(rows: pd.DataFrame, title: str) -> Figure:
     Parameters
     ----------
     rows
-        As `ragkv.evaluation.evaluate` gives them.
+        As `ragkv.experiment.evaluation.evaluate` gives them.
     """
     table = rows.groupby(["method", "ratio"], sort=False)[["ttft", "load", "select"]].median() * 1e3
     parts = table[["load", "select"]].assign(compute=table["ttft"] - table["load"] - table["select"])

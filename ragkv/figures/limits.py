@@ -24,9 +24,9 @@ def roofline(rows: pd.DataFrame, ceilings: Mapping[str, float], title: str) -> F
     Parameters
     ----------
     rows
-        As `ragkv.latency.prefill_rows` gives them.
+        As `ragkv.bench.prefills.prefill_rows` gives them.
     ceilings
-        As `ragkv.speeds.ceilings` gives them: ``tflops`` and ``memory_gbs``.
+        As `ragkv.bench.parts.ceilings` gives them: ``tflops`` and ``memory_gbs``.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def attention_speed(rows: pd.DataFrame, ceiling: float, title: str) -> Figure:
     Parameters
     ----------
     rows
-        As `ragkv.speeds.attention_rows` gives them.
+        As `ragkv.bench.parts.attention_rows` gives them.
     ceiling
         What the machine reaches in matrix products, TFLOP/s.
     """

@@ -18,7 +18,7 @@ def heat_maps(grids: Mapping[tuple[str, float], pd.DataFrame], title: str) -> Fi
     Parameters
     ----------
     grids
-        As `ragkv.comparison.grid` gives them.
+        As `ragkv.results.comparison.grid` gives them.
     """
     across = min(ACROSS, len(grids))
     down = -(-len(grids) // across)

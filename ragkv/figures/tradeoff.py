@@ -16,7 +16,7 @@ def frontier(summary: pd.DataFrame, title: str) -> Figure:
     Parameters
     ----------
     summary
-        As `ragkv.frontier.costs` gives it.
+        As `ragkv.results.frontier.costs` gives it.
     """
     figure = Figure(figsize=(WIDTH, 3.6))
     panels: list = list(figure.subplots(1, 3, sharey=True))

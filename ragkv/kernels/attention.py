@@ -72,7 +72,7 @@ def _gpu(device: torch.device) -> tuple[int, int]:
 def position_causal(
     query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float, *, tuned: Config | None = None
 ) -> Tensor:
-    """Position-causal attention: see `ragkv.attention` for the arguments; `scaling` is positive.
+    """Position-causal attention: see `ragkv.models.attention` for the arguments; `scaling` is positive.
 
     Queries at position -1, before all others, do not count: their result is finite, no more.
     """

@@ -22,7 +22,7 @@ def attention_scores(
     *,
     tuned: Config | None = None,
 ) -> tuple[Tensor | None, Tensor]:
-    """Attention, and its weights as `ragkv.attention.attention_weights` gives them; queries at -1 do not count.
+    """Attention, and its weights as `ragkv.models.attention.attention_weights` gives them; queries at -1 do not count.
 
     Returns
     -------

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from ragkv.kernels import on_its_gpu
 from ragkv.kernels.blocks import blocks_of, to_gpu
-from ragkv.quantize import CODECS
 
 ROWS = 32  # tokens of a block
 
 
 @on_its_gpu
-def unpacking(codes: Sequence[Tensor], numbers: Sequence[Tensor], format: str) -> Callable[[int], None]:
-    """A function that unpacks so many layers of several segments, bit for bit as `ragkv.quantize.dequantize` does.
+def unpacking(codes: Sequence[Tensor], numbers: Sequence[Tensor], format: str, packed: int) -> Callable[[int], None]:
+    """A function that unpacks so many layers of several segments, bit for bit as `ragkv.store.quantize` does.
 
     Parameters
     ----------
@@ -25,8 +24,8 @@ def unpacking(codes: Sequence[Tensor], numbers: Sequence[Tensor], format: str) -
         Each segment's, ``(bytes,)``, all in one piece of memory: of a layer codes, scales of keys, scales of values.
     numbers
         Where each segment goes, ``(layers, 2, kv_heads, tokens, head_dim)``, all in another piece.
-    format
-        One of `ragkv.quantize.CODECS`.
+    format, packed
+        ``fp8``, ``int8`` or ``int4``, and how many numbers its codes hold each.
     """
     _, _, kv_heads, _, head_dim = numbers[0].shape
     lengths = np.array([states.shape[3] for states in numbers])
@@ -38,7 +37,7 @@ def unpacking(codes: Sequence[Tensor], numbers: Sequence[Tensor], format: str) -
             _unpack[(kv_heads * len(number) * count,)](
                 codes[0], numbers[0], *told, kv_heads, len(number),
                 HEAD_DIM=head_dim, WIDTH=triton.next_power_of_2(head_dim), ROWS=ROWS,
-                PACKED=CODECS[format].packed, FORMAT=format,
+                PACKED=packed, FORMAT=format,
             )  # fmt: skip
 
     return unpack

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from ragkv.comparison import GROUP
 from ragkv.figures import label
 from ragkv.report.render import render
 from ragkv.report.tables import as_html
-from ragkv.results import read_json, reports, summaries
+from ragkv.results.comparison import GROUP
+from ragkv.results.files import read_json
+from ragkv.results.outputs import reports, summaries
 
 
 def write_index(root: str | Path) -> Path:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from ragkv.comparison import scores_by_task
-from ragkv.experiment import Experiment
+from ragkv.experiment.experiment import Experiment
 from ragkv.report.render import render
 from ragkv.report.section import LABELS, Rows, Section
 from ragkv.report.tables import write_table
+from ragkv.results.comparison import scores_by_task
 
 
 def write_report(profile: str, root: str | Path) -> Path:

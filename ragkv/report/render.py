@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ragkv.results import write_text
+from ragkv.results.files import write_text
 
 
 def render(template: str, path: Path, **values: object) -> Path:

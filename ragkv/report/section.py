@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ragkv import figures
-from ragkv.comparison import grid, metrics, scores_by_task, summarise
-from ragkv.experiment import Experiment
-from ragkv.frontier import areas, costs
+from ragkv.experiment.experiment import Experiment
 from ragkv.report.tables import Table, as_html, intervals, times, write_table
-from ragkv.results import read_json
+from ragkv.results.comparison import grid, metrics, scores_by_task, summarise
+from ragkv.results.files import read_json
+from ragkv.results.frontier import areas, costs
 
 Rows = dict[str, pd.DataFrame]  # a benchmark's results by task
 LABELS = {"longbench": None, "needle": "length", "ruler": "length"}  # what a task's results are told apart by

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
-from ragkv.comparison import summarise
 from ragkv.figures import label
-from ragkv.results import write_text
+from ragkv.results.comparison import summarise
+from ragkv.results.files import write_text
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from functools import lru_cache, partial
 from torch import Tensor
 
 from ragkv.prompt import Segment
-from ragkv.quantize import CODECS, check_format, quantize
 from ragkv.store.cache import Cache
 from ragkv.store.files import Folder, ReadOnlyError, StoreError
 from ragkv.store.layout import Layout, layer_name
 from ragkv.store.leases import Leases
 from ragkv.store.manifests import Manifests
+from ragkv.store.quantize import CODECS, check_format, quantize
 from ragkv.store.segment_file import KEY, InMemory, encode, key_of, read_header
 from ragkv.store.stored_segment import SegmentInFolder, StoredSegment
 
@@ -34,7 +34,7 @@ class KVStore:
         A folder, or any fsspec URL (``"memory://kv"``, ``"s3://bucket/kv"``).
     format
         How keys and values are stored: ``"model"`` (as computed), ``"fp8"``, ``"int8"`` or ``"int4"``, see
-        `ragkv.quantize`. Segments of different formats stand side by side.
+        `ragkv.store.quantize`. Segments of different formats stand side by side.
     cache
         A local folder in front of a remote store, that segments are read from once they were fetched.
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from ragkv.models import fingerprint
+from ragkv.models.fingerprint import fingerprint
 from ragkv.prompt import Segment
-from ragkv.quantize import CODECS, check_format
+from ragkv.store.quantize import CODECS, check_format
 from ragkv.store.segment_file import DTYPES, FORMAT, hashed, key_of
 
 
@@ -24,7 +24,7 @@ class Layout:
 
     @classmethod
     def of(cls, model: PreTrainedModel, format: str = "model") -> "Layout":
-        """The layout of a model's segments in a store of that format (see `ragkv.quantize`).
+        """The layout of a model's segments in a store of that format (see `ragkv.store.quantize`).
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""A process that reads pieces of files into shared memory, as it is told (`ragkv.read_processes`).
+"""A process that reads pieces of files into shared memory, as it is told (`ragkv.loading.processes`).
 
 Run as a script, it imports next to nothing, so it begins in a twentieth of a second.
 """

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ragkv.prompt import Segment
-from ragkv.quantize import CODECS, dequantize
 from ragkv.store.files import Folder, StoreError
 from ragkv.store.layout import Layout, layer_name
+from ragkv.store.quantize import CODECS, dequantize
 from ragkv.store.segment_file import BY_NAME, Piece, Source, as_bytes, piece_of, read_header, read_into
 
 
@@ -45,7 +45,7 @@ class StoredSegment:
 
     @property
     def format(self) -> str:
-        """As which its keys and values are stored, see `ragkv.quantize`."""
+        """As which its keys and values are stored, see `ragkv.store.quantize`."""
         return self._layout.format
 
     def read(self, name: str) -> Tensor:
@@ -122,7 +122,7 @@ class StoredSegment:
 
     @cached_property
     def scales(self) -> tuple[Tensor, Tensor]:
-        """Of keys and of values, of all layers, in a smaller format: see `ragkv.quantize`."""
+        """Of keys and of values, of all layers, in a smaller format: see `ragkv.store.quantize`."""
         return self.read("key_scales"), self.read("value_scales")
 
     def surprisal(self) -> Tensor:

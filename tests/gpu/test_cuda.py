@@ -4,15 +4,15 @@ from random import Random
 
 import pytest
 import torch
-from conftest import RATIO_SELECTORS, fuse, make_model, memory_store, random_prompt, relative_error
+from helpers import RATIO_SELECTORS, fuse, make_model, memory_store, random_prompt, relative_error
 
 from ragkv import decode, fused_prefill, generate, load_model, precompute
 from ragkv.benchmarks.ruler import Ruler
-from ragkv.items import make_item
-from ragkv.profile import Profile
+from ragkv.experiment.items import make_item
+from ragkv.experiment.profile import Profile
+from ragkv.fusion.workspace import Workspace
+from ragkv.loading.memory import InMemory
 from ragkv.selectors import get_selector
-from ragkv.tiers import InMemory
-from ragkv.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPUS = torch.cuda.device_count()

@@ -2,18 +2,19 @@
 
 import pytest
 import torch
-from conftest import fuse, make_model, random_prompt, relative_error
+from helpers import fuse, make_model, random_prompt, relative_error
 
-from ragkv import decode, flash, fused_prefill
-from ragkv.attention import BACKENDS, attention_weights, sdpa
-from ragkv.loading import ReadAhead
-from ragkv.precompute import compute_segment, precompute
-from ragkv.quantize import CODECS
-from ragkv.segments import SegmentInMemory
+from ragkv import decode, fused_prefill, precompute
+from ragkv.fusion.workspace import Workspace
+from ragkv.loading.memory import InMemory
+from ragkv.loading.prefetch import ReadAhead
+from ragkv.loading.segments import SegmentInMemory
+from ragkv.models import flashinfer
+from ragkv.models.attention import BACKENDS, attention_weights, sdpa
+from ragkv.models.segment_pass import compute_segment
 from ragkv.selectors import get_selector
 from ragkv.store import KVStore, Layout
-from ragkv.tiers import InMemory
-from ragkv.workspace import Workspace
+from ragkv.store.quantize import CODECS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -33,9 +34,9 @@ def test_backends_equal_the_reference_in_float32(backend, dtype, tokens, asked, 
     key, value = torch.randn(2, 1, kv_heads, tokens, head_dim, device="cuda").to(dtype)
     expected = sdpa(query.float().cpu(), key.float().cpu(), value.float().cpu(), positions.cpu(), 0.11)
     if backend.startswith("flashinfer") and (
-        flash.missing() or head_dim not in (64, 128, 256) or dtype == torch.float32
+        flashinfer.missing() or head_dim not in (64, 128, 256) or dtype == torch.float32
     ):
-        pytest.skip(flash.missing() or "FlashInfer has no such heads")
+        pytest.skip(flashinfer.missing() or "FlashInfer has no such heads")
     found = BACKENDS[backend](query, key, value, positions, 0.11)
     assert found.dtype == dtype
     assert relative_error(found.cpu(), expected) <= BOUNDS[dtype]

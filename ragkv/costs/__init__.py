@@ -1,0 +1,1 @@
+"""What a prefill costs, by arithmetic alone: operations, bytes, seconds."""

@@ -1,0 +1,1 @@
+"""Whether everything that is needed is here and right."""

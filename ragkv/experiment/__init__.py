@@ -1,0 +1,1 @@
+"""A profile run on a model: prompts, precompute, evaluation."""

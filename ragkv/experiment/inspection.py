@@ -1,0 +1,80 @@
+"""What the methods see and choose in one prompt: the question's attention layer by layer, and the selected tokens."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ragkv.experiment.experiment import Experiment
+from ragkv.fusion.prefill import fused_prefill
+from ragkv.prompt import Prompt
+from ragkv.results.files import read_json, write_json
+from ragkv.selectors.a3 import question_attention
+from ragkv.selectors.base import Observation, Selector
+from ragkv.store import KVStore
+
+
+@dataclass(frozen=True)
+class _Watch(Selector):
+    """Recomputes everything, and keeps the question's attention at each of `depth` layers."""
+
+    ratio: float = 1.0
+    depth: int = 1
+    seen: list[Tensor] = field(default_factory=list)
+
+    observes: ClassVar[bool] = True
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(range(self.depth))
+
+    def choose(self, seen: Observation) -> Tensor:
+        self.seen.append(question_attention(seen, per_head=True).cpu())
+        return seen.candidates
+
+
+def attention_by_layer(model: PreTrainedModel, prompt: Prompt, store: KVStore) -> Tensor:
+    """The question's attention over the document in a full prefill, ``(layers, document)``.
+
+    Summed over heads (each with its own softmax over the tokens behind the prefix) and over the question's tokens.
+    """
+    watch = _Watch(depth=model.config.num_hidden_layers)
+    fused_prefill(model, prompt, store, watch)
+    return torch.stack(watch.seen)
+
+
+def look_at(
+    experiment: Experiment, benchmark: str, task: str, number: int, ratio: float, model: PreTrainedModel
+) -> dict:
+    """One evaluated prompt closely, as the figures and the report want it, written to the experiment's outputs.
+
+    Returns
+    -------
+    dict
+        ``benchmark, task, prompt, question, answers, ratio``; and as indices within the document: ``document`` (its
+        length), ``chunks`` (where they begin), ``evidence``, ``selected`` (by method), ``attention``
+        (`attention_by_layer`). Read from the file that was written: what is drawn is what lies on disk.
+    """
+    item, rows = experiment.items(benchmark, task)[number], experiment.rows(benchmark, task)
+    rows = rows[(rows["prompt"] == item.id) & (rows["ratio"] == ratio)]
+    span = item.prompt.document_span
+    view = {
+        "benchmark": benchmark,
+        "task": task,
+        "prompt": item.id,
+        "question": item.question,
+        "answers": item.answers,
+        "ratio": ratio,
+        "document": len(span),
+        "chunks": [chunk.start - span.start for chunk in item.prompt.chunk_spans],
+        "evidence": item.evidence,
+        "selected": {
+            row.method: [int(position) - span.start for position in row.recomputed if position in span]
+            for row in rows.itertuples()
+        },
+        "attention": attention_by_layer(model, item.prompt, experiment.store()).tolist(),
+    }
+    write_json(experiment.outputs.tokens, view)
+    return read_json(experiment.outputs.tokens, "06_selected_tokens.ipynb")

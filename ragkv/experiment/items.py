@@ -1,0 +1,98 @@
+"""A benchmark's examples made ready to run: prompts as token ids, with what their evaluation needs."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ragkv.benchmarks.base import Example, Task
+from ragkv.experiment.profile import Profile
+from ragkv.prompt import Prompt
+from ragkv.prompt.chunking import chunk_document, encode_with_spans
+from ragkv.prompt.templates import chat_parts
+from ragkv.results.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt and how its answer is judged.
+
+    Attributes
+    ----------
+    id, answers, classes, labels
+        The example's own.
+    prompt
+        As token ids.
+    question
+        The text after the document, to be shown.
+    evidence
+        Indices within the document of the tokens that the answer follows from.
+    """
+
+    id: str
+    prompt: Prompt
+    question: str
+    answers: tuple[str, ...]
+    classes: tuple[str, ...]
+    labels: dict[str, int | float | str]
+    evidence: tuple[int, ...]
+
+
+def make_item(
+    tokenizer: PreTrainedTokenizerBase, example: Example, task: Task, profile: Profile, max_tokens: int | None = None
+) -> Item:
+    """The example as token ids in the tokenizer's chat template, its document cut as the profile says.
+
+    Parameters
+    ----------
+    max_tokens
+        The longest prompt; a longer one loses the middle of its document.
+    """
+    prefix, question = chat_parts(tokenizer, example.before, example.after, example.answer_prefix, chat=task.chat)
+    room = None if max_tokens is None else max_tokens - len(prefix) - len(question)
+    cut = chunk_document(tokenizer, example.document, by=profile.chunk_by, tokens=profile.chunk_tokens, max_tokens=room)
+    return Item(
+        example.id,
+        Prompt(prefix, cut.chunks, question),
+        example.after.strip(),
+        tuple(example.answers),
+        tuple(example.classes),
+        dict(example.labels),
+        tuple(_evidence(tokenizer, example, cut.kept)),
+    )
+
+
+def _evidence(tokenizer: PreTrainedTokenizerBase, example: Example, kept: list[int]) -> Iterable[int]:
+    """Which of the document's tokens, counted among those kept, the evidence covers."""
+    if not example.evidence or not isinstance(example.document, str):
+        return []
+    spans = encode_with_spans(tokenizer, example.document)[1]
+    return [
+        index
+        for index, token in enumerate(kept)
+        if any(spans[token][0] < stop and spans[token][1] > start for start, stop in example.evidence)
+    ]
+
+
+def write_items(path: Path, items: list[Item], skipped: list[str]) -> None:
+    """Write a task's items, and what was left out."""
+    write_json(path, {"skipped": skipped, "items": [asdict(item) for item in items]}, indent=None)
+
+
+def read_items(path: Path) -> list[Item]:
+    """The items that `write_items` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        The chunking notebook was not run yet.
+    """
+    return [_item(**fields) for fields in read_json(path, "01_chunking.ipynb")["items"]]
+
+
+def _item(prompt: dict, answers: list[str], classes: list[str], evidence: list[int], **rest: Any) -> Item:
+    return Item(
+        prompt=Prompt(**prompt), answers=tuple(answers), classes=tuple(classes), evidence=tuple(evidence), **rest
+    )

@@ -1,0 +1,124 @@
+"""A prompt's document as HTML: recomputed tokens highlighted in place, evidence, and the question's attention.
+
+Shape tells what colour tells: recomputed tokens stand on a ground, evidence is bold and underlined. Text that is not
+marked takes the page's own colours, so that light and dark themes are both readable.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from html import escape
+from itertools import groupby
+
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ragkv.prompt import Ids, Prompt
+
+_RECOMPUTED = "background:#F5C77E;color:#1A1A1A;border-radius:2px"
+_EVIDENCE = "font-weight:bold;text-decoration:none;border-bottom:3px solid #0072B2"
+_CHUNK = "margin:0 0 .8em;padding-left:.6em;border-left:2px solid #888"
+_LEVELS = [to_hex(colormaps["cividis"](level / 15)) for level in range(16)]
+
+
+def highlight(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    selected: Collection[int],
+    evidence: Collection[int] = (),
+    attention: Tensor | Sequence[float] | None = None,
+    *,
+    measure: str = "attention of the question",
+) -> str:
+    """HTML that shows the document chunk by chunk; whatever is in it is shown as text.
+
+    Parameters
+    ----------
+    selected
+        Positions within the prompt that were recomputed (`Prefill.selected`).
+    evidence
+        Indices within the document of the tokens that the answer follows from.
+    attention
+        ``(document,)``: how much the question attends to each token
+        (`ragkv.experiment.inspection.attention_by_layer`, a layer or a sum). Each chunk gets a strip of it, a token beside the other; the square root is shown, as in the figures.
+    measure
+        What the legend calls `attention`, where something else is shown by it.
+
+    Raises
+    ------
+    ValueError
+        `attention` is not of this document's length.
+    """
+    chosen, proof, start = set(map(int, selected)), set(map(int, evidence)), prompt.document_span.start
+    weights = None if attention is None else [float(weight) for weight in attention]
+    if weights is not None and len(weights) != len(prompt.document_span):
+        raise ValueError(f"attention to {len(weights)} tokens, and the document has {len(prompt.document_span)}")
+    parts, most = [_legend(bool(proof), None if weights is None else measure)], max(map(len, prompt.chunks), default=0)
+    for number, (span, ids) in enumerate(zip(prompt.chunk_spans, prompt.chunks, strict=True), 1):
+        recomputed = [position in chosen for position in span]
+        proven = [position - start in proof for position in span]
+        parts.append(f'<div style="{_CHUNK}">{_caption(number, recomputed, proven)}')
+        if weights is not None:
+            parts.append(_strip(weights, slice(span.start - start, span.stop - start), len(span) / most))
+        pieces = [(text, any(recomputed[at]), any(proven[at])) for text, at in _pieces(tokenizer, ids)]
+        parts.append(f'<p style="margin:0;white-space:pre-wrap">{_marked(pieces)}</p></div>')
+    return f'<div style="font-family:monospace;font-size:90%;line-height:1.5">{"".join(parts)}</div>'
+
+
+def _marked(pieces: Iterable[tuple[str, bool, bool]]) -> str:
+    """Pieces of text, those alike in (recomputed, evidence) under one mark."""
+    html = []
+    for (recomputed, proven), alike in groupby(pieces, key=lambda piece: piece[1:]):
+        text = "".join(piece[0] for piece in alike)
+        before = text[: len(text) - len(text.lstrip())] if text.strip() else ""  # the space before a word is not marked
+        text = escape(text[len(before) :])
+        text = f'<u style="{_EVIDENCE}">{text}</u>' if proven else text
+        html.append(before + (f'<mark style="{_RECOMPUTED}">{text}</mark>' if recomputed else text))
+    return "".join(html)
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Ids) -> Iterator[tuple[str, slice]]:
+    """What each token adds to the text of those before it, and which it is; several where they share a character."""
+    start, before = 0, ids[:0]
+    for stop in range(1, len(ids) + 1):
+        new = ids[start:stop]
+        text = tokenizer.decode(list(before + new))[len(tokenizer.decode(list(before))) :]
+        if text.endswith("\ufffd") and len(new) < 4 and stop < len(ids):  # part of a character's up to four bytes
+            continue
+        yield text, slice(start, stop)
+        start, before = stop, new
+
+
+def _caption(number: int, recomputed: Sequence[bool], proven: Sequence[bool]) -> str:
+    said = f"chunk {number}: {sum(recomputed)} of {len(recomputed)} tokens recomputed"
+    if any(proven):
+        both = sum(a and b for a, b in zip(recomputed, proven, strict=True))
+        said += f", {both} of the {sum(proven)} of evidence"
+    return f'<div style="font-size:85%;opacity:.75">{said}</div>'
+
+
+def _strip(weights: Sequence[float], chunk: slice, width: float) -> str:
+    """A strip of a chunk's weights, the document's highest at the map's bright end; behind it the chunk's share."""
+    highest, total = max(weights), sum(weights)
+    levels = [round(15 * (weight / highest) ** 0.5) if weight > 0 else 0 for weight in weights[chunk]]
+    stops, place = [], 0
+    for level, alike in groupby(levels):
+        end = place + len(list(alike))
+        stops.append(f"{_LEVELS[level]} {100 * place / len(levels):.4g}% {100 * end / len(levels):.4g}%")
+        place = end
+    share = sum(weights[chunk]) / total if total > 0 else 0.0
+    return (
+        '<div style="display:flex;align-items:center;gap:.5em"><div style="flex:1">'
+        f'<div style="width:{100 * width:.4g}%;height:10px;background:linear-gradient(90deg,{",".join(stops)})"></div>'
+        f'</div><div style="font-size:85%;opacity:.75;width:3em">{share:.0%}</div></div>'
+    )
+
+
+def _legend(evidence: bool, measure: str | None) -> str:
+    samples = [_marked([("recomputed", True, False)])]
+    if evidence:
+        samples.append(_marked([("evidence", False, True)]))
+    if measure is not None:
+        ramp = f"display:inline-block;width:6em;height:10px;background:linear-gradient(90deg,{','.join(_LEVELS)})"
+        samples.append(f'{escape(measure)}, low <span style="{ramp}"></span> high')
+    return f'<div style="margin-bottom:.6em">{" &nbsp; ".join(samples)}</div>'

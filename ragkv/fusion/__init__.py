@@ -1,0 +1,1 @@
+"""Fused prefill, the workspace it can run in, and decoding behind it."""

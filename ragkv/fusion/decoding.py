@@ -1,0 +1,178 @@
+"""Greedy decoding from a prefilled cache, and the two times that users feel: TTFT and TPOT."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from time import perf_counter
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+from ragkv.fusion.cache import build_cache, cache_argument, fork
+from ragkv.fusion.prefill import Prefill
+from ragkv.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was generated.
+
+    Attributes
+    ----------
+    ids
+        The new token ids, without the end-of-sequence token.
+    tpot
+        Seconds per output token: the time from the first new token to the last over the tokens after the first;
+        None if there was only one. The prefill is not in it (TTFT is ``prefill.timings["total"]``).
+    cache
+        The prefill's cache grown by the new tokens; by all but the last one where that ended the generation.
+    """
+
+    ids: list[int]
+    tpot: float | None
+    cache: DynamicCache
+
+
+@torch.inference_mode()
+def decode(
+    model: PreTrainedModel,
+    prefill: Prefill,
+    *,
+    max_new_tokens: int = 64,
+    on_token: Callable[[int], None] | None = None,
+    ended: Callable[[list[int]], bool] | None = None,
+) -> Generation:
+    """Continue greedily until the model's end of sequence or `max_new_tokens`. The prefill stays usable.
+
+    A prefill in a workspace goes on there if it has room for `max_new_tokens` more, otherwise in memory of its own.
+
+    Parameters
+    ----------
+    on_token
+        Called with every new id as it comes, for streaming.
+    ended
+        Says of the ids so far whether they are the whole answer; asked after every one.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least one")
+    stops, steps, workspace, cache = stop_ids(model), 0, prefill.workspace, fork(prefill.cache)
+    if workspace is not None and prefill.tokens + max_new_tokens - 1 > workspace.tokens:  # the last one is not put in
+        workspace = None
+    token, ids = int(prefill.logits.argmax(-1)), []
+    if workspace is None:
+        following = _greedy(model, cache, token, prefill.tokens)
+    else:
+        following = workspace.greedy(token, prefill.tokens)
+    start = perf_counter()
+    while token not in stops:
+        ids.append(token)
+        if on_token is not None:
+            on_token(token)
+        if len(ids) == max_new_tokens or (ended is not None and ended(ids)):
+            break
+        token = next(following)
+        steps += 1
+    tpot = (perf_counter() - start) / steps if steps else None
+    if workspace is not None:
+        cache = build_cache(workspace.cache(prefill.tokens + steps))
+    return Generation(ids, tpot, cache)
+
+
+@contextmanager
+def text_stream(
+    tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], object] | None
+) -> Iterator[Callable[[int], None] | None]:
+    """`decode`'s ``on_token`` that calls `on_text` with whole words as they come; together they are the text."""
+    if on_text is None:
+        yield None
+        return
+    stream = _TextStream(tokenizer, on_text)
+    yield lambda token: stream.put(torch.tensor([token]))
+    stream.end()
+
+
+class _TextStream(TextStreamer):
+    """The library's streamer, which finds whole words, calling a function instead of printing."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], object]):
+        super().__init__(tokenizer, skip_special_tokens=True)
+        self._on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._on_text(text)
+
+
+def _greedy(model: PreTrainedModel, cache: DynamicCache, token: int, position: int) -> Iterator[int]:
+    """The tokens that follow one at `position`, by the model's own forward, behind all in the cache."""
+    device = model.model.embed_tokens.weight.device
+    for place in count(position):  # not the cache's length: some may be evicted
+        last, where = (torch.tensor([[number]], device=device) for number in (token, place))
+        logits = model(input_ids=last, position_ids=where, use_cache=True, **{cache_argument(): cache}).logits
+        token = int(logits[:, -1].argmax(-1))
+        yield token
+
+
+def stop_ids(model: PreTrainedModel) -> set[int]:
+    """The ids that end a text."""
+    eos = model.generation_config.eos_token_id if model.generation_config else model.config.eos_token_id
+    return set(eos) if isinstance(eos, list) else {eos} - {None}
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    prefill: Prefill,
+    *,
+    max_new_tokens: int = 64,
+) -> str:
+    """The text that follows `prompt`, greedily.
+
+    Raises
+    ------
+    ValueError
+        `prefill` belongs to another prompt.
+    """
+    _check_same(prompt, prefill)
+    generation = decode(model, prefill, max_new_tokens=max_new_tokens)
+    return tokenizer.decode(generation.ids, skip_special_tokens=True)
+
+
+def generate_inputs(prompt: Prompt, prefill: Prefill, *, rows: int = 1) -> dict[str, Any]:
+    """What ``model.generate(**generate_inputs(prompt, prefill))`` of transformers goes on from.
+
+    It computes tokens that are not in the cache, and needs at least one: the prompt's last token is left to it. The
+    prefill stays usable.
+
+    Parameters
+    ----------
+    rows
+        The cache's batch: ``num_beams`` or ``num_return_sequences``, the larger one.
+
+    Raises
+    ------
+    ValueError
+        `prefill` belongs to another prompt, or part of its cache was evicted.
+    """
+    _check_same(prompt, prefill)
+    cache = fork(prefill.cache)
+    if cache.get_seq_length() != prefill.tokens:
+        raise ValueError(
+            f"the cache holds {cache.get_seq_length()} of the prompt's {prefill.tokens} tokens, and generate() would "
+            "take the rest for new: prefill without eviction, or use decode()"
+        )
+    cache.crop(-1)
+    if rows > 1:
+        cache.batch_repeat_interleave(rows)
+    ids = torch.tensor([prompt.ids], device=cache.layers[0].keys.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), cache_argument(): cache}
+
+
+def _check_same(prompt: Prompt, prefill: Prefill) -> None:
+    if prefill.tokens != len(prompt.ids):
+        raise ValueError(
+            f"the prefill is of {prefill.tokens} tokens, the prompt has {len(prompt.ids)}: prefill this prompt first"
+        )

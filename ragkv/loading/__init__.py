@@ -1,0 +1,1 @@
+"""Stored keys and values on their way to the device that needs them."""

@@ -1,0 +1,104 @@
+"""Models: loading them, what a supported one must satisfy, and its identity."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ragkv.models.checks import check_model
+from ragkv.models.out_of_memory import explained
+
+_WEIGHTS = Path(str(files("ragkv.tiny"))) / "weights"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def embedded_models() -> list[str]:
+    """The models that come with the package."""
+    return sorted(folder.name for folder in _WEIGHTS.iterdir() if folder.is_dir())
+
+
+def load_model(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    device_map: str | dict | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer, ready for inference.
+
+    Parameters
+    ----------
+    name
+        An embedded model (``"tiny-llama"``), a local folder, or an id on the Hugging Face hub.
+    device
+        ``"auto"`` (the first GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+    dtype
+        ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``: the checkpoint's on a GPU, float32 on a CPU.
+    device_map
+        Spread the layers over several devices, as transformers does; `device` is then not used.
+    trust_remote_code
+        Run code that comes with the model's files. Off unless asked for.
+
+    Raises
+    ------
+    ValueError
+        Unknown model or dtype, an unsupported architecture, or a GPU asked for that is not there.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: choose one of auto, {', '.join(DTYPES)}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {device!r} was asked for, but PyTorch sees no GPU here: use device='cpu', or install "
+            "PyTorch with CUDA"
+        )
+    on_cpu = device_map is None and device == "cpu"
+    precision = DTYPES.get(dtype, torch.float32 if on_cpu else "auto")
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    with _found(name):
+        model = AutoModelForCausalLM.from_pretrained(
+            model_source(name),
+            dtype=precision,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,  # never pickle
+        )
+    if device_map is None:
+        with explained(f"the model {name!r}", torch.device(device), "use a larger GPU, or several by device_map"):
+            model = model.to(device)
+    check_model(model)
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A model's tokenizer alone; `name` and errors as in `load_model`."""
+    with _found(name):
+        return AutoTokenizer.from_pretrained(model_source(name), trust_remote_code=trust_remote_code)
+
+
+def model_source(name: str | Path) -> str | Path:
+    """Where `from_pretrained` finds a model: an embedded one's folder, or the name itself."""
+    return _WEIGHTS / name if str(name) in embedded_models() else name
+
+
+@contextmanager
+def _found(name: str | Path) -> Iterator[None]:
+    known = f"model {str(name)!r} could not be loaded: it is none of the embedded ones ({', '.join(embedded_models())})"
+    if "/" not in str(model_source(name)) and not Path(name).exists():  # the hub is not asked for a slip of the pen
+        raise ValueError(f"{known}, no folder here has that name, and ids on the hub have an owner: owner/name")
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        lines = str(error).splitlines()
+        reason = lines[0] if isinstance(error, OSError) else " ".join(map(str.strip, lines))
+        raise ValueError(f"{known}, and as a local folder or hub id it failed: {reason}") from error

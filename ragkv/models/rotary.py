@@ -1,0 +1,42 @@
+"""The model's rotary embedding: where keys and queries are rotated to their positions."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ragkv.kernels import kernels_run
+
+
+class Rotary:
+    """The model's own rotary embedding (default, llama3, YaRN, ...) for positions ``0 .. tokens - 1``, in float32.
+
+    ``cos`` and ``sin`` carry the family's attention scaling, for fresh and for stored keys alike.
+    """
+
+    def __init__(self, cos: Tensor, sin: Tensor):
+        self._on = {cos.device: (cos, sin)}
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokens: int) -> "Rotary":
+        """A model's, for so many positions."""
+        embedding = model.model.rotary_emb
+        positions = torch.arange(tokens, device=embedding.inv_freq.device)[None]
+        return cls(*embedding(torch.empty(0, device=positions.device), positions))  # (1, tokens, head_dim) each
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of all positions, ``(1, tokens, head_dim)`` each, on that device."""
+        if device not in self._on:
+            cos, sin = next(iter(self._on.values()))
+            self._on[device] = cos.to(device), sin.to(device)
+        return self._on[device]
+
+    def __call__(self, states: Tensor, positions: Tensor | slice) -> Tensor:
+        """Rotate ``(batch, heads, tokens, head_dim)`` to `positions`, one per token; the dtype stays."""
+        if kernels_run(states.device) and isinstance(positions, Tensor):
+            from ragkv.kernels.elementwise import rotate
+
+            return rotate(states, *self.on(states.device), positions.to(states.device))
+        cos, sin = (angles[:, None, positions] for angles in self.on(states.device))  # (1, 1, tokens, head_dim)
+        exact = states.float()
+        left, right = exact.chunk(2, dim=-1)
+        return (exact * cos + torch.cat((-right, left), dim=-1) * sin).to(states.dtype)

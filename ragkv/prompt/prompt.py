@@ -1,0 +1,140 @@
+"""A prompt as token ids, ``prefix | chunk 1 | ... | chunk k | question``, and where each token stands."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate, chain, pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens whose keys and values are computed together, behind a context that is dropped again.
+
+    Attributes
+    ----------
+    ids
+        The segment's token ids.
+    context
+        Token ids put before them when the segment is computed: nothing, BOS, the prompt's prefix, other chunks.
+    """
+
+    ids: Ids
+    context: Ids = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A retrieval-augmented prompt.
+
+    Attributes
+    ----------
+    prefix
+        Ids before the document: BOS, the chat template's header, the instruction. May be empty.
+    chunks
+        Ids of each retrieved chunk, in the order in which they stand in the prompt.
+    question
+        Ids after the document: the question, the template's turn, the beginning of the answer.
+    contexts
+        What each chunk was computed behind; ``None`` means BOS where the prompt begins with one, else nothing.
+
+    Raises
+    ------
+    ValueError
+        A chunk or the question has no tokens, or `contexts` does not have one entry per chunk.
+    """
+
+    prefix: Ids
+    chunks: tuple[Ids, ...]
+    question: Ids
+    contexts: tuple[Ids, ...] | None = None
+
+    def __init__(
+        self,
+        prefix: Iterable[int],
+        chunks: Iterable[Iterable[int]],
+        question: Iterable[int],
+        contexts: Iterable[Iterable[int]] | None = None,
+    ):
+        set_field = object.__setattr__
+        set_field(self, "prefix", _ids(prefix))
+        set_field(self, "chunks", tuple(map(_ids, chunks)))
+        set_field(self, "question", _ids(question))
+        set_field(self, "contexts", None if contexts is None else tuple(map(_ids, contexts)))
+        if not self.question:
+            raise ValueError("the question is empty: the prompt must end with at least one token to answer from")
+        for number, chunk in enumerate(self.chunks, 1):
+            if not chunk:
+                raise ValueError(f"chunk {number} of {len(self.chunks)} is empty: leave empty chunks out")
+        if self.contexts is not None and len(self.contexts) != len(self.chunks):
+            raise ValueError(
+                f"{len(self.contexts)} contexts for {len(self.chunks)} chunks: give one per chunk, or none at all"
+            )
+
+    @cached_property
+    def ids(self) -> Ids:
+        """All token ids in order."""
+        return self.prefix + tuple(chain.from_iterable(self.chunks)) + self.question
+
+    @cached_property
+    def tensor(self) -> Tensor:
+        """The same, ``(tokens,)``, on the host."""
+        return torch.from_numpy(np.fromiter(self.ids, np.int64, len(self.ids)))
+
+    @cached_property
+    def chunk_spans(self) -> list[range]:
+        """The positions of each chunk."""
+        ends = accumulate(map(len, self.chunks), initial=len(self.prefix))
+        return [range(start, stop) for start, stop in pairwise(ends)]
+
+    @property
+    def document_span(self) -> range:
+        """The positions of all chunks."""
+        return range(len(self.prefix), len(self.ids) - len(self.question))
+
+    @property
+    def question_span(self) -> range:
+        """The positions of the question."""
+        return range(len(self.ids) - len(self.question), len(self.ids))
+
+    def behind_prefix(self) -> "Prompt":
+        """The same prompt, its chunks to be computed behind the prefix instead of BOS alone."""
+        return replace(self, contexts=(self.prefix,) * len(self.chunks))
+
+    def start(self, bos: int | None) -> Ids:
+        """BOS, where the prompt begins with it; `bos` is the model's, or None for families that have none."""
+        return self.prefix[:1] if bos is not None and self.prefix[:1] == (bos,) else ()
+
+    def segments(self, bos: int | None) -> list[Segment]:
+        """What is computed ahead: the prefix, if any, and each chunk behind its context.
+
+        Parameters
+        ----------
+        bos
+            The model's BOS id, or None for families that have none.
+        """
+        contexts = self.contexts if self.contexts is not None else (self.start(bos),) * len(self.chunks)
+        chunks = [Segment(ids, context) for ids, context in zip(self.chunks, contexts, strict=True)]
+        return [Segment(self.prefix), *chunks] if self.prefix else chunks
+
+
+def _ids(ids: Iterable[int]) -> Ids:
+    return tuple(map(int, ids))
+
+
+def split_ids(ids: Sequence[int], size: int) -> list[Ids]:
+    """Windows of `size` tokens; the last one may be shorter. Joined they are the ids again.
+
+    Raises
+    ------
+    ValueError
+        `size` is below 1.
+    """
+    if size < 1:
+        raise ValueError(f"a chunk size of {size} tokens: it must be at least 1")
+    return [tuple(ids[start : start + size]) for start in range(0, len(ids), size)]

@@ -1,0 +1,49 @@
+"""Accuracy over cost: the curve of each method, the area under it, and where it fails."""
+
+import numpy as np
+import pandas as pd
+
+from ragkv.results.comparison import GROUP, interval, summarise
+
+AREA = ["method", "area", "low", "high"]
+
+
+def costs(rows: pd.DataFrame) -> pd.DataFrame:
+    """`summarise`, with the mean ``share`` that was recomputed, and bytes in store and cache."""
+    means = rows.groupby(GROUP, sort=False)[["share", "stored_bytes", "cache_tokens", "cache_bytes"]].mean()
+    return summarise(rows).merge(means.reset_index(), on=GROUP, sort=False)
+
+
+def areas(rows: pd.DataFrame, start: str = "full_reuse") -> pd.DataFrame:
+    """The area under each method's accuracy over the ratio, from plain reuse at 0 on, over the largest ratio of all.
+
+    Between two ratios a line is drawn; a method's last accuracy stays. So the area is a mean accuracy, from 0 to 1.
+
+    Returns
+    -------
+    DataFrame
+        ``method, area, low, high`` (95 %, by resampling prompts), best first; methods that ran at several ratios.
+        Empty where `start` did not run.
+    """
+    scores = rows.pivot_table(index="prompt", columns=GROUP, values="score", sort=False)
+    if start not in scores:
+        return pd.DataFrame(columns=AREA)
+    reuse = scores[start].iloc[:, 0]
+    curves = {method: scores[method].sort_index(axis=1) for method in scores.columns.unique(0) if method != start}
+    curves = {method: curve for method, curve in curves.items() if curve.shape[1] > 1}
+    widest = max((max(curve.columns) for curve in curves.values()), default=1.0)
+    table = []
+    for method, curve in curves.items():
+        ratios = [0.0, *curve.columns, widest]
+        heights = np.column_stack([reuse, curve, curve.iloc[:, -1]])  # (prompts, ratios)
+        found = interval(np.trapezoid(heights, ratios, axis=1) / widest, "area")
+        table.append({"method": method, "area": found["area"], "low": found["area_low"], "high": found["area_high"]})
+    return pd.DataFrame(table, columns=AREA).sort_values("area", ascending=False, kind="stable", ignore_index=True)
+
+
+def failures(rows: pd.DataFrame, method: str, ratio: float, baseline: str = "full_prefill") -> list[str]:
+    """The prompts that the baseline answers better than a method at a ratio; none where the baseline did not run."""
+    scores = rows.pivot_table(index="prompt", columns=GROUP, values="score", sort=False)
+    if baseline not in scores:
+        return []
+    return scores.index[scores[baseline].iloc[:, 0] > scores[method, ratio]].tolist()

@@ -1,0 +1,60 @@
+"""The bench on shapes of real models, as far as it runs without a GPU."""
+
+import pytest
+import torch
+from helpers import memory_store, random_prompt
+
+from ragkv import fused_prefill, precompute
+from ragkv.bench.prefills import METHODS, prefill_rows
+from ragkv.bench.random_models import random_model
+from ragkv.bench.random_models import random_prompt as prompt_of
+from ragkv.loading.memory import InMemory
+from ragkv.loading.segments import SegmentInMemory
+from ragkv.models.checks import check_prompt
+from ragkv.models.segment_pass import compute_segment
+from ragkv.selectors import get_selector
+from ragkv.store import KVStore
+
+
+def test_segments_in_memory_are_those_of_the_store(model, rng):
+    prompt, store = random_prompt(rng), memory_store()
+    precompute(model, [prompt], store)
+    segments = {s: SegmentInMemory(*compute_segment(model, s)) for s in prompt.segments(model.config.bos_token_id)}
+    for name in ("full_reuse", "a3", "surprisal"):
+        stored, here = (
+            fused_prefill(model, prompt, s, get_selector(name)) for s in (store, InMemory(segments).to("cpu"))
+        )
+        assert torch.equal(stored.logits, here.logits)
+        assert torch.equal(stored.selected, here.selected)
+
+
+@pytest.mark.parametrize("tokens", [200, 1000])
+def test_random_prompts_have_the_length_asked_for(llama, tokens):
+    prompt = prompt_of(llama.config.vocab_size, tokens, 64)
+    assert len(prompt.ids) == tokens
+    assert max(map(len, prompt.chunks)) == 64
+    assert prompt == prompt_of(llama.config.vocab_size, tokens, 64)
+    if tokens <= llama.config.max_position_embeddings:
+        check_prompt(llama, prompt)
+
+
+def test_rows_say_how_often_faster_than_the_faster_full_prefill(llama, tmp_path):
+    limits = {"tflops": 1.0, "memory_gbs": 1.0}
+    tiers = ["page cache", "disk"]
+    rows = prefill_rows(llama, 200, tiers, KVStore(tmp_path), chunk_tokens=64, repeats=3, limits=limits)
+    assert rows["selector"].tolist()[:2] == ["full_prefill", "transformers"]
+    assert rows["tier"].tolist() == ["", ""] + [tier for tier in tiers for _ in METHODS]
+    stages = rows[["open", "load", "select", "compute"]].iloc[2:]
+    assert (stages >= 0).all(axis=None)
+    slower = rows[["flop", "bytes"]].mul([1e-9, 1e-6]).max(axis=1)
+    assert rows["limit"].tolist() == pytest.approx(slower.tolist())
+    assert rows["reached"].tolist() == pytest.approx((rows["limit"] / rows["p50"]).tolist())
+    faster = rows["p50"].iloc[:2].min()
+    assert (faster / rows["p50"]).tolist() == pytest.approx(rows["speed-up"].tolist())
+    assert (rows["p20"] <= rows["p50"]).all()
+    assert (rows["p50"] <= rows["p80"]).all()
+
+
+def test_an_unknown_shape_names_those_that_exist():
+    with pytest.raises(ValueError, match="unknown shape 'gpt-2': choose one of llama-3-8b"):
+        random_model("gpt-2", 100, device="cpu")

@@ -1,0 +1,160 @@
+"""Estimates against what models and stores really have."""
+
+import json
+from dataclasses import dataclass
+from random import Random
+
+import pytest
+import torch
+from helpers import FAMILIES, ROOT, make_model, memory_store, random_prompt, shared_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from ragkv import fused_prefill, load_model, precompute
+from ragkv.costs.prefill import fused, moved, selection
+from ragkv.costs.shape import SHAPES, Shape
+from ragkv.experiment.experiment import Experiment
+from ragkv.experiment.profile import load_profile
+from ragkv.planning import plan
+from ragkv.selectors import Selector, get_selector
+
+
+@dataclass(frozen=True)
+class Given(Selector):
+    tokens: tuple = ()
+
+    def choose(self, seen):
+        return torch.tensor(self.tokens)
+
+
+class Observing(Given):
+    observes = True
+
+
+def shape_of(model):
+    c = model.config
+    return Shape(
+        c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads,
+        model.model.layers[0].self_attn.head_dim, c.vocab_size,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_those_of_the_matrices(family):
+    model = shared_model(family)
+    matrices = sum(w.numel() for name, w in model.named_parameters() if w.dim() == 2 and "embed" not in name)
+    assert shape_of(model).weights == matrices
+
+
+def test_operations_are_those_that_are_counted():
+    """By PyTorch's counter, in plain matrix products: attention over all pairs, of which a causal one needs half."""
+    llama, tokens = make_model("llama", attn_implementation="eager"), 48
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        llama.model(torch.arange(3, 3 + tokens)[None])
+    shape = shape_of(llama)
+    linear = 2 * shape.layer_weights * tokens * shape.layers
+    pairs = counter.get_total_flops() - linear
+    assert shape.prefill(tokens, tokens, shape.layers) == pytest.approx(linear + pairs / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("probe", {"hops": 3}), ("probe", {"hops": 4, "looking": 0.01}), ("cacheblend", {}), ("a3", {})],
+)
+def test_operations_of_choosing_are_at_most_those_that_are_counted(name, options):
+    """The difference between a selector and one that knows its choice beforehand, by PyTorch's counter."""
+    llama = make_model("llama")
+    prompt, store = random_prompt(Random(0), chunks=(100, 100), question=8, prefix=1), memory_store()
+    precompute(llama, [prompt], store)
+    selector = get_selector(name, ratio=0.06, **options)
+
+    def counted(chooser):
+        with FlopCounterMode(display=False) as counter:
+            found = fused_prefill(llama, prompt, store, chooser)
+        return counter.get_total_flops(), found.selected
+
+    total, selected = counted(selector)
+    document = [p - 1 for p in selected.tolist() if p in prompt.document_span]
+    chooser = Observing if selector.observes else Given
+    known, again = counted(chooser(layer=selector.layer, tokens=tuple(document)))
+    assert torch.equal(selected, again)
+    estimate = selection(shape_of(llama), selector, len(prompt.ids), 8)
+    assert 0 <= total - known <= 1.05 * estimate
+
+
+def test_choosing_takes_a_small_share():
+    """At the lengths and shapes that fused prefills are for, choosing takes at most 5 % of a full prefill."""
+    for model in SHAPES:
+        shape, length = Shape.of(model), 8192
+        for selector in ("probe", "a3", "cacheblend", "a3_blend"):
+            chosen = get_selector(selector, ratio=0.02)
+            assert selection(shape, chosen, length) <= 0.05 * shape.prefill(length, length, shape.layers)
+
+
+def test_bytes_are_those_that_are_stored(llama):
+    store, prompt = memory_store(), random_prompt(Random(0), chunks=(400,), question=3, prefix=None)
+    done = precompute(llama, [prompt], store)
+    assert done.bytes == pytest.approx(400 * shape_of(llama).bytes_per_token(4), rel=0.05)
+
+
+def test_recomputing_less_takes_less():
+    shape = Shape.of("tiny-llama")
+    full = fused(shape, get_selector("full_prefill"), 1000)
+    some = [fused(shape, get_selector("a3", ratio=ratio), 1000) for ratio in (0.05, 0.15, 0.5)]
+    assert full == pytest.approx(shape.prefill(1000, 1000, shape.layers))
+    assert some == sorted(some)
+    assert some[-1] < full
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("full_prefill", {}), ("full_reuse", {}), ("a3", {}), ("probe", {"hops": 1}), ("probe", {"hops": 3})],
+)
+def test_bytes_moved_are_those_counted_by_hand(name, options):
+    """In passes that are counted as they run, over tensors of the sizes that are there."""
+    model, _ = load_model("tiny-llama", device="cpu")
+    prompt, store = random_prompt(Random(0), chunks=(50, 60), question=9), memory_store()
+    precompute(model, [prompt], store)
+    passes, asked, head = [], [], model.lm_head
+    counting = (
+        model.model.layers[-1].self_attn.q_proj.register_forward_hook(lambda *_: passes.append(1)),
+        head.register_forward_hook(lambda *_: asked.append(1)),
+    )
+    prefill = fused_prefill(model, prompt, store, selector := get_selector(name, **options))
+    for hook in counting:
+        hook.remove()
+    layers = sum(module.weight.nbytes for module in model.model.modules() if isinstance(module, torch.nn.Linear))
+    read_from_the_store = prefill.cache_bytes if selector.reuses else 0
+    expected = read_from_the_store + prefill.cache_bytes + len(passes) * (layers + prefill.cache_bytes)
+    expected += len(asked) * head.weight.nbytes
+    assert moved(Shape.of("tiny-llama"), selector, len(prompt.ids), size=4) == expected
+
+
+def test_every_way_of_storing_takes_its_room(tmp_path):
+    """Planned in two bytes a number: fp8 adds half of that, int4 a quarter, another context in fp8 a half again."""
+    (tmp_path / "params").mkdir()
+
+    def gigabytes(*ways):
+        methods = [{"selector": "full_reuse", "label": str(n), "offline": way} for n, way in enumerate(({}, *ways))]
+        profile = {"models": ["tiny-llama"], "methods": methods}
+        profile["benchmarks"] = {"ruler": {"source": "tiny", "tasks": {"vt_1": {}}}}
+        (tmp_path / "params/p.yaml").write_text(json.dumps(profile))
+        return plan(Experiment.load("p", root=tmp_path), tflops=400, bandwidth=2.5)["gigabytes"].sum()
+
+    fp8, int4, prefix = {"format": "fp8"}, {"format": "int4"}, {"format": "fp8", "context": "prefix"}
+    for ways, factor in (((), 1), ((fp8,), 1.5), ((fp8, fp8), 1.5), ((fp8, int4), 1.75), ((fp8, prefix), 2)):
+        assert gigabytes(*ways) == pytest.approx(factor * gigabytes())
+
+
+@pytest.mark.parametrize("model", load_profile("paper", ROOT / "params").models)
+def test_ready_profiles_can_be_planned_without_their_weights(model):
+    experiment = Experiment.load("paper", model=model, root=ROOT)
+    table = plan(experiment, tflops=400, bandwidth=2.5)
+    assert list(zip(table["benchmark"], table["task"], strict=True)) == experiment.tasks
+    assert (table[["hours", "gigabytes"]] > 0).all().all()
+    twice = plan(experiment, tflops=800, bandwidth=5)
+    assert twice["hours"].sum() == pytest.approx(table["hours"].sum() / 2)
+
+
+def test_an_unknown_shape_is_an_error():
+    with pytest.raises(ValueError, match=r"the shape of 'no/model' is not known.*plan with one of meta-llama"):
+        Shape.of("no/model")

@@ -1,0 +1,200 @@
+"""Figures show the numbers of their tables, look the same on every run, and can be told apart in grey."""
+
+import json
+import re
+from itertools import pairwise
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from ragkv import figures
+from ragkv.figures.latency import BARS
+from ragkv.figures.style import COLOURS, USUAL, look, looks
+from ragkv.results.comparison import grid, summarise
+from ragkv.results.frontier import costs
+
+CEILINGS = {"tflops": 500.0, "memory_gbs": 2000.0, "pinned_gbs": 50.0}
+SOURCE = {"results": "p/m/b/t.parquet", "commit": "0123abc"}
+PLACES = {"chunks": [0, 20, 40], "evidence": [21, 22, 45]}
+SELECTED = {"a3": [3, 21, 22], "epic": [0, 20, 40, 41]}
+
+
+def results() -> pd.DataFrame:
+    """Scores by depth and length of four methods, two of them at three ratios."""
+    runs = [("full_prefill", 1.0), ("full_reuse", 0.0), *((m, r) for m in ("a3", "epic") for r in (0.05, 0.15, 0.3))]
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        [
+            {"prompt": f"{length}-{depth}", "length": length, "depth": depth, "method": method, "ratio": ratio}
+            | {"score": rng.random(), "ttft": 1 + rng.random(), "load": 0.2, "select": 0.1, "tpot": 0.1}
+            | {"share": ratio, "stored_bytes": 8e3, "cache_tokens": 10, "cache_bytes": 100}
+            for length in (128, 256)
+            for depth in (0, 50, 100)
+            for method, ratio in runs
+        ]
+    )
+
+
+def bench() -> pd.DataFrame:
+    """Rows as a bench records them: a full prefill and two methods, from the GPU and from elsewhere, at two lengths."""
+    rows = []
+    for tokens in (1000, 2000):
+        rows.append({"tokens": tokens, "tier": "", "selector": "full_prefill", "ratio": 1.0, "p50": tokens / 10})
+        for slower, tier in enumerate(("cuda", "page cache"), 1):
+            for selector, ratio, hops in (("a3", 0.15, None), ("probe", 0.02, 3)):
+                stages = {"open": 1.0, "load": 2.0 * slower, "select": 3.0, "compute": tokens / 100}
+                row = {"tokens": tokens, "tier": tier, "selector": selector, "ratio": ratio, "hops": hops} | stages
+                rows.append(row | {"p50": sum(stages.values())})
+    return pd.DataFrame(rows).assign(flop=lambda t: 1e9 * t["tokens"] * t["p50"], bytes=lambda t: 1e6 * t["tokens"])
+
+
+DRAWN = {
+    "accuracy_over_ratio": lambda: figures.accuracy_over_ratio(results(), "t"),
+    "score_by_method": lambda: figures.score_by_method(summarise(results()), "t"),
+    "heat_maps": lambda: figures.heat_maps(grid(results()), "t"),
+    "frontier": lambda: figures.frontier(costs(results()), "t"),
+    "recomputed_tokens": lambda: figures.recomputed_tokens(SELECTED, 60, title="t", **PLACES),
+    "attention_map": lambda: figures.attention_map(np.arange(240.0).reshape(4, 60), title="t", **PLACES),
+    "ttft_by_method": lambda: figures.ttft_by_method(results(), "t"),
+    "ttft_over_length": lambda: figures.ttft_over_length(bench(), "t"),
+    "stages": lambda: figures.stages(bench(), 2000, "t"),
+    "roofline": lambda: figures.roofline(bench(), CEILINGS, "t"),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_same_results_give_the_same_files(name, tmp_path):
+    """Also where the session's settings differ, which drawing leaves as they are."""
+    first = figures.save(DRAWN[name](), tmp_path / "one" / "f.png", SOURCE)
+    with matplotlib.rc_context({"font.size": 23, "axes.grid": True, "savefig.dpi": 30, "lines.linewidth": 9}):
+        before = dict(matplotlib.rcParams)
+        second = figures.save(DRAWN[name](), tmp_path / "two" / "f.png", SOURCE)
+        assert dict(matplotlib.rcParams) == before
+    for ending in (".png", ".pdf"):
+        assert first.with_suffix(ending).read_bytes() == second.with_suffix(ending).read_bytes()
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_both_files_say_where_they_come_from(name, tmp_path):
+    path = figures.save(DRAWN[name](), tmp_path / "f.png", SOURCE)
+    printed = path.with_suffix(".pdf").read_bytes()
+    with Image.open(path) as image:
+        assert image.text["Source"] == "results p/m/b/t.parquet, commit 0123abc"
+    assert re.search(rb"/Subject \((.*?)\)", printed)[1] == b"results p/m/b/t.parquet, commit 0123abc"
+    assert b"CreationDate" not in printed
+    assert b"/FontFile2" in printed or b"/Type0" in printed  # TrueType: text stays text
+
+
+@given(st.lists(st.sampled_from([*USUAL, "mine", "a3 at layer 2", "probe on fp8", "other", "third"]), unique=True))
+def test_a_usual_method_looks_the_same_in_any_company(names):
+    shown = looks(names)
+    assert list(shown) == names
+    assert all(shown[name] == look(USUAL.index(name)) for name in names if name in USUAL)
+    assert len({tuple(sorted(style.items())) for style in shown.values()}) == len(names)
+
+
+def luminance(colour) -> float:
+    return float(np.dot(to_rgb(colour), (0.299, 0.587, 0.114)))
+
+
+def test_what_stands_together_differs_in_grey():
+    """Eight methods by markers, stages that touch by hatching or by how dark they are, scores from dark to light."""
+    assert len({style["marker"] for style in looks(USUAL[:8]).values()}) == 8
+    for (one, hatch), (other, next_hatch) in pairwise(BARS.values()):
+        assert hatch != next_hatch or abs(luminance(one) - luminance(other)) > 0.15
+    greys = [luminance(matplotlib.colormaps["cividis"](value)) for value in np.linspace(0, 1, 50)]
+    assert np.all(np.diff(greys) > 0)
+    assert len(set(COLOURS)) == 8
+
+
+def test_accuracies_are_the_means():
+    rows = results()
+    (axes,) = figures.accuracy_over_ratio(rows, "t").axes
+    curves = {c.get_label(): c.lines[0].get_xydata() for c in axes.containers}
+    assert set(curves) == {"a3", "epic"}
+    for method, points in curves.items():
+        means = rows[rows["method"] == method].groupby("ratio")["score"].mean()
+        assert points == pytest.approx(np.array([[100 * ratio, score] for ratio, score in means.items()]))
+
+
+def test_every_recomputed_token_and_chunk_is_drawn():
+    (axes,) = figures.recomputed_tokens(SELECTED, 60, title="t", **PLACES).axes
+    assert [line.get_xdata()[0] for line in axes.lines] == PLACES["chunks"]
+    rows = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert rows == ["evidence", "a3", "epic"]
+    for row, name in enumerate(rows):
+        drawn = [e.get_positions() for e in axes.collections if e.get_lineoffset() == row]
+        expected = set(SELECTED.get(name, PLACES["evidence"]))
+        assert sorted(np.concatenate(drawn)) == sorted(expected)
+        assert set(drawn[-1]) == expected & set(PLACES["evidence"])
+
+
+def test_without_evidence_there_is_no_row_for_it():
+    (axes,) = figures.recomputed_tokens(SELECTED, 60, [0, 20], [], "t").axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a3", "epic"]
+
+
+def test_a_panel_for_each_tier_and_full_prefill_in_all():
+    rows = bench()
+    panels = figures.ttft_over_length(rows, "t").axes
+    assert [panel.get_title() for panel in panels] == ["from the GPU", "from the page cache"]
+    for panel, tier in zip(panels, ("cuda", "page cache"), strict=True):
+        lines = {line.get_label(): line.get_ydata().tolist() for line in panel.lines}
+        assert list(lines) == ["full_prefill", "a3 15%", "probe 2%, 3 hops"]
+        assert lines["full_prefill"] == [100, 200]
+        assert lines["a3 15%"] == rows.loc[(rows["tier"] == tier) & (rows["selector"] == "a3"), "p50"].tolist()
+
+
+def test_stages_add_up():
+    rows = bench()
+    (axes,) = figures.stages(rows, 2000, "t").axes
+    widths = {bars.get_label(): [bar.get_width() for bar in bars] for bars in axes.containers}
+    assert list(widths) == ["open", "load", "select", "compute", "not split"]
+    assert np.sum(list(widths.values()), axis=0) == pytest.approx(rows.loc[rows["tokens"] == 2000, "p50"])
+    assert widths["not split"] == [200, 0, 0, 0, 0]
+    assert widths["load"] == [0, 2, 2, 4, 4]
+
+
+def test_the_roofline_by_hand():
+    """Each prefill at (operations / bytes, operations / second), under a roof that bends where both ceilings meet."""
+    rows = bench()
+    (axes,) = figures.roofline(rows, CEILINGS, "t").axes
+    drawn = sorted(tuple(point) for dots in axes.collections for point in dots.get_offsets())
+    expected = sorted(zip(rows["flop"] / rows["bytes"], rows["flop"] / (rows["p50"] / 1e3) / 1e12, strict=True))
+    assert np.array(drawn) == pytest.approx(np.array(expected))
+    low, ridge, high = axes.lines[-1].get_xydata()
+    assert low[1] == pytest.approx(low[0] * 2.0)  # TFLOP/s at 2 TB/s
+    assert ridge.tolist() == pytest.approx([250, 500])
+    assert high[1] == 500
+    hollow = [dots for dots in axes.collections if np.allclose(dots.get_facecolor(), 1)]
+    assert sum(len(dots.get_offsets()) for dots in hollow) == (rows["tier"] == "page cache").sum()
+
+
+def test_every_backend_is_drawn_under_the_ceiling():
+    speeds = pd.DataFrame([{"tokens": t, "backend": b, "tflops": t / 2} for b in ("sdpa", "triton") for t in (10, 20)])
+    (axes,) = figures.attention_speed(speeds, 99.0, "t").axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [[5, 10], [5, 10], [99, 99]]
+
+
+def test_results_of_an_older_version_are_refused_by_name():
+    old = bench().drop(columns=["flop", "select"]).assign(open=np.nan)
+    with pytest.raises(ValueError, match=r"no flop: .* measure them again"):
+        figures.roofline(old, CEILINGS, "t")
+    with pytest.raises(ValueError, match="no open, select: "):
+        figures.stages(old, 2000, "t")
+    with pytest.raises(ValueError, match=r"no prompt of 5 tokens was measured: choose one of \[1000, 2000\]"):
+        figures.stages(bench(), 5, "t")
+
+
+def test_recorded_rows_are_drawn(tmp_path):
+    """As they come back from a JSON file."""
+    (tmp_path / "rows.json").write_text(json.dumps(bench().to_dict("records")))
+    rows = pd.DataFrame(json.loads((tmp_path / "rows.json").read_text()))
+    assert len(figures.roofline(rows, CEILINGS, "t").axes[0].collections) == 5
+    assert len(figures.ttft_over_length(rows, "t").axes) == 2

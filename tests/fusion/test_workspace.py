@@ -1,0 +1,138 @@
+"""A workspace gives what a prefill without one gives, prompt after prompt."""
+
+import pytest
+import torch
+from helpers import RATIO_SELECTORS, make_model, memory_store, random_prompt, relative_error
+
+from ragkv import decode, fused_prefill, precompute
+from ragkv.eviction import get_eviction
+from ragkv.fusion.clock import Clock
+from ragkv.fusion.workspace import Workspace
+from ragkv.fusion.workspace_forward import WorkspaceForward
+from ragkv.loading.reused import ReusedKV
+from ragkv.models.attention import auto
+from ragkv.selectors import get_selector
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
+
+
+def ready(model, rng, **lengths):
+    prompt, store = random_prompt(rng, **lengths), memory_store()
+    precompute(model, [prompt], store)
+    return prompt, store
+
+
+def selectors():
+    some = [get_selector(name, ratio=0.3) for name in RATIO_SELECTORS]
+    return [*some, *(get_selector(name) for name in ("full_prefill", "full_reuse", "cat"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_prefill_and_decoding_are_as_without(family, rng, device):
+    """Also in a room that other prompts, longer ones among them, have left their keys and values in."""
+    model = make_model(family).to(device)
+    model.generation_config.eos_token_id = None
+    room = Workspace(model, 150)
+    for lengths in ({"chunks": (40, 31, 50)}, {}, {"chunks": (2, 9), "question": 3, "prefix": None}):
+        prompt, store = ready(model, rng, **lengths)
+        for selector in selectors():
+            expected = fused_prefill(model, prompt, store, selector)
+            found = fused_prefill(model, prompt, store, selector, workspace=room)
+            assert torch.equal(found.selected, expected.selected)
+            assert relative_error(found.logits, expected.logits) <= 1e-4
+            assert found.cache.get_seq_length() == len(prompt.ids)
+            for mine, plain in zip(found.cache.layers, expected.cache.layers, strict=True):
+                assert relative_error(mine.keys, plain.keys) <= 1e-4
+                assert relative_error(mine.values, plain.values) <= 1e-4
+            assert decode(model, found, max_new_tokens=5).ids == decode(model, expected, max_new_tokens=5).ids
+
+
+@pytest.mark.parametrize("name", ["a3", "cacheblend", "surprisal"])
+def test_the_last_layer_may_choose(llama, rng, name):
+    """Where it observes that layer, none behind it reuses anything."""
+    prompt, store = ready(llama, rng)
+    selector = get_selector(name, ratio=0.3, layer=llama.config.num_hidden_layers - 1)
+    expected = fused_prefill(llama, prompt, store, selector)
+    found = fused_prefill(llama, prompt, store, selector, workspace=Workspace(llama, 100))
+    assert torch.equal(found.selected, expected.selected)
+    assert relative_error(found.logits, expected.logits) <= 1e-4
+
+
+def test_the_prefill_stays_usable(llama, rng):
+    prompt, store = ready(llama, rng)
+    prefill = fused_prefill(llama, prompt, store, get_selector("a3"), workspace=Workspace(llama, 100))
+    assert decode(llama, prefill, max_new_tokens=6).ids == decode(llama, prefill, max_new_tokens=6).ids
+
+
+def test_what_an_eviction_keeps_leaves_the_room(llama, rng):
+    prompt, store = ready(llama, rng)
+    eviction, selector = get_eviction("streaming", capacity_ratio=0.6), get_selector("epic", ratio=0.2)
+    room = Workspace(llama, 100)
+    found = fused_prefill(llama, prompt, store, selector, eviction=eviction, workspace=room)
+    expected = fused_prefill(llama, prompt, store, selector, eviction=eviction)
+    assert found.cache.get_seq_length() == expected.cache.get_seq_length() < len(prompt.ids)
+    assert decode(llama, found, max_new_tokens=6).ids == decode(llama, expected, max_new_tokens=6).ids
+
+
+def test_too_little_room_and_another_model_are_refused(llama, rng):
+    prompt, store = ready(llama, rng)
+    tokens = len(prompt.ids)
+    with pytest.raises(ValueError, match=f"room for 20 tokens, the prompt has {tokens}: make a larger one"):
+        fused_prefill(llama, prompt, store, get_selector("a3"), workspace=Workspace(llama, 20))
+    with pytest.raises(ValueError, match="the workspace was made for another model"):
+        fused_prefill(llama, prompt, store, get_selector("a3"), workspace=Workspace(make_model("llama"), 100))
+
+
+def test_processes_read_for_one_span_of_layers_at_a_time(llama, rng, monkeypatch):
+    room, given = Workspace(llama, 64), []
+    layers, (here, there) = len(room.devices), (torch.device("cpu"), torch.device("meta"))
+    room.devices = [(here, there)[i % 2] for i in range(layers)]
+    room.processes = {here: "of the one", there: "of the other"}
+    monkeypatch.setattr(ReusedKV, "place", lambda *given_to, prefix_only: given.append(given_to[-1]) or {})
+    forward = WorkspaceForward(room, random_prompt(rng), ReusedKV([], [], []), auto, Clock())
+    for prefix_only in (False, True, False):
+        forward.start(range(layers), prefix_only=prefix_only)
+    one_each = ["of the one", "of the other", *[None] * (layers - 2)]
+    assert given == one_each + [None] * layers + one_each
+
+
+@pytest.mark.parametrize("left", [0, 1, 4, 5, 6])
+def test_what_is_decoded_may_be_longer_than_the_room(llama, rng, left, monkeypatch):
+    """Five more positions are taken by six tokens; the last one leaves no keys and values."""
+    monkeypatch.setattr(llama.generation_config, "eos_token_id", None)
+    prompt, store = ready(llama, rng)
+    selector, steps = get_selector("a3"), []
+    room = Workspace(llama, len(prompt.ids) + left)
+    found = fused_prefill(llama, prompt, store, selector, workspace=room)
+    expected = decode(llama, fused_prefill(llama, prompt, store, selector), max_new_tokens=6)
+    monkeypatch.setattr(room, "_advance", lambda state: steps.append(state) or Workspace._advance(room, state))
+    generation = decode(llama, found, max_new_tokens=6)
+    assert generation.ids == expected.ids
+    assert len(generation.ids) == 6
+    assert len(steps) == (5 if left >= 5 else 0)
+    for mine, plain in zip(generation.cache.layers, expected.cache.layers, strict=True):
+        assert relative_error(mine.keys, plain.keys) <= 1e-4
+        assert relative_error(mine.values, plain.values) <= 1e-4
+
+
+@GPU
+@pytest.mark.parametrize("where", ["cuda", "pinned", "cpu"])
+@pytest.mark.parametrize("rows", [10, 2048])
+def test_graphs_give_the_same_wherever_segments_lie(rng, where, rows):
+    from ragkv.loading.memory import InMemory
+
+    model = make_model("qwen2").cuda()
+    prompt = random_prompt(rng, chunks=(60, 190, 80))
+    plain = InMemory.computed(model, prompt)
+    store, room = (
+        plain.to(where),
+        Workspace(model, 384, rows=rows),
+    )  # 340 tokens: as many rows as slots
+    for name in ("full_prefill", "full_reuse", "probe", "a3", "cacheblend", "epic"):
+        selector = get_selector(name) if name.startswith("full") else get_selector(name, ratio=0.2)
+        expected = fused_prefill(model, prompt, plain, selector)
+        runs = [fused_prefill(model, prompt, store, selector, workspace=room) for _ in range(2)]
+        assert torch.equal(runs[0].selected, expected.selected)
+        assert torch.equal(runs[0].logits, runs[1].logits)
+        assert relative_error(runs[0].logits, expected.logits) <= 1e-4

@@ -1,0 +1,234 @@
+"""The Triton kernels against their plain versions, under Triton's interpreter where there is no GPU."""
+
+import pytest
+import torch
+from helpers import relative_error
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ragkv.fusion.cache import write as plain_write
+from ragkv.models.attention import attention_weights, get_backend
+from ragkv.models.rotary import Rotary
+
+pytest.importorskip("triton", reason="Triton is not installed")
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from ragkv.kernels.attention import Config, config, fitting, position_causal
+from ragkv.kernels.elementwise import gated, rms_norm, rotate
+from ragkv.kernels.placing import placing, write
+from ragkv.kernels.scores import attention_scores
+from ragkv.kernels.unpacking import unpacking
+from ragkv.store.quantize import CODECS, dequantize, quantize
+
+CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the kernels themselves")
+pytestmark = CPU_ONLY
+SMALL = Config(16, 16, 4, 2)  # several tiles and blocks also for a few tokens
+BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3}  # the interpreter has no products in bfloat16: tests/gpu has
+
+
+def dense(query, key, value, positions, scaling):
+    """All products at once, in float64."""
+    group = query.shape[1] // key.shape[1]
+    keys, values = (states.double().repeat_interleave(group, dim=1) for states in (key, value))
+    products = query.double() @ keys.mT * scaling
+    future = positions[:, None] < torch.arange(key.shape[2])
+    weights = products.masked_fill(future, float("-inf")).softmax(-1)
+    return weights @ values, weights
+
+
+@st.composite
+def cases(draw):
+    tokens = draw(st.integers(1, 70))
+    positions = sorted(draw(st.sets(st.integers(0, tokens - 1), min_size=1, max_size=25)))
+    kv_heads, group = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 3, 7]))
+    head_dim = draw(st.sampled_from([32, 48, 64, 80, 128]))
+    return tokens, positions, kv_heads, group, head_dim, draw(st.sampled_from(list(BOUNDS))), draw(st.integers(0, 99))
+
+
+def states(case):
+    tokens, positions, kv_heads, group, head_dim, dtype, seed = case
+    random = torch.Generator().manual_seed(seed)
+    query = torch.randn(1, len(positions), kv_heads * group, head_dim, generator=random).to(dtype).transpose(1, 2)
+    key, value = torch.randn(2, 1, kv_heads, tokens, head_dim, generator=random).to(dtype)
+    return query, key, value, torch.tensor(positions)
+
+
+@pytest.mark.parametrize("memory", [232448, 166912, 101376, 65536, 49152])  # H100, A100, RTX 4090, T4, and less
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [32, 80, 128, 256])
+def test_tiles_fit_into_what_a_gpu_shares(memory, dtype, head_dim):
+    wanted = config(head_dim, dtype)
+    chosen = fitting(wanted, head_dim, dtype, memory)
+    row = 2 ** (head_dim - 1).bit_length() * dtype.itemsize
+    assert (chosen.rows + 2 * chosen.stages * chosen.keys) * row <= memory
+    if (wanted.rows + 2 * wanted.stages * wanted.keys) * row <= memory:
+        assert chosen == wanted
+
+
+@settings(max_examples=12)
+@given(cases())
+@example((70, list(range(70)), 1, 2, 32, torch.float32, 0))
+@example((65, [64], 2, 7, 256, torch.float16, 1))
+@example((33, [0], 1, 1, 96, torch.float16, 2))
+def test_attention_equals_a_dense_softmax(case):
+    query, key, value, positions = states(case)
+    expected, _ = dense(query, key, value, positions, 0.4)
+    found = position_causal(query, key, value, positions, 0.4, tuned=SMALL)
+    assert found.dtype == query.dtype
+    assert relative_error(found, expected) <= BOUNDS[query.dtype]
+
+
+@settings(max_examples=8)
+@given(cases(), st.sampled_from([1.0, 2.0]))
+@example((200, [3, 190, 199], 1, 2, 32, torch.float32, 0), 2.0)
+def test_scores_equal_the_sum_of_dense_weights(case, power):
+    query, key, value, positions = states(case)
+    expected, weights = dense(query, key, value, positions, 0.4)
+    none, found = attention_scores(query, key, None, positions, 0.4, power, tuned=SMALL)
+    attended, same = attention_scores(query, key, value, positions, 0.4, power, tuned=SMALL)
+    assert none is None
+    assert torch.equal(found, same)
+    assert relative_error(attended, expected) <= BOUNDS[query.dtype]
+    assert relative_error(found, weights.pow(power).sum(2)[0]) <= 1e-4
+    assert relative_error(found, attention_weights(query, key, positions, 0.4, power)) <= 1e-4
+
+
+@settings(max_examples=8)
+@given(cases(), st.integers(1, 40), st.integers(0, 30))
+def test_rows_at_no_position_see_and_leave_nothing(case, pads, room):
+    """Padded, and with room behind the last token that holds other keys, all else is as without."""
+    query, key, value, positions = states(case)
+    wide = torch.cat((torch.ones_like(query[:, :, :1]).expand(-1, -1, pads, -1), query), dim=2)
+    more = [
+        torch.cat((part, 3 * torch.ones_like(part[:, :, :1]).expand(-1, -1, room, -1)), dim=2) for part in (key, value)
+    ]
+    where = torch.cat((torch.full((pads,), -1), positions))
+    attended, scores = attention_scores(wide, *more, where, 0.4, 2.0, tuned=SMALL)
+    expected, weights = dense(query, key, value, positions, 0.4)
+    assert attended.isfinite().all()
+    assert (scores[:, key.shape[2] :] == 0).all()
+    assert relative_error(attended[:, :, pads:], expected) <= BOUNDS[query.dtype]
+    assert relative_error(scores[:, : key.shape[2]], weights.square().sum(2)[0]) <= 1e-4
+    assert position_causal(wide, *more, where, 0.4, tuned=SMALL).isfinite().all()
+
+
+def angles(random, positions, head_dim):
+    """Cosines and sines of some positions."""
+    half = torch.rand(positions, head_dim // 2, generator=random) * 6
+    return [f(torch.cat((half, half), 1))[None] for f in (torch.cos, torch.sin)]
+
+
+@settings(max_examples=15)
+@given(
+    count=st.integers(0, 40),
+    kv_heads=st.integers(1, 3),
+    head_dim=st.sampled_from([8, 32, 80]),
+    dtype=st.sampled_from(list(BOUNDS)),
+    seed=st.integers(0, 99),
+)
+def test_writing_rotates_as_the_plain_version(count, kv_heads, head_dim, dtype, seed):
+    random = torch.Generator().manual_seed(seed)
+    cos, sin = angles(random, 50, head_dim)
+    fresh = torch.randn(1, count, 2 * kv_heads, head_dim, generator=random).to(dtype).transpose(1, 2).chunk(2, dim=1)
+    positions, slots = (torch.randperm(50, generator=random)[:count] for _ in range(2))
+    room = torch.randn(2, 1, kv_heads, 50, head_dim, generator=random).to(dtype)
+    mine, plain = room.clone(), room.clone()
+    write(tuple(mine), fresh, cos, sin, positions, slots)
+    plain_write(tuple(plain), fresh, Rotary(cos, sin), positions, slots)
+    torch.testing.assert_close(mine, plain, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5)
+    untouched = torch.ones(50, dtype=torch.bool).index_fill(0, slots, False)
+    assert torch.equal(mine[:, :, :, untouched], room[:, :, :, untouched])
+
+
+@settings(max_examples=15)
+@given(
+    lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4),
+    kv_heads=st.integers(1, 2),
+    head_dim=st.sampled_from([8, 80]),
+    dtype=st.sampled_from(list(BOUNDS)),
+    source=st.integers(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_segments_are_placed_side_by_side(lengths, kv_heads, head_dim, dtype, source, seed):
+    random, tokens = torch.Generator().manual_seed(seed), sum(lengths)
+    cos, sin = angles(random, tokens, head_dim)
+    segments = [torch.randn(3, 2, kv_heads, length, head_dim, generator=random).to(dtype) for length in lengths]
+    mine, plain = torch.zeros(2, 3, 2, 1, kv_heads, tokens + 2, head_dim, dtype=dtype)
+    place = placing(segments, [tuple(room) for room in mine], cos, sin)
+    place(range(1, 3), source)
+    order = torch.arange(tokens)
+    for layer in (1, 2):
+        keys, values = torch.cat([states[layer - 1 + source] for states in segments], dim=2)[:, None]
+        plain_write(tuple(plain[layer]), (keys, values), Rotary(cos, sin), order, order)
+    torch.testing.assert_close(mine, plain, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5)
+
+
+@settings(max_examples=25)
+@example(lengths=[33, 1], kv_heads=1, head_dim=80, dtype=torch.bfloat16, format="fp8", count=2, seed=0)
+@given(
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    kv_heads=st.integers(1, 2),
+    head_dim=st.sampled_from([8, 80]),
+    dtype=st.sampled_from([*BOUNDS, torch.bfloat16]),
+    format=st.sampled_from(sorted(CODECS)),
+    count=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+def test_unpacking_gives_the_bits_of_dequantize(lengths, kv_heads, head_dim, dtype, format, count, seed):
+    random, layers = torch.Generator().manual_seed(seed), 2
+    codes, expected = [], []
+    for length in lengths:
+        exact = torch.randn(layers, 2, kv_heads, length, head_dim, generator=random)
+        packed, *scales = quantize(exact * 10 ** (torch.rand(exact.shape, generator=random) * 8 - 6), format)
+        by_layer = [part[i].flatten().view(torch.uint8) for i in range(layers) for part in (packed, *scales)]
+        codes.append(torch.cat(by_layer))
+        some = [dequantize(packed[i], *(s[i] for s in scales), format, dtype) for i in range(count)]
+        expected.append(torch.stack(some))
+    sizes = [layers * 2 * kv_heads * length * head_dim for length in lengths]
+    rooms = torch.zeros(sum(sizes), dtype=dtype).split(sizes)
+    numbers = [room.view(layers, 2, kv_heads, n, head_dim) for room, n in zip(rooms, lengths, strict=True)]
+    unpacking(torch.cat(codes).split([len(part) for part in codes]), numbers, format, CODECS[format].packed)(count)
+    for found, wanted in zip(numbers, expected, strict=True):
+        assert torch.equal(found[:count], wanted)
+        assert not found[count:].any()  # room of layers that did not arrive
+
+
+@settings(max_examples=15)
+@given(
+    tokens=st.integers(1, 40),
+    heads=st.integers(1, 3),
+    head_dim=st.sampled_from([8, 32, 80]),
+    dtype=st.sampled_from(list(BOUNDS)),
+    seed=st.integers(0, 99),
+)
+def test_rotation_equals_the_plain_one(tokens, heads, head_dim, dtype, seed):
+    random = torch.Generator().manual_seed(seed)
+    cos, sin = angles(random, 99, head_dim)
+    positions = torch.randperm(99, generator=random)[:tokens]
+    states = torch.randn(1, tokens, heads, head_dim, generator=random).to(dtype).transpose(1, 2)
+    found = rotate(states, cos, sin, positions)
+    assert relative_error(found, Rotary(cos, sin)(states, positions)) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("width", [1, 64, 100, 4096])
+def test_norms_are_transformers_own(width, dtype):
+    module = LlamaRMSNorm(width, eps=1e-5).to(dtype)
+    module.weight.data.normal_()
+    hidden = (torch.randn(2, 3, width) * 5).to(dtype)
+    assert relative_error(rms_norm(hidden, module.weight, 1e-5), module(hidden)) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_gates_equal_the_plain_ones(dtype):
+    gate, up = (torch.randn(2, 2, 5, 1000) * 4).to(dtype)
+    assert relative_error(gated(gate, up), torch.nn.functional.silu(gate) * up) <= BOUNDS[dtype]
+
+
+def test_what_the_kernel_does_not_have_is_refused():
+    query = torch.zeros(1, 1, 1, 320)
+    with pytest.raises(ValueError, match=r"head dimensions up to 256 .* not 320 in float32: use backend sdpa"):
+        get_backend("triton")(query, query, query, torch.tensor([0]), 1.0)
+    query = torch.zeros(1, 1, 1, 32, dtype=torch.float64)
+    with pytest.raises(ValueError, match="not 32 in float64"):
+        get_backend("triton")(query, query, query, torch.tensor([0]), 1.0)

@@ -1,0 +1,35 @@
+"""A small profile for tests, and its evaluation."""
+
+import yaml
+
+from ragkv.experiment.evaluation import evaluate
+from ragkv.experiment.experiment import Experiment
+
+PROFILE = {
+    "models": ["tiny-llama"],
+    "chunk_tokens": 64,
+    "benchmarks": {
+        "ruler": {
+            "source": "tiny",
+            "tasks": {"vt_1": {"prompts": 3, "lengths": [256], "ratios": [0.1, 1.0], "max_new_tokens": 4}},
+        }
+    },
+    "methods": [{"selector": "full_prefill"}, {"selector": "full_reuse"}, {"selector": "a3"}],
+}
+
+
+def write_profile(root, **changes):
+    folder = root / "params"
+    folder.mkdir(exist_ok=True)
+    (folder / "p.yaml").write_text(yaml.safe_dump(PROFILE | changes))
+    return Experiment.load("p", root=root)
+
+
+def run(experiment, tiny):
+    """Evaluate from scratch: what was finished before is forgotten."""
+    experiment.outputs.summary("ruler", "vt_1").unlink(missing_ok=True)
+    return evaluate(experiment, "ruler", "vt_1", *tiny, progress=False)
+
+
+def without_times(rows):
+    return rows.drop(columns=["ttft", "tpot", "load", "select"])

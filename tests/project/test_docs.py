@@ -1,0 +1,157 @@
+"""The documentation: the site builds without a network, its links lead somewhere, what it quotes is so."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from helpers import ROOT
+from pymdownx.slugs import slugify
+
+from ragkv.experiment.experiment import Experiment
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+SLUG = slugify(case="lower")
+
+
+def name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def without_code(text):
+    return re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
+    offline = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | offline)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+class _Loaded(HTMLParser):
+    """What a page loads by itself, and what is an anchor in it or a link to follow."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.loaded, self.links, self.anchors = [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.anchors |= {given[key] for key in ("id", "name") if given.get(key)}
+        if tag == "a":
+            self.links.append(given.get("href"))
+        else:
+            self.loaded += [given[key] for key in ("src", "href") if given.get(key)]
+
+
+def test_site_loads_nothing_from_elsewhere(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 40
+    for page in pages:
+        for target in _Loaded(page.read_text()).loaded:
+            assert target.startswith("data:") or not re.match(r"(\w+:)?//", target), (page, target)
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", sheet.read_text()), sheet
+
+
+def test_site_links_lead_somewhere(site):
+    pages = {page: _Loaded(page.read_text()) for page in site.rglob("*.html") if page.name != "404.html"}
+    followed = 0
+    for page, seen in pages.items():
+        for link in seen.links + seen.loaded:
+            if link is None or re.match(r"\w+:|//", link):
+                continue
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), (name_in(site, page), link)
+            assert not anchor or target not in pages or anchor in pages[target].anchors, (name_in(site, page), link)
+            followed += 1
+    assert followed > 1000
+
+
+def name_in(site, page):
+    return page.relative_to(site).as_posix()
+
+
+def test_site_has_every_module_notebook_and_page(site):
+    rooms = {path.stem for path in (ROOT / "ragkv").glob("*.py")} - {"__init__", "__main__"}
+    rooms |= {path.parent.name for path in (ROOT / "ragkv").glob("*/__init__.py")}
+    assert {path.stem for path in (site / "api").glob("*.html")} == rooms | {"index"}
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        assert (site / "notebooks" / f"{notebook.stem}.html").exists()
+    store = (site / "api/store.html").read_text()
+    assert 'id="ragkv.store.kvstore.KVStore.write"' in store and "The folder is read-only or the disk full" in store
+    guide = (site / "guide.html").read_text()
+    assert 'href="notebooks/00_environment.html"' in guide and 'href="api/selectors.html"' in guide
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists() and target.is_relative_to(ROOT), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", without_code(target.read_text()), re.M)
+            assert anchor in {SLUG(re.sub(r"[`*]", "", heading), "-") for heading in headings}, link
+
+
+def python_blocks(page):
+    """The page's code; a block whose title says what it needs is left out."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=name)
+def test_code_runs(page, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs/reference").symlink_to(ROOT / "outputs/reference")
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(python_blocks(page)))
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if page.name == "README.md":
+        assert done.stdout.startswith("414 ")
+
+
+def profiles(page):
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.S | re.M)
+    return [block for block in blocks if re.search(r"^models:", block, re.M)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if profiles(page)], ids=name)
+def test_profiles_are_valid(page, tmp_path):
+    (tmp_path / "params").mkdir()
+    for number, text in enumerate(profiles(page)):
+        (tmp_path / f"params/p{number}.yaml").write_text(text)
+        assert Experiment.load(f"p{number}", root=tmp_path).tasks
+
+
+def messages():
+    """Every text in the package with enough of its own words, as a pattern: what is filled in may be anything."""
+    for path in (ROOT / "ragkv").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            fixed = [part.value if isinstance(part, ast.Constant) else None for part in parts]
+            if not all(isinstance(part, str | None) for part in fixed) or sum(len(part or "") for part in fixed) < 20:
+                continue
+            yield "".join(".+" if part is None else re.escape(part).replace("%s", ".+") for part in fixed)
+
+
+@pytest.mark.parametrize(("page", "least"), [("troubleshooting", 30), ("explorer", 6)])
+def test_quoted_messages_are_in_the_source(page, least):
+    text = (ROOT / f"docs/{page}.md").read_text()
+    quoted = [line for block in re.findall(r"^```text\n(.*?)^```", text, re.S | re.M) for line in block.splitlines()]
+    assert len(quoted) >= least
+    known = [re.compile(pattern) for pattern in messages()]
+    stale = [line for line in quoted if not any(pattern.fullmatch(line) for pattern in known)]
+    assert not stale

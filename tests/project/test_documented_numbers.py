@@ -1,0 +1,144 @@
+"""Numbers in the README and the documentation are those of the recorded runs that stand before them."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+from helpers import ROOT
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+RECORDED = ROOT / "outputs/reference"
+TASKS = {"tracking": "ruler-vt_3", "two-hop": "longbench-2wikimqa"}
+
+
+def tables(page):
+    """A page's tables: the last recorded run that was linked before each, its header, and its rows."""
+    run, table = None, []
+    for line in [*page.read_text().splitlines(), ""]:
+        if line.startswith("|"):
+            table.append([cell.strip() for cell in line.strip("|").split("|")])
+        else:
+            if table:
+                yield run, table[0], table[2:]
+            table = []
+            run = (re.findall(r"outputs/reference/([\w.-]+)\)", line) or [run])[-1]
+
+
+def rounded(shown, value):
+    """Whether a number, as it is shown, is the value rounded to as many digits."""
+    digits = len(shown.partition(".")[2])
+    return abs(float(shown) - value) <= 0.5001 * 10**-digits
+
+
+def numbers_of(check):
+    """Every number that a kind of table shows in some page, with what was recorded."""
+    return [(page.name, *found) for page in PAGES for table in tables(page) for found in check(*table)]
+
+
+def scores(run, header, rows):
+    if header[1:] != ["`tiny-llama`", "`tiny-mistral`", "`tiny-qwen`"]:
+        return
+    for label, *cells in rows:
+        task, method, ratio = re.fullmatch(r"([\w-]+): `([^`]+)`(?: at (\d+) %)?", label).groups()
+        for model, cell in zip(header[1:], cells, strict=True):
+            table = pd.read_csv(RECORDED / run / f"{model.strip('`')}-{TASKS[task]}.csv")
+            found = table[table["method"] == method]
+            found = found if ratio is None else found[(found["ratio"] - float(ratio) / 100).abs() < 1e-9]
+            yield label, cell, found["score"].item()
+
+
+def prefills(run, header, rows):
+    if not re.fullmatch(r"bench-h\d+-.*json", run or "") or header[0] != "tokens" or "ms" in rows[0][1]:
+        return
+    table = pd.DataFrame(json.loads((RECORDED / run).read_text())["rows"])
+    for label, *cells in rows:
+        name, share = re.match(r"(transformers|`\w+`)(?: at (\d+) %)?", label).groups()
+        hops = next((i for i, words in enumerate(("one hop", "two hops", "three hops"), 1) if words in label), 0)
+        kept = table[(table["selector"] == name.strip("`")) & (table["hops"].fillna(0) == hops)]
+        if share:
+            kept = kept[(kept["ratio"] - float(share) / 100).abs() < 1e-9]
+        tier = next((place for place in ("pinned", "page cache", "disk") if place in label), "cuda")
+        kept = kept[kept["tier"].isin(["", tier])]
+        for length, cell in zip(header[1:], cells, strict=True):
+            row = kept[kept["tokens"] == int(length.replace(",", ""))].squeeze()
+            time, speed_up = re.fullmatch(r"([\d.]+)(?: \(([\d.]+)\))?", cell).groups()
+            yield label, time, row["p50"]
+            if speed_up:
+                yield label, speed_up, row["speed-up"]
+
+
+def attention(run, header, rows):
+    if run != "bench-h100-llama-3-8b.json" or header[0] != "tokens" or "ms" not in rows[0][1]:
+        return
+    table = pd.DataFrame(json.loads((RECORDED / run).read_text())["attention"])
+    for label, *cells in rows:
+        for length, cell in zip(header[1:], cells, strict=True):
+            same = (table["backend"] == label.split("`")[1]) & (table["tokens"] == int(length.replace(",", "")))
+            time, speed = re.fullmatch(r"([\d.]+) ms, (\d+) TFLOP/s", cell).groups()
+            yield label, time, table[same]["ms"].item()
+            yield label, speed, table[same]["tflops"].item()
+
+
+def on_a_cpu(run, header, rows):
+    if run != "bench-cpu.json" or header[1:] != ["TTFT, median", "speed-up"]:
+        return
+    table = json.loads((RECORDED / run).read_text())["prefill"]
+    for label, time, speed_up in rows:
+        row = table[label.split(",")[0].strip("`")]
+        yield label, time.removesuffix(" ms"), row["p50"]
+        yield label, speed_up, row["speed-up"]
+
+
+def checking(run, header, rows):
+    if run != "store.json" or header[1:] != ["plain read of the same files", "`verify`", "ratio"]:
+        return
+    times = json.loads((RECORDED / run).read_text())["times"]
+    for label, *cells in rows:
+        plain, verify = (times[label][name]["p50"] for name in ("plain read", "verify"))
+        for cell, value in zip(cells, (plain, verify, verify / plain), strict=True):
+            yield label, cell.removesuffix(" ms"), value
+
+
+def segments(run, header, rows):
+    if run != "store.json" or header[1:] != ["read", "against a folder", "written", "against a folder"]:
+        return
+    times = json.loads((RECORDED / run).read_text())["times"]
+    for label, *cells in rows:
+        place = max((name for name in times["read"] if label.startswith(name)), key=len)
+        found = [(times[way][place]["p50"], times[way]["folder"]["p50"]) for way in ("read", "write")]
+        values = [value for time, folder in found for value in (time, time / folder)]
+        for cell, value in zip(cells, values, strict=True):
+            yield label, cell.removesuffix(" ms"), value
+
+
+CHECKS = [(scores, 100), (prefills, 70), (attention, 24), (on_a_cpu, 12), (checking, 6), (segments, 16)]
+
+
+@pytest.mark.parametrize(("check", "least"), CHECKS)
+def test_tables_are_the_recorded_runs(check, least):
+    shown = numbers_of(check)
+    assert len(shown) >= least
+    assert [wrong for wrong in shown if not rounded(*wrong[2:])] == []
+
+
+def test_readme_says_what_the_figure_shows():
+    score = pd.read_csv(RECORDED / "tiny/tiny-llama-longbench-2wikimqa.csv").set_index(["method", "ratio"])["score"]
+    time = pd.read_csv(RECORDED / "tiny/tiny-llama-longbench-times.csv").set_index(["method", "ratio"])["speed-up"]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    share = {method: f"{100 * score[method, 0.15]:.0f} %" for method in ("cacheblend", "epic", "surprisal")}
+    assert score["full_prefill", 1.0] == score["a3", 0.05] == 1
+    assert f"plain reuse {100 * score['full_reuse', 0.0]:.0f} %." in text
+    assert f"CacheBlend answers {share['cacheblend']}, EPIC {share['epic']}, the most surprising tokens" in text
+    assert f"tokens {share['surprisal']}." in text
+    assert time["a3", 0.15] > 2, "less than half of the full prefill's time"
+
+
+def test_cluster_page_says_what_shards_take():
+    found = json.loads((RECORDED / "shards.json").read_text())
+    text = " ".join((ROOT / "docs/cluster.md").read_text().split())
+    whole, shards = (f"{found[name]['seconds']:.1f} s" for name in ("whole", "shards"))
+    assert f"{found['parameters']['prompts']} prompts of tracking on `{found['parameters']['model']}`" in text
+    assert f"{found['rows']} rows, take {whole} as a whole and {shards} in two shards side by side" in text
+    assert f"included: {found['seconds ratio']:.2f} of the time, medians of five runs" in text
+    assert (found["parameters"]["shards"], found["parameters"]["repeats"], found["same table"]) == (2, 5, True)

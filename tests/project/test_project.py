@@ -1,0 +1,150 @@
+"""The repository itself: its environments agree, its notebooks are in order, its README's code runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import ROOT
+
+import ragkv
+from ragkv.benchmarks import BENCHMARKS
+from ragkv.eviction import EVICTIONS
+from ragkv.experiment.experiment import Experiment
+from ragkv.selectors import SELECTORS
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_conda_environment_installs_the_same():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert f"python{PROJECT['requires-python']}" in conda
+    (requirement,) = next(entry["pip"] for entry in conda if isinstance(entry, dict))
+    extras = re.fullmatch(r"-e \.\[(.*)\]", requirement)[1].split(",")
+    assert set(extras) == set(PROJECT["optional-dependencies"]) - {"gpu", "s3", "slurm"}  # tests have s3fs too
+    installed = re.search(r"-e '(\..*)'", (ROOT / "Makefile").read_text())[1]
+    assert f"-e {installed}" == requirement
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_in_order(path):
+    notebook = json.loads(path.read_text())
+    tags = [cell["metadata"].get("tags", []) for cell in notebook["cells"]]
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert sum("parameters" in t for t in tags) == 1
+    checked = [cell for cell, t in zip(notebook["cells"], tags, strict=True) if "nbval-check-output" in t]
+    assert checked
+    assert all(cell["execution_count"] and cell["outputs"] for cell in checked), "run `make notebooks`"
+    assert notebook["cells"][0]["cell_type"] == "markdown"
+    assert str(ROOT) not in path.read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)
+def test_profiles_are_valid(path):
+    assert Experiment.load(path.stem, root=ROOT).tasks
+
+
+def test_readme_begins_with_few_lines_of_code():
+    library = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    assert len([line for line in library.splitlines() if line.strip()]) <= 15
+
+
+def documented():
+    """The README and the pages that it leads to."""
+    return "\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+
+
+def test_documentation_names_every_benchmark_notebook_selector_and_profile():
+    text = documented()
+    notebooks = [path.stem for path in NOTEBOOKS]
+    profiles = {path.stem for path in (ROOT / "params").glob("*.yaml")} - {"paper", "smoke"}
+    assert [name for name in [*BENCHMARKS, *SELECTORS, *EVICTIONS, *notebooks] if f"`{name}`" not in text] == []
+    assert [name for name in profiles if name not in text] == []
+
+
+FOUND = re.findall(r"(?:`|^)((?:make|ragkv|python -m) [a-z][\w.-]*(?: [^`\n#|\\]+)?)", documented(), re.M)
+COMMANDS = sorted({re.sub("^ragkv ", "python -m ragkv ", text).strip() for text in FOUND})
+PROGRAM = re.compile(r"python -m (ragkv(?: [a-z]+\b(?!\S))+|\S+)")
+PROGRAMS = sorted({PROGRAM.match(text)[1] for text in COMMANDS if text.startswith("python")})
+ENVIRONMENT = os.environ | {
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "COLUMNS": "200",  # an option on one line
+}
+
+
+def command(*words):
+    """Run it; `make` takes what is installed as it is."""
+    given = [sys.executable, *words[1:]] if words[0] == "python" else ["make", "-o", ".venv/.installed", *words[1:]]
+    done = subprocess.run(given, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("text", [text for text in COMMANDS if text.startswith("make")])
+def test_documented_make_command_is_there(text):
+    words = text.split()
+    for word in words:
+        if word.startswith("PROFILE=") and "<" not in word and word != "PROFILE=mine":
+            assert (ROOT / f"params/{word.removeprefix('PROFILE=')}.yaml").exists()
+    assert command(words[0], "-n", *(word for word in words[1:] if "<" not in word))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_documented_program_takes_its_options(program):
+    said = command("python", "-m", *program.split(), "--help")
+    called = [text for text in COMMANDS if (found := PROGRAM.match(text)) and found[1] == program]
+    options = {word for text in called for word in text.split() if word.startswith("--")}
+    assert called and all(option in said for option in options)
+
+
+QUICK = {  # a documented command, and one like it that takes seconds
+    "make help": "make help",
+    "make dry-run": "make dry-run PROFILE=smoke",
+    "python -m ragkv.planning": "python -m ragkv.planning llama-3-8b --tflops 400 --bandwidth 2.5",
+    "python -m ragkv.bench": "python -m ragkv.bench --tokens 128 --repeats 2 --out {folder}/bench.json",
+    "python -m ragkv.calibrate": "python -m ragkv.calibrate tiny-llama --prompts 1 --length 512 --out {folder}/c.json",
+    "python -m ragkv.tiny": "python -m ragkv.tiny --steps 1 --tokens 1024 --out {folder}/tiny",
+}
+
+
+@pytest.mark.parametrize("start", QUICK)
+def test_documented_command_runs(start, tmp_path):
+    assert any(text.startswith(start) for text in COMMANDS)
+    command(*QUICK[start].format(folder=tmp_path).split())
+    assert list(tmp_path.iterdir()) or "{folder}" not in QUICK[start]
+
+
+def test_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= set(citation)
+    assert (citation["version"], citation["license"]) == (ragkv.__version__, PROJECT["license"])
+    (paper,) = citation["references"]
+    assert {"type", "title", "authors"} <= set(paper)
+    assert all({"family-names", "given-names"} == set(author) for author in paper["authors"])
+    assert paper["identifiers"][0]["value"] == "arXiv:2511.17560"
+    assert paper["url"].endswith("2511.17560")
+    assert f"## {ragkv.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_continuous_integration_calls_the_targets_of_the_makefile():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    called = [step["run"] for step in job["steps"] if "run" in step]
+    assert {"make test", "make lint", "make docs"} <= set(called)
+    assert all(command(*text.split()[:1], "-n", *text.split()[1:]) for text in called)
+
+
+def test_embedded_weights_are_small_and_bf16():
+    from safetensors import safe_open
+
+    for path in (ROOT / "ragkv/tiny/weights").glob("*/model.safetensors"):
+        assert path.stat().st_size <= 16e6
+        with safe_open(path, "pt") as weights:
+            assert all(weights.get_tensor(name).dtype == torch.bfloat16 for name in weights.keys())  # noqa: SIM118

@@ -1,0 +1,227 @@
+"""A prompt's parts are what the chat template says, for templates of the shapes that the model families have."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import pytest
+from helpers import byte_level_bpe
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from ragkv import chat_parts, encode
+from ragkv.prompt.chunking import chunk_document
+
+LLAMA = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+QWEN = ("<|im_start|>", "<|im_end|>")
+LLAMA_TURN = (
+    "{{ '<|start_header_id|>user<|end_header_id|>\n\n' + (messages[0]['content'] | trim) + '<|eot_id|>' }}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+QWEN_TURN = (
+    "{{ '<|im_start|>user\n' + messages[0]['content'] + '<|im_end|>\n' }}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family's template, written anew in the shape that it has; and what the prompt is to look like."""
+
+    special: tuple[str, ...]
+    template: str | None
+    begins: str  # the text before the user's words
+    ends: str  # the text behind them
+    bos: str | None = None
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """A byte-level one with the family's special tokens; it puts the family's BOS before every text."""
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=byte_level_bpe(*self.special).backend_tokenizer,
+            bos_token=self.bos,
+            additional_special_tokens=list(self.special),
+            chat_template=self.template,
+            clean_up_tokenization_spaces=False,
+        )
+        if self.bos is not None:
+            tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+                single=f"{self.bos} $A", special_tokens=[(self.bos, tokenizer.bos_token_id)]
+            )
+        return tokenizer
+
+
+FAMILIES = {
+    "llama-3": Family(
+        LLAMA,
+        "{{ bos_token }}" + LLAMA_TURN,
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        bos="<|begin_of_text|>",
+    ),
+    "llama-3.1": Family(
+        LLAMA,
+        "{{ bos_token + '<|start_header_id|>system<|end_header_id|>\n\nDate: 1 May\n\n<|eot_id|>' }}" + LLAMA_TURN,
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nDate: 1 May\n\n<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n",
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        bos="<|begin_of_text|>",
+    ),
+    "mistral-v0.2": Family(
+        ("<s>", "</s>"),
+        "{{ bos_token + '[INST] ' + messages[0]['content'] + ' [/INST]' }}",
+        "<s>[INST] ",
+        " [/INST]",
+        bos="<s>",
+    ),
+    "mistral-v0.3": Family(
+        ("<s>", "</s>", "[INST]", "[/INST]"),
+        "{{ bos_token + '[INST]' + messages[0]['content'] + '[/INST]' }}",
+        "<s>[INST]",
+        "[/INST]",
+        bos="<s>",
+    ),
+    "qwen2.5": Family(
+        QWEN,
+        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe of help.<|im_end|>\n' }}{% endif %}"
+        "{{ '<|im_start|>user\n' + messages[0]['content'] + '<|im_end|>\n' }}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        "<|im_start|>system\nBe of help.<|im_end|>\n<|im_start|>user\n",
+        "<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "qwen3": Family(
+        (*QWEN, "<think>", "</think>"),
+        QWEN_TURN,
+        "<|im_start|>user\n",
+        "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    ),
+    "base": Family(("<|begin_of_text|>", "<|end_of_text|>"), None, "<|begin_of_text|>", "", bos="<|begin_of_text|>"),
+}
+WITH_TEMPLATE = [name for name, family in FAMILIES.items() if family.template]
+WITH_BOS_IN_IT = [name for name in WITH_TEMPLATE if FAMILIES[name].bos]
+BEFORE, DOCUMENT, AFTER = "Read this.\n", "The tide turned. The bell rang!", "\nWho rang the bell?"
+# no character that special tokens are made of
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<>[]|\N{BULLET}"), max_size=30)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param]
+
+
+def rendered(family, content):
+    """The whole message in the template, without any cutting."""
+    if family.template is None:
+        return family.bos + content
+    return family.tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+
+
+def bos_count(family, ids):
+    return sum(i == family.tokenizer.bos_token_id for i in ids)
+
+
+@settings(max_examples=40)
+@given(before=texts, document=texts, after=texts, answer=texts)
+def test_the_parts_and_the_document_are_the_templates_text(family, before, document, after, answer):
+    document = f"a{document}z"  # white space at the ends of the whole message is the template's business
+    prefix, question = chat_parts(family.tokenizer, before, after, answer)
+    ids = prefix + encode(family.tokenizer, document) + question
+    text = rendered(family, before + document + after) + answer
+    assert family.tokenizer.decode(ids) == text
+    for token in family.special:
+        assert ids.count(family.tokenizer.convert_tokens_to_ids(token)) == text.count(token)
+    if family.bos is None:
+        assert family.tokenizer.bos_token_id is None
+    else:
+        assert ids[0] == family.tokenizer.bos_token_id and bos_count(family, ids) == 1
+
+
+def test_each_part_holds_its_side_of_the_template(family):
+    prefix, question = chat_parts(family.tokenizer, BEFORE, AFTER)
+    decode = family.tokenizer.decode
+    assert decode(prefix) == family.begins + BEFORE
+    assert decode(question) == AFTER + family.ends
+
+
+@pytest.mark.parametrize("name", WITH_TEMPLATE)
+def test_the_assistants_header_ends_the_question_and_the_answer_follows(name):
+    family = FAMILIES[name]
+    header = encode(family.tokenizer, family.ends.strip(" "), special=True)
+    _, question = chat_parts(family.tokenizer, BEFORE, AFTER)
+    assert question[-len(header) :] == header
+    _, answered = chat_parts(family.tokenizer, BEFORE, AFTER, "The keeper")
+    assert family.tokenizer.decode(answered) == family.tokenizer.decode(question) + "The keeper"
+
+
+def test_without_chat_it_is_plain_text(family):
+    prefix, question = chat_parts(family.tokenizer, BEFORE, AFTER, " So", chat=False)
+    start = [] if family.bos is None else [family.tokenizer.bos_token_id]
+    assert prefix == start + encode(family.tokenizer, BEFORE)
+    assert question == encode(family.tokenizer, AFTER + " So")
+
+
+@pytest.mark.parametrize("name", WITH_BOS_IN_IT)
+def test_a_bos_in_the_template_and_one_of_the_tokenizer_are_not_two(name):
+    family = FAMILIES[name]
+    careless = family.tokenizer(rendered(family, BEFORE + DOCUMENT + AFTER)).input_ids
+    assert bos_count(family, careless) == 2
+    prefix, question = chat_parts(family.tokenizer, BEFORE, AFTER)
+    assert bos_count(family, prefix) == 1 and bos_count(family, question) == 0
+
+
+def test_a_bos_that_only_the_template_has_is_kept():
+    family = replace(FAMILIES["llama-3"])  # with a tokenizer of its own
+    family.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    assert bos_count(family, family.tokenizer("").input_ids) == 0
+    prefix, _ = chat_parts(family.tokenizer, BEFORE, AFTER)
+    assert prefix[0] == family.tokenizer.bos_token_id and bos_count(family, prefix) == 1
+
+
+def test_thinking_is_left_out_where_the_template_can():
+    qwen = FAMILIES["qwen3"]
+    thinking = qwen.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Who?"}], tokenize=False, add_generation_prompt=True
+    )
+    assert "<think>" not in thinking  # the model would open it itself
+    think, done = (qwen.tokenizer.convert_tokens_to_ids(token) for token in ("<think>", "</think>"))
+    _, question = chat_parts(qwen.tokenizer, BEFORE, AFTER)
+    assert [i for i in question if i in (think, done)] == [think, done]
+
+
+def space_before_every_text() -> PreTrainedTokenizerFast:
+    """A tokenizer of the kind that Llama-2 and Mistral have: a space goes before every text; line breaks are bytes."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, show_progress=False, special_tokens=["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    )
+    tokenizer.train_from_iterator(["the tide turned and the boat came home. Who saw it? It is here."], trainer)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always"), decoders.Fuse()]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", clean_up_tokenization_spaces=False)
+
+
+def test_parts_of_a_prompt_get_no_space_before_them():
+    tokenizer = space_before_every_text()
+    before, document, after = "the tide. ", "the boat came home.", "\nWho saw it?"
+    whole = tokenizer(before + document + after, add_special_tokens=False).input_ids
+    prefix, question = chat_parts(tokenizer, before, after)
+    assert tokenizer("the", add_special_tokens=False).input_ids != encode(tokenizer, "the")  # the space is there
+    assert tokenizer.decode(prefix + encode(tokenizer, document) + question) == tokenizer.decode(whole)
+    assert "".join(tokenizer.convert_ids_to_tokens(encode(tokenizer, document)))[0] == "t"
+
+
+def test_special_tokens_in_a_document_are_only_text():
+    tokenizer = byte_level_bpe(*LLAMA)
+    text = "He wrote <|begin_of_text|> and <|eot_id|> on the wall."
+    special = set(tokenizer.convert_tokens_to_ids(list(LLAMA)))
+    for by in ("tokens", "sentences"):
+        ids = [i for chunk in chunk_document(tokenizer, text, by=by).chunks for i in chunk]
+        assert not special & set(ids)
+        assert tokenizer.decode(ids) == text
+    assert special & set(encode(tokenizer, text, special=True))

@@ -1,0 +1,117 @@
+"""Prompts: where tokens stand, which segments they need, and the parts of a chat turn."""
+
+from itertools import chain
+from random import Random
+
+import pytest
+from helpers import BOS, random_ids, random_prompt
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ragkv import Prompt, chat_parts, split_ids
+from ragkv.prompt import Segment
+from ragkv.tiny.language import WORD_IDS, build_tokenizer
+
+ids = st.lists(st.integers(0, 99), max_size=30)
+some_ids = st.lists(st.integers(0, 99), min_size=1, max_size=9)
+
+
+@given(ids, st.lists(some_ids, max_size=5), some_ids)
+def test_spans_cut_the_ids_into_their_parts(prefix, chunks, question):
+    prompt = Prompt(prefix, chunks, question)
+    assert prompt.ids == (*prefix, *chain(*chunks), *question)
+    assert [[prompt.ids[i] for i in span] for span in prompt.chunk_spans] == chunks
+    assert [prompt.ids[i] for i in prompt.document_span] == list(chain(*chunks))
+    assert [prompt.ids[i] for i in prompt.question_span] == question
+    everything = [*range(len(prefix)), *prompt.document_span, *prompt.question_span]
+    assert everything == list(range(len(prompt.ids)))
+
+
+@given(st.lists(st.integers(), max_size=50), st.integers(1, 60))
+def test_windows_joined_are_the_ids_again(ids, size):
+    windows = split_ids(ids, size)
+    assert [i for window in windows for i in window] == ids
+    assert all(len(window) == size for window in windows[:-1])
+    assert all(1 <= len(window) <= size for window in windows)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_chunk_size_below_one_is_refused(size):
+    with pytest.raises(ValueError, match=str(size)):
+        split_ids([1, 2, 3], size)
+
+
+def test_an_empty_chunk_is_named():
+    with pytest.raises(ValueError, match="chunk 2 of 3"):
+        Prompt([1], [[5], [], [6]], [7])
+
+
+def test_an_empty_question_is_refused():
+    with pytest.raises(ValueError, match="question is empty"):
+        Prompt([1], [[5]], [])
+
+
+@pytest.mark.parametrize("contexts", [[], [[1]], [[1], [1], [1]]])
+def test_there_is_one_context_per_chunk(contexts):
+    with pytest.raises(ValueError, match=f"{len(contexts)} contexts for 2 chunks"):
+        Prompt([1], [[5], [6]], [7], contexts)
+
+
+def test_chunks_stand_behind_bos_where_the_prompt_begins_with_it():
+    prompt = Prompt([BOS, 8], [[5, 6], [7]], [9])
+    assert prompt.segments(BOS) == [Segment((BOS, 8)), Segment((5, 6), (BOS,)), Segment((7,), (BOS,))]
+
+
+@pytest.mark.parametrize(("prefix", "bos"), [((8, BOS), BOS), ((BOS, 8), None), ((), BOS)])
+def test_without_a_leading_bos_chunks_stand_alone(prefix, bos):
+    segments = Prompt(prefix, [[5, 6], [7]], [9]).segments(bos)
+    assert segments[-2:] == [Segment((5, 6)), Segment((7,))]
+    assert len(segments) == 2 + bool(prefix)
+
+
+def test_contexts_given_are_contexts_used():
+    prompt = Prompt([BOS, 8], [[5], [7]], [9], contexts=[[], [BOS, 5]])
+    assert prompt.segments(BOS)[1:] == [Segment((5,)), Segment((7,), (BOS, 5))]
+
+
+def test_behind_prefix_changes_nothing_but_the_contexts(rng):
+    prompt = random_prompt(rng)
+    behind = prompt.behind_prefix()
+    assert behind.contexts == (prompt.prefix,) * len(prompt.chunks)
+    assert prompt.contexts is None
+    assert (behind.ids, behind.chunk_spans) == (prompt.ids, prompt.chunk_spans)
+    assert behind != prompt
+
+
+def test_any_iterable_of_ids_makes_the_same_prompt():
+    import numpy as np
+
+    rows = random_ids(Random(0), 4)
+    assert Prompt(np.array(rows), (c for c in [np.array(rows)]), iter(rows)) == Prompt(rows, [rows], rows)
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_chat_turn_has_exactly_one_bos(template):
+    tokenizer = build_tokenizer()
+    if not template:
+        tokenizer.chat_template = None
+    prefix, question = chat_parts(tokenizer, "Read the notes below.", "Find VAR BABA?", "VAR BABA")
+    assert prefix[0] == tokenizer.bos_token_id
+    assert (prefix + question).count(tokenizer.bos_token_id) == 1
+    said = ["Read", "the", "notes", "below", "."], ["Find", "VAR", "BABA", "?"]
+    assert prefix[-5:] == [WORD_IDS[word] for word in said[0]]
+    assert question[:4] == [WORD_IDS[word] for word in said[1]]
+    assert question[-2:] == [WORD_IDS["VAR"], WORD_IDS["BABA"]]
+    assert (WORD_IDS["<|user|>"] in prefix) is template
+    assert (WORD_IDS["<|assistant|>"] in question) is template
+    assert WORD_IDS["<unk>"] not in prefix + question
+
+
+def test_a_tokenizer_that_adds_no_bos_gets_none():
+    from tokenizers import processors
+
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    prefix, question = chat_parts(tokenizer, "Read the notes below.", "Find VAR BABA?")
+    assert tokenizer.bos_token_id not in prefix + question

@@ -1,0 +1,63 @@
+"""Chunks behind their nearest: BM25 against its formula, and what is computed behind them."""
+
+import math
+
+import pytest
+import torch
+from helpers import BOS, fuse, random_prompt, relative_error
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ragkv.prompt import Prompt
+from ragkv.prompt.similar import behind_similar, similar_contexts
+
+
+def bm25(query, chunk, chunks, k1=1.5, b=0.75):
+    """Lucene's form of BM25, over token ids; every occurrence in the query counts."""
+    mean, total = sum(map(len, chunks)) / len(chunks), 0.0
+    for token in query:
+        containing = sum(token in other for other in chunks)
+        idf = math.log(1 + (len(chunks) - containing + 0.5) / (containing + 0.5))
+        count = chunk.count(token)
+        total += idf * count / (count + k1 * (1 - b + b * len(chunk) / mean))
+    return total
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tuple), max_size=6), st.integers(1, 4))
+def test_the_nearest_by_the_formula_in_the_order_given(chunks, count):
+    for index, context in enumerate(similar_contexts(chunks, count)):
+        scores = {i: bm25(chunks[index], c, chunks) for i, c in enumerate(chunks) if c != chunks[index]}
+        scores = {i: round(score, 4) for i, score in scores.items() if score > 1e-6}
+        nearest = sorted(scores, key=lambda i: -scores[i])[:count]
+        total, rest = sum(scores[i] for i in nearest), list(context)
+        taken = []  # ties may be broken by the last bit: compare what the taken chunks score
+        for i, chunk in enumerate(chunks):
+            if i in scores and rest[: len(chunk)] == list(chunk) and len(taken) < len(nearest):
+                taken.append(i)
+                rest = rest[len(chunk) :]
+        if len(set(scores.values())) == len(scores):  # no ties
+            assert list(context) == [token for i in sorted(nearest) for token in chunks[i]]
+        else:
+            assert len(context) == 0 or total > 0
+
+
+def test_a_chunk_behind_all_of_the_others_before_it_needs_no_mending(model, rng):
+    """Two chunks, the second behind BOS and the first: with a prefix of BOS alone that is where it stands."""
+    prompt = random_prompt(rng, chunks=(9, 9), prefix=1)
+    shared = Prompt(prompt.prefix, (prompt.chunks[0], prompt.chunks[0][:5] + prompt.chunks[1][:4]), prompt.question)
+    behind = behind_similar(shared, 1, model.config.bos_token_id)
+    assert behind.contexts[1] == (BOS, *shared.chunks[0])
+    last = Prompt(behind.prefix, behind.chunks, behind.question, [(BOS,), behind.contexts[1]])
+    assert relative_error(fuse(model, last, "full_reuse").logits, fuse(model, last, "full_prefill").logits) <= 1e-4
+    assert torch.isfinite(fuse(model, behind, "a3", ratio=0.2).logits).all()
+
+
+def test_contexts_do_not_change_the_prompt(rng):
+    prompt = random_prompt(rng, chunks=(30, 30, 30))
+    behind = behind_similar(prompt, 2, BOS)
+    assert behind.ids == prompt.ids
+    assert all(context[:1] == (BOS,) for context in behind.contexts)
+    assert behind_similar(random_prompt(rng, chunks=()), 2, BOS).contexts == ()
+    assert behind_similar(random_prompt(rng, chunks=(5,)), 2, BOS).contexts == ((BOS,),)
+    with pytest.raises(ValueError, match="0 similar chunks"):
+        behind_similar(prompt, 0, BOS)

@@ -1,0 +1,405 @@
+"""Answers from documents: what is retrieved, reused and told; conversations; the cache in transformers' generate."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import BOS, fuse, make_model, memory_store, plain, random_ids, random_prompt, relative_error
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import TextStreamer
+
+from ragkv import KVStore, Prompt, Rag, answer, decode, fused_prefill, generate_inputs, load_model, precompute
+from ragkv.benchmarks.tiny import notes
+from ragkv.eviction import get_eviction
+from ragkv.fusion.cache import cache_argument
+from ragkv.fusion.decoding import text_stream
+from ragkv.prompt.documents import read_documents
+from ragkv.prompt.similar import best_first, bm25, words
+from ragkv.prompt.templates import next_turn
+from ragkv.rag.conversation import go_on
+from ragkv.selectors import get_selector
+
+TEXTS = [
+    "Late the cook wrote VAR PIGA 414. Today the baker sold the old boat.",
+    "Then the poet wrote VAR REDA PIGA. Soon the monk lost the red coat.",
+    "Once the judge keeps KEY Bagaville 170. Today the smith saw the tall tower.",
+]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model("tiny-llama", device="cpu")
+
+
+def test_one_call_answers_and_streams_what_it_says(tiny, tmp_path):
+    said = []
+    third = get_selector("a3", ratio=0.33)
+    found = answer("Find VAR REDA?", TEXTS, model=tiny, store=tmp_path / "kv", selector=third, on_token=said.append)
+    assert found.text == "".join(said) == "VAR REDA 414"
+    assert len(said) > 1
+    assert [chunk.document for chunk in found.chunks] == ["1", "2", "3"]
+    assert found.hit_rate == 0
+    again = answer("Find KEY Bagaville?", TEXTS, model=tiny, store=KVStore(tmp_path / "kv"), k=2)
+    assert again.text == "KEY Bagaville 170"
+    assert again.hit_rate == 1
+    assert again.chunks[again.retrieved[0]].document == "3"
+    assert [int(chunk.document) for chunk in again.chunks] == sorted(int(chunk.document) for chunk in again.chunks)
+
+
+def test_what_was_retrieved_is_all_that_is_computed(tiny):
+    rag = Rag(TEXTS, tiny)
+    first, second = rag.ask("Find KEY Bagaville?", k=1), rag.ask("Find KEY Bagaville?", k=3)
+    assert (first.hit_rate, second.hit_rate) == (0, 0.5)  # the prefix and a chunk, of the prefix and three
+    assert rag.precompute().written == 0
+    assert first.recomputed == int(0.15 * len(rag.chunks[2].ids))
+    assert second.ttft == sum(second.seconds.values()) > 0
+
+
+def test_selectors_by_name_or_as_they_are(tiny):
+    every = Rag(TEXTS, tiny, selector="full_prefill").ask("Find VAR REDA?", k=None)
+    none = Rag(TEXTS, tiny, selector=get_selector("full_reuse")).ask("Find VAR REDA?", k=None)
+    assert every.hit_rate is None and every.recomputed == len(every.prompt.document_span)
+    assert none.hit_rate == 0 and none.recomputed == 0
+    in_full = Rag(TEXTS, tiny).in_full(none)
+    assert torch.equal(in_full.prefill.logits, every.prefill.logits) and in_full.text == every.text == "VAR REDA 414"
+    assert in_full.seconds.keys() == {"retrieve", "prefill"}
+
+
+def test_a_temporary_store_goes_with_its_documents(tiny):
+    rag = Rag(TEXTS, tiny)
+    rag.precompute()
+    folder = Path(rag.store.url)
+    assert folder.is_dir()
+    del rag
+    assert not folder.exists()
+
+
+def test_two_hops_over_a_retrieved_corpus(tiny):
+    """The second hop shares no name with the question: only enough chunks have it in."""
+    texts, questions = notes(12, 32, seed=0, films=6)
+    rag = Rag(texts, tiny, chunk_tokens=64, chunk_by="sentences")
+    rag.precompute()
+    asked = [rag.ask(question.text, k=12) for question in questions]
+    right = [question.answers[0] in found.text for question, found in zip(questions, asked, strict=True)]
+    there = [any(question.answers[0] in c.text for c in a.chunks) for question, a in zip(questions, asked, strict=True)]
+    assert all(there) and sum(right) >= 5
+    reuse = Rag(texts, tiny, store=rag.store, selector="full_reuse", chunk_tokens=64, chunk_by="sentences")
+    plainly = [question.answers[0] in reuse.ask(question.text, k=12).text for question in questions]
+    assert sum(plainly) < sum(right)
+
+
+# follow-ups
+
+
+def endless(family):
+    """A model of its own without an end of sequence, so that every generation has all its tokens."""
+    model = make_model(family)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@torch.inference_mode()
+def forward(model, prompt):
+    return model(input_ids=torch.tensor([prompt.ids])).logits[:, -1]
+
+
+def test_follow_ups_equal_a_forward_over_the_whole_conversation(tiny):
+    rag = Rag(TEXTS, tiny, selector=get_selector("a3", ratio=1.0))
+    turn = rag.ask("Find VAR REDA?")
+    for question, said in (("Find KEY Bagaville?", "KEY Bagaville 170"), ("Find VAR PIGA?", "VAR PIGA 414")):
+        before = turn.prompt.ids + tuple(turn.generation.ids)
+        turn = rag.follow_up(turn, question)
+        assert turn.prompt.ids[: len(before)] == before
+        assert relative_error(turn.prefill.logits, forward(tiny[0], turn.prompt)) <= 1e-5
+        assert turn.text == said == rag.in_full(turn).text
+        assert len(turn.prefill.selected) == len(turn.prompt.ids) - len(before)  # only what is new was run
+        assert turn.hit_rate is None and turn.recomputed == 0
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_going_on_equals_a_forward(family, rng, steps):
+    """Cut off by its length, a generation has one token that was not run yet."""
+    model = endless(family)
+    prompt, ids = random_prompt(rng), random_ids(rng, 7)
+    prefill = fuse(model, prompt, "a3", ratio=1.0)
+    generation = decode(model, prefill, max_new_tokens=steps)
+    whole = replace(prompt, question=(*prompt.question, *generation.ids, *ids))
+    further = go_on(model, prefill, generation, ids)
+    assert further.tokens == further.cache.get_seq_length() == len(whole.ids)
+    assert relative_error(further.logits, plain(model, whole)[0]) <= 1e-5
+    assert prefill.cache.get_seq_length() == len(prompt.ids)
+    assert torch.equal(go_on(model, prefill, generation, ids).logits, further.logits)  # both can be used again
+    expected = decode(model, fuse(model, whole, "full_prefill"), max_new_tokens=5).ids
+    assert decode(model, further, max_new_tokens=5).ids == expected
+
+
+def test_going_on_after_an_eviction_is_one_token_at_a_time(family, rng):
+    """Positions go on behind the whole prompt, whatever is left of its cache."""
+    model = endless(family)
+    prompt, ids, store = random_prompt(rng), random_ids(rng, 4), memory_store()
+    precompute(model, [prompt], store)
+    half = get_eviction("snapkv", capacity_ratio=0.5)
+    prefill = fused_prefill(model, prompt, store, get_selector("a3"), eviction=half)
+    generation = decode(model, prefill, max_new_tokens=3)
+    further = go_on(model, prefill, generation, ids)
+    assert further.cache.get_seq_length() < further.tokens == len(prompt.ids) + 7
+    cache = decode(model, prefill, max_new_tokens=3).cache
+    for place, token in enumerate([generation.ids[-1], *ids], len(prompt.ids) + 2):
+        with torch.inference_mode():
+            out = model(
+                input_ids=torch.tensor([[token]]), position_ids=torch.tensor([[place]]), **{cache_argument(): cache}
+            ).logits
+    assert relative_error(further.logits, out[:, -1]) <= 1e-5
+    with pytest.raises(ValueError, match="nothing to go on with"):
+        go_on(model, prefill, generation, [])
+
+
+def test_the_next_turn_is_the_chat_templates(tiny):
+    tokenizer = tiny[1]
+    turns = [{"role": "user", "content": "Find KEY Bagaville?"}, {"role": "assistant", "content": "170"}]
+    whole = tokenizer.apply_chat_template(
+        [*turns, {"role": "user", "content": "Find VAR PIGA?"}], add_generation_prompt=True, return_dict=False
+    )
+    first = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+    said = tokenizer("170", add_special_tokens=False).input_ids
+    assert [*first, *said, *next_turn(tokenizer, "Find VAR PIGA?")] == whole
+
+
+TURNS = {  # written anew in the shapes that the families have
+    "llama": "{% for m in messages %}<|head|>{{ m.role }}<|end|>\n\n{{ m.content | trim }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|head|>assistant<|end|>\n\n{% endif %}",
+    "mistral": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}",
+    "qwen": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if not enable_thinking %}<think>\n\n</think>\n\n"
+    "{% endif %}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_the_next_turn_begins_where_the_answer_ends(name):
+    from helpers import byte_level_bpe
+
+    tokenizer = byte_level_bpe("<|eot|>", "<|im_end|>", "</s>")
+    tokenizer.chat_template = TURNS[name]
+    ends = {
+        "llama": "<|eot|><|head|>user<|end|>\n\nWhy?<|eot|><|head|>assistant<|end|>\n\n",
+        "mistral": "</s>[INST] Why? [/INST]",
+        "qwen": "<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    }
+    assert tokenizer.decode(next_turn(tokenizer, "Why?")) == ends[name]
+
+
+def test_without_a_chat_template_the_next_turn_is_text():
+    from ragkv.tiny.language import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    assert tokenizer.decode(next_turn(tokenizer, "Find VAR PIGA?")) == "Find VAR PIGA?"
+
+
+# what is retrieved
+
+
+@given(st.lists(st.lists(st.sampled_from("abcde"), max_size=5), min_size=1, max_size=6))
+def test_scores_follow_what_is_shared(documents):
+    """Words that no one has, or none at all, score nothing; a document scores above 0 exactly if it shares a word."""
+    scores = bm25(documents)
+    assert scores([]) == scores(["z"]) == [0.0] * len(documents)
+    assert [score > 0 for score in scores(["a", "z"])] == ["a" in document for document in documents]
+
+
+@given(st.lists(st.integers(0, 3)))
+def test_the_best_is_first_and_of_equal_ones_the_earlier(scores):
+    assert best_first(scores) == [i for _, i in sorted((-score, i) for i, score in enumerate(scores))]
+
+
+def test_words_of_any_language():
+    assert words(["The café, x2!", "中文 text", ""]) == [["the", "café", "x2"], ["中", "文", "text"], []]
+
+
+def test_the_documents_order_and_all_of_them(tiny):
+    rag = Rag(TEXTS, tiny)
+    assert rag.retrieve("Find KEY Bagaville?", 1) == [2]
+    assert rag.retrieve("?") == rag.retrieve("?", None) == [0, 1, 2]
+    assert rag.retrieve("Find KEY Bagaville?", 99)[0] == 2
+
+
+# documents
+
+
+def test_folders_files_and_texts(tmp_path, tiny):
+    (tmp_path / "b.md").write_text("second")
+    (tmp_path / "a.txt").write_text("\ufefffirst", encoding="utf-8")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner/c.txt").write_text("third")
+    (tmp_path / "d.pdf").write_bytes(b"\xff")
+    (tmp_path / "empty.md").write_text(" \n")
+    whole = [("a.txt", "first"), ("b.md", "second"), ("inner/c.txt", "third")]
+    for given_ in (tmp_path, str(tmp_path), [tmp_path]):
+        assert [(d.name, d.text) for d in read_documents(given_)] == whole
+    mixed = read_documents(["a text", tmp_path / "b.md"])
+    assert [(d.name, d.text) for d in mixed] == [("1", "a text"), ("b.md", "second")]
+    (tmp_path / "b.md").write_text(TEXTS[2])
+    assert Rag(tmp_path / "b.md", tiny).ask("Find KEY Bagaville?").text == "KEY Bagaville 170"
+
+
+def test_a_blank_line_sets_chunks_apart():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from ragkv.prompt.documents import Document, chunk_documents
+
+    bare = Tokenizer(models.WordLevel({"a": 0, "\n": 1, "b": 2, "?": 3}, unk_token="?"))
+    bare.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, unk_token="?")
+    chunks = chunk_documents(tokenizer, [Document("x", "aba"), Document("y", "b")], by="tokens", tokens=2)
+    assert [(c.document, c.ids) for c in chunks] == [("x", (0, 2, 1, 1)), ("x", (0, 1, 1)), ("y", (2, 1, 1))]
+
+
+# bad input
+
+
+@pytest.mark.parametrize("question", ["", " \n", None, b"why?"])
+def test_a_question_must_ask(question, tiny):
+    rag = Rag(TEXTS, tiny)
+    found = rag.ask("Find VAR PIGA?")
+    for ask in (rag.ask, lambda q: rag.follow_up(found, q), lambda q: answer(q, TEXTS, model="not loaded at all")):
+        with pytest.raises(ValueError, match=re.escape(f"the question is {question!r}")):
+            ask(question)
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        ([], "there are no documents"),
+        ([" ", ""], "no text in any"),
+        (None, "documents are of type NoneType"),
+        (b"text", "documents are of type bytes"),
+        (bytearray(b"text"), "documents are of type bytearray"),
+        (3, "documents are of type int"),
+        ({"a": "text"}, "documents are of type dict"),
+        ("", "no folder or file ''"),
+        ("a whole text. " * 999, r"no folder or file 'a whole text\. .*'; texts are given as a list"),
+        (["text", "two\nlines\0"], "document 2, line 2: this is not text, it has a zero byte"),
+        (["text", None], "document 2 is of type NoneType"),
+        ([b"text"], "document 1 is of type bytes"),
+        ("no-such-folder", "no folder or file 'no-such-folder'"),
+        (["text", Path("no-such-file.md")], r"no folder or file no-such-file\.md"),
+    ],
+)
+def test_documents_must_be_text(documents, message, tiny):
+    with pytest.raises(ValueError, match=message):
+        answer("Find VAR REDA?", documents, model=tiny)
+
+
+def test_files_must_be_text(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"no \.txt or \.md files in the folder"):
+        read_documents(tmp_path)
+    (tmp_path / "latin.txt").write_bytes("fine\ncaf\u00e9".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.txt, line 2: this is not UTF-8"):
+        read_documents(tmp_path)
+    (tmp_path / "archive.md").write_bytes(b"PK\0\1")
+    with pytest.raises(ValueError, match=r"archive\.md, line 1: this is not text, it has a zero byte"):
+        read_documents(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"document 1 is the name of a file, 'latin\.txt': give Path"):
+        read_documents(["latin.txt"])
+
+
+def test_too_long_is_refused_before_anything_is_computed(tiny, tmp_path):
+    many = [f"{TEXTS[0]} {number}" for number in range(500)]
+    with pytest.raises(ValueError, match=r"has \d+ tokens .* 8192 positions: retrieve fewer than 500 chunks \(k\)"):
+        answer("Find VAR PIGA?", many, model=tiny, store=tmp_path / "kv")
+    assert not (tmp_path / "kv").exists()
+    with pytest.raises(ValueError, match=r"8192 positions: ask a shorter question, or cut smaller chunks"):
+        answer("Find VAR PIGA? " * 3000, TEXTS[:1], model=tiny)
+    rag = Rag(TEXTS, tiny)
+    found = rag.ask("Find VAR PIGA?")
+    rag.max_new_tokens = 8192 - len(found.prompt.ids) - 5
+    with pytest.raises(ValueError, match="begin a new conversation"):
+        rag.follow_up(found, "Find VAR REDA?")
+
+
+def test_models_selectors_and_chunks_must_be_known(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"none of the embedded ones \(tiny-llama"):
+        answer("Find VAR REDA?", TEXTS, model="no-such-model")
+    with pytest.raises(ValueError, match="type LlamaForCausalLM: give a name, a folder, or"):
+        answer("Find VAR REDA?", TEXTS, model=tiny[0])
+    with pytest.raises(ValueError, match="type tuple: give a name, a folder, or"):
+        answer("Find VAR REDA?", TEXTS, model=("tiny-llama", tiny[1]))
+    with pytest.raises(ValueError, match=f"model {str(tmp_path)!r} could not be loaded"):
+        answer("Find VAR REDA?", TEXTS, model=tmp_path)
+    with pytest.raises(ValueError, match="chunks by 'pages': choose one of tokens, sentences, paragraphs"):
+        answer("Find VAR REDA?", TEXTS, model=tiny, chunk_by="pages")
+    with pytest.raises(ValueError, match="unknown selector 'nothing'"):
+        answer("Find VAR REDA?", TEXTS, model=tiny, selector="nothing")
+    with pytest.raises(ValueError, match="k is 0"):
+        answer("Find VAR REDA?", TEXTS, model=tiny, k=0)
+
+
+# the cache in transformers' own generate
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": False},
+        {"do_sample": True, "temperature": 1.5},
+        {"do_sample": False, "num_beams": 2},
+        {"do_sample": True, "temperature": 1.5, "num_return_sequences": 3},
+    ],
+    ids=["greedy", "sampled", "beams", "several"],
+)
+def test_generate_goes_on_as_from_its_own_cache(family, rng, options):
+    model = endless(family)
+    prompt = random_prompt(rng)
+    prefill = fuse(model, prompt, "a3", ratio=1.0)
+    rows = max(options.get("num_beams", 1), options.get("num_return_sequences", 1))
+
+    def run(inputs):
+        torch.manual_seed(3)
+        return model.generate(**inputs, **options, max_new_tokens=12).tolist()
+
+    ids = torch.tensor([prompt.ids])
+    expected = run({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    assert run(generate_inputs(prompt, prefill, rows=rows)) == expected
+    assert len(set(expected[0][len(prompt.ids) :])) > 2
+    assert prefill.cache.get_seq_length() == len(prompt.ids)
+
+
+def test_transformers_streamer_prints_what_is_generated(tiny, capsys):
+    model, tokenizer = tiny
+    found = Rag(TEXTS, tiny, selector=get_selector("a3", ratio=1.0)).ask("Find VAR REDA?")
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    model.generate(**generate_inputs(found.prompt, found.prefill), streamer=streamer, do_sample=False, max_new_tokens=8)
+    assert capsys.readouterr().out.strip() == found.text == "VAR REDA 414"
+
+
+def test_generate_needs_the_whole_cache_of_this_prompt(llama, rng):
+    prompt, other = Prompt([BOS], [random_ids(rng, 30)], random_ids(rng, 4)), random_prompt(rng)
+    store = memory_store()
+    precompute(llama, [prompt], store)
+    half = get_eviction("streaming", capacity_ratio=0.5)
+    evicted = fused_prefill(llama, prompt, store, get_selector("a3"), eviction=half)
+    with pytest.raises(ValueError, match="the cache holds 17 of the prompt's 35 tokens"):
+        generate_inputs(prompt, evicted)
+    with pytest.raises(ValueError, match="the prefill is of 35 tokens"):
+        generate_inputs(other, evicted)
+
+
+@given(st.lists(st.sampled_from(["VAR", "KEY", "the", ".", "Bagaville", "414", "<s>"]), max_size=8))
+def test_a_text_stream_gives_the_text(said):
+    from ragkv.tiny.language import WORD_IDS, build_tokenizer
+
+    tokenizer, heard = build_tokenizer(), []
+    ids = [WORD_IDS[word] for word in said]
+    with text_stream(tokenizer, heard.append) as put:
+        for token in ids:
+            put(token)
+    assert "".join(heard) == tokenizer.decode(ids, skip_special_tokens=True)
+    with text_stream(tokenizer, None) as put:
+        assert put is None

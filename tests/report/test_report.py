@@ -1,0 +1,202 @@
+"""The report and the index, from results on disk: every number, link and anchor is there, and text stays text."""
+
+import re
+from html import unescape
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from ragkv.experiment.experiment import Experiment
+from ragkv.report import write_index, write_report
+from ragkv.report.tables import write_table
+from ragkv.results.comparison import summarise
+from ragkv.results.files import write_json, write_rows
+
+HOSTILE = "<script>alert('1')</script> & 50% of_it"
+METHODS = [("full_prefill", 1.0), ("full_reuse", 0.0), (HOSTILE, 0.15), (HOSTILE, 0.3), ("epic", 0.15), ("epic", 0.3)]
+PROFILE = {
+    "models": ["tiny-llama", "tiny-qwen"],
+    "benchmarks": {
+        "longbench": {"source": "tiny", "tasks": {"2wikimqa": {"prompts": 4, "ratios": [0.15, 0.3]}}},
+        "needle": {"haystack": "tiny", "tasks": {"single": {"lengths": [128, 256], "depths": [0, 100]}}},
+    },
+    "methods": [
+        {"selector": "full_prefill"},
+        {"selector": "full_reuse"},
+        {"selector": "a3", "label": HOSTILE},
+        {"selector": "epic"},
+    ],
+}
+
+
+def rows_of(seed: int, needle: bool) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame(
+        [
+            {"prompt": f"p{n}", "method": method, "ratio": ratio, "score": rng.random(), "metric_f1": rng.random()}
+            | {"ttft": 0.1 + rng.random(), "load": 0.02, "select": 0.01, "tpot": 0.1, "share": ratio}
+            | {"stored_bytes": 8e3, "cache_tokens": 10, "cache_bytes": 100}
+            | ({"length": 128 * (1 + n // 2), "depth": 100 * (n % 2)} if needle else {})
+            for n in range(4)
+            for method, ratio in METHODS
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Results of two models, a label, a question and an answer of which are markup."""
+    root = tmp_path_factory.mktemp("project")
+    (root / "params").mkdir()
+    (root / "params/p.yaml").write_text(yaml.safe_dump(PROFILE))
+    for seed, model in enumerate(PROFILE["models"]):
+        experiment = Experiment.load("p", model=model, root=root)
+        outputs = experiment.outputs
+        for benchmark, task in experiment.tasks:
+            rows = rows_of(seed, benchmark == "needle")
+            source = {"device": "<b>CPU</b>", "threads": 1, "dtype": "float32", "commit": "0123abc"}
+            outputs.rows(benchmark, task).parent.mkdir(parents=True)
+            write_rows(outputs.rows(benchmark, task), rows)
+            summary = {"summary": summarise(rows).to_dict("records"), "provenance": source}
+            write_json(outputs.summary(benchmark, task), summary)
+            write_json(outputs.prompts(benchmark, task), {"items": []})
+        write_json(outputs.chunking, [{"benchmark": "longbench", "task": "2wikimqa", "prompts": 4}])
+        write_json(outputs.precompute, {"segments": 3, "shared": 1, "written": 3, "bytes": 2_000_000, "seconds": 1.5})
+        view = {"benchmark": "longbench", "task": "2wikimqa", "prompt": "p0", "question": HOSTILE, "answers": [HOSTILE]}
+        view |= {"ratio": 0.15, "document": 6, "chunks": [0, 3], "evidence": [1], "selected": {"epic": [0, 3]}}
+        write_json(outputs.tokens, view | {"attention": [[1.0] * 6, [0.5] * 6]})
+    write_report("p", root)
+    return root
+
+
+def check_links(page: Path) -> list[str]:
+    """Everything that a page points at is there; returns the files."""
+    text = page.read_text()
+    targets = [unescape(target) for target in re.findall(r'(?:href|src)="([^"]*)"', text)]
+    ids = [unescape(name) for name in re.findall(r'id="([^"]*)"', text)]
+    assert len(set(ids)) == len(ids)
+    assert {unquote(target[1:]) for target in targets if target.startswith("#")} <= set(ids)
+    there = [unquote(target) for target in targets if not target.startswith("#")]
+    assert not [target for target in there if not (page.parent / target).exists()]
+    return there
+
+
+def test_every_link_leads_somewhere(root):
+    write_index(root)
+    files = check_links(root / "outputs/p/report.html")
+    for model in PROFILE["models"]:
+        for kind in ("longbench", "needle", "longbench-ttft", "longbench-frontier", "recomputed", "attention"):
+            assert {f"report/{model}-{kind}.png", f"report/{model}-{kind}.pdf"} <= set(files)
+        for kind in ("longbench-scores", "needle-single", "longbench-2wikimqa-areas", "needle-times"):
+            assert {f"report/{model}-{kind}.csv", f"report/{model}-{kind}.tex"} <= set(files)
+        assert f"{model}/needle/single.json" in files
+    assert check_links(root / "outputs/index.html") == ["p/report.html"]
+
+
+def test_what_prompts_and_names_say_is_text(root):
+    for page in (root / "outputs/p/report.html", write_index(root)):
+        text = page.read_text()
+        assert "<script" not in text
+        assert "<b>" not in text
+        assert HOSTILE in unescape(text) or page.name == "index.html"
+
+
+def test_tables_hold_the_results(root):
+    experiment = Experiment.load("p", model="tiny-qwen", root=root)
+    rows = experiment.rows("longbench", "2wikimqa")
+    written = pd.read_csv(experiment.outputs.report_folder / "tiny-qwen-longbench-2wikimqa.csv").set_index(
+        ["method", "ratio"]
+    )
+    means = rows.groupby(["method", "ratio"])["score"].mean()
+    assert written["score"].to_dict() == pytest.approx(means.round(4).to_dict())
+    page = experiment.outputs.report.read_text()
+    assert f"<td>{means['epic', 0.3]:.2f}</td>" in page
+
+
+def test_latex_is_booktabs_with_its_source(root):
+    text = (root / "outputs/p/report/tiny-llama-longbench-metrics.tex").read_text()
+    source, begin, *lines = text.splitlines()
+    assert source.startswith("% profile p results tiny-llama/longbench/2wikimqa.parquet device <b>CPU</b>")
+    assert begin.startswith(r"\begin{tabular}")
+    assert [line for line in lines if line.endswith("rule")] == [r"\toprule", r"\midrule", r"\bottomrule"]
+    body = "\n".join(lines)
+    assert r"\& 50\% of\_it" in body
+    assert not re.search(r"(?<!\\)[%_#$]", body)  # nothing that TeX would take for a command
+    assert all(line.count(" & ") == 2 for line in lines if line.endswith(r"\\"))
+
+
+def test_a_table_with_axes_exchanged_keeps_its_csv(tmp_path):
+    index = pd.MultiIndex.from_tuples([("a3", 0.15), ("full_reuse", 0.0)], names=["method", "ratio"])
+    table = pd.DataFrame({"vt_1": [1.0, 0.25], "vt_2": [0.5, 0.0]}, index=index)
+    plain, turned = (write_table(table, tmp_path / name, {}, turned=name == "t") for name in ("p", "t"))
+    assert (tmp_path / plain.csv).read_text() == (tmp_path / turned.csv).read_text()
+    assert re.findall(r"<th>(.*?)</th>", turned.html) == ["", "a3 15%", "full_reuse", "vt_1", "vt_2"]
+
+
+def test_every_number_has_its_command(root):
+    text = unescape((root / "outputs/p/report.html").read_text())
+    commands = re.findall(r"<pre>(snakemake .*?)</pre>", text)
+    made = [re.search(r'"\$PWD/(.*)"', command)[1] for command in commands]
+    assert len(made) == 6
+    assert all((root / path).exists() for path in made)
+    assert all("--config profile=p " in command for command in commands)
+
+
+def test_the_same_results_give_the_same_report(root):
+    def files():
+        report = root / "outputs/p/report"
+        return {path.name: path.read_bytes() for path in [*report.iterdir(), root / "outputs/p/report.html"]}
+
+    before = files()
+    write_report("p", root)
+    assert files() == before
+
+
+def test_the_index_has_every_report_and_its_best_method(root):
+    """Also recorded ones, which have no rows; a profile without a report is not in it."""
+    recorded = root / "outputs/reference/old"
+    (root / "outputs/unfinished").mkdir(exist_ok=True)
+    try:
+        for path in (root / "outputs/p/tiny-llama").rglob("*.json"):
+            copy = recorded / path.relative_to(root / "outputs/p")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+        (recorded / "report.html").write_text("a report")
+        page = write_index(root)
+        assert check_links(page) == ["p/report.html", "reference/old/report.html"]
+        ours, old = tables(page)
+    finally:
+        (recorded / "report.html").unlink()
+    assert list(ours.index) == ["tiny-llama", "tiny-qwen"]
+    assert list(old.index) == ["tiny-llama"]
+    for model, line in ours.iterrows():
+        experiment = Experiment.load("p", model=model, root=root)
+        rows = [experiment.rows(*task).groupby(["method", "ratio"])["score"].mean() for task in experiment.tasks]
+        means = sum(rows) / len(rows)
+        assert float(line["full_prefill"]) == pytest.approx(means["full_prefill", 1.0], abs=0.006)
+        best = max(mean for (_, ratio), mean in means.items() if 0 < ratio < 1)
+        assert float(line["best"]) == pytest.approx(best, abs=0.006)
+
+
+def tables(page: Path) -> list[pd.DataFrame]:
+    """The tables of a page, cells as text, indexed by the first column."""
+    found = []
+    for table in re.findall(r"<table.*?</table>", page.read_text(), re.S):
+        head, *body = [
+            [unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
+            for row in re.findall(r"<tr.*?</tr>", table, re.S)
+        ]
+        found.append(pd.DataFrame(body, columns=head).set_index(head[0]))
+    return found
+
+
+def test_without_results_the_notebook_to_run_is_named(root, tmp_path):
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params/p.yaml").write_text(yaml.safe_dump(PROFILE))
+    with pytest.raises(FileNotFoundError, match="run the notebook of the benchmark longbench"):
+        write_report("p", tmp_path)
+    assert "None yet" in write_index(tmp_path).read_text()
