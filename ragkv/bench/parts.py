@@ -15,8 +15,9 @@ from ragkv.fusion.decoding import decode
 from ragkv.fusion.prefill import fused_prefill
 from ragkv.fusion.workspace import Workspace
 from ragkv.loading.memory import InMemory
+from ragkv.loading.parts import parts_of
 from ragkv.loading.segments import Segments
-from ragkv.loading.transfer import PartsAhead, parts_of
+from ragkv.loading.transfer import Transfer
 from ragkv.models import flashinfer
 from ragkv.models.attention import BACKENDS
 from ragkv.models.segment_pass import compute_segment
@@ -44,15 +45,16 @@ def ceilings(device: torch.device) -> dict[str, float]:
 
 def bring(prompt: Prompt, segments: Segments, workspace: Workspace) -> None:
     """All layers of a prompt's segments to the workspace's GPU, as a fused prefill does it, and nothing else."""
-    model = workspace.model
+    memory = workspace.memory
+    model = memory.model
     layout = Layout.of(model, segments.format)
     opened = [segments.open(layout, segment) for segment in prompt.segments(model.config.bos_token_id)]
     layers = range(layout.layers)
-    parts = parts_of(layers, workspace.devices)
-    ahead: PartsAhead[int] = PartsAhead(opened, parts, model.device, workspace.processes.get(model.device))
-    ahead.start(list)
+    parts = parts_of(layers, memory.devices)
+    transfer = Transfer(opened, parts, model.device, memory.processes.get(model.device))
+    transfer.start(lambda part: None)
     for index in layers:
-        ahead.layer(index)
+        transfer.layer(index)
     torch.cuda.synchronize(model.device)
 
 

@@ -74,7 +74,7 @@ def prefill_rows(
     if {"page cache", "disk"} & set(tiers):
         memory.into(store, model)
     selectors = [get_selector(name, **options) for name, options in METHODS]
-    one_gpu, on_gpu = len(set(workspace.devices)) == 1, [None] * len(selectors)
+    one_gpu, on_gpu = len(set(workspace.memory.devices)) == 1, [None] * len(selectors)
     full = _timed({"full_prefill": partial(_prefill, model, prompt, None, get_selector("full_prefill"))}, repeats)
     if one_gpu:  # transformers runs over several only with hooks of its own
         full |= _timed({"transformers": partial(_plain, model, prompt)}, repeats)

@@ -1,8 +1,9 @@
 """A selector's choices as rows of what is computed, without waiting for the GPU that they are made on.
 
-What a GPU chose is known to the host only once the GPU has come that far. Waiting for it leaves the GPU without work
-just where few tokens, and so little time, are left. So a choice is trusted at first to name each token once: then its
-number of rows is known. Whether it did is looked at when all is computed; if not, the prefill is done again, with care.
+The host knows what a GPU chose only once the GPU is that far. If the host waited, the GPU would run out of work just
+where few tokens, and so little time, are left. So a choice is trusted at first to name each token once, which tells how
+many rows it has. Whether that was true is checked when everything is computed. If it was not, the prefill runs again,
+and each choice is checked before it is used.
 """
 
 import torch
@@ -17,49 +18,52 @@ class Choices:
     Parameters
     ----------
     trusting
-        Take a choice as it is, and let `hold` say later whether it was right to.
+        Use a choice unchecked; `valid` then tells whether that was right.
     """
 
     def __init__(self, trusting: bool):
-        self._trusting, self._right = trusting, list[Tensor]()
+        self._trusting = trusting
+        self._checks: list[Tensor] = []
 
     def rows(self, selector: Selector, seen: Observation, active: Tensor) -> Tensor:
-        """Which rows of the tokens at `active` go on: the chosen document tokens, sorted, and the question's.
+        """The rows of `active` that go on: those of the chosen document tokens, sorted, and those of the question.
 
         Raises
         ------
         ValueError
-            A chosen token is not in the document, or was left out before; if not trusting.
+            A chosen token is not in the document, or was dropped before. Only if not trusting.
         """
-        span, rows, asked = seen.prompt.document_span, len(active), len(seen.prompt.question)
-        first = rows - (asked if selector.recomputes_question else 1)  # of the question
-        if not span:
-            return torch.arange(first, rows, device=active.device)
-        chosen = selector.choose(seen)  # from the host or the GPU: where it is, so that neither waits for the other
-        if self._trusting and rows - asked == len(span):
-            kept = self._sorted(chosen, len(span))
+        document = seen.prompt.document_span
+        question = len(seen.prompt.question)
+        candidates = len(active) - question  # they come before the question
+        first = candidates if selector.recomputes_question else len(active) - 1
+        if not document:
+            return torch.arange(first, len(active), device=active.device)
+        chosen = selector.choose(seen)  # on the host or on a GPU; it stays there, so that neither waits for the other
+        if self._trusting and candidates == len(document):
+            kept = self._trusted(chosen, len(document))
         else:
-            kept = _marked(selector, chosen, active[: rows - asked].to(chosen.device) - span.start, len(span))
-        return torch.cat((kept, torch.arange(first, rows, device=kept.device)))
+            kept = _checked(selector, chosen, active[:candidates].to(chosen.device) - document.start, len(document))
+        return torch.cat((kept, torch.arange(first, len(active), device=kept.device)))
 
-    def hold(self) -> bool:
-        """Whether all choices were what they were trusted to be; a GPU must have finished."""
-        return all(map(bool, self._right))
+    def valid(self) -> bool:
+        """True if every trusted choice was valid. On a GPU, call it after synchronising."""
+        return all(map(bool, self._checks))
 
-    def _sorted(self, chosen: Tensor, tokens: int) -> Tensor:
-        """The chosen ones of the document's tokens, in order, none of them left out before."""
+    def _trusted(self, chosen: Tensor, tokens: int) -> Tensor:
+        """The rows of chosen tokens, all of which are still there. Each is assumed to be chosen once."""
         kept = chosen.sort().values
-        self._right.append((kept.diff() > 0).all() & (kept >= 0).all() & (kept < tokens).all())
+        self._checks.append((kept.diff() > 0).all() & (kept >= 0).all() & (kept < tokens).all())
         return kept.clamp(0, tokens - 1)
 
 
-def _marked(selector: Selector, chosen: Tensor, left: Tensor, tokens: int) -> Tensor:
-    """The rows of the document's tokens `left` that were chosen, however often and in whatever order."""
+def _checked(selector: Selector, chosen: Tensor, candidates: Tensor, tokens: int) -> Tensor:
+    """The rows of the chosen ones among the candidates, however often and in whatever order they are named."""
     marked = torch.zeros(tokens, dtype=torch.bool, device=chosen.device)
     marked[chosen.clamp(0, tokens - 1)] = True
-    kept = marked[left].nonzero()[:, 0]
+    kept = marked[candidates].nonzero()[:, 0]
     outside = ((chosen < 0) | (chosen >= tokens)).any()
-    if outside | (marked.sum() != len(kept)):  # one look at what the device says
+    if outside | (marked.sum() != len(kept)):  # the only time that the host waits for the device
         raise ValueError(
             f"{type(selector).__name__} chose a token outside the document's {tokens}, or one that it had left out"
         )

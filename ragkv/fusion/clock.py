@@ -2,46 +2,60 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import torch
 
 
 class Clock:
-    """Seconds by stage, as the GPU lives through them or, without one, the host; a stage within another counts once.
+    """Seconds by stage, on the GPU's clock or, without a GPU, the host's. Time in a nested stage counts only there.
 
     Parameters
     ----------
     devices
-        The GPU whose time counts; of none or several, which have no time in common, it is the host's.
+        The devices that compute. A single GPU's own time counts; several have no common time, so the host's does.
     """
 
     def __init__(self, devices: Collection[torch.device] = ()):
         self._on_gpu = len(devices) == 1 and next(iter(devices)).type == "cuda"
-        self._spans: list[list] = []  # stage, the span around it, start, end
-        self._around: int | None = None
+        self._spans: list[_Span] = []
+        self._current: _Span | None = None
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        around, span = self._around, [stage, self._around, self._now(), None]
-        self._around = len(self._spans)
+        """Count the time within this context to a stage."""
+        span = _Span(stage, outer=self._current, start=self._now())
         self._spans.append(span)
+        self._current = span
         yield
-        span[3], self._around = self._now(), around
+        span.end = self._now()
+        self._current = span.outer
 
     def seconds(self) -> dict[str, float]:
-        """By stage; a GPU must have finished."""
-        lengths = [start.elapsed_time(end) / 1e3 if self._on_gpu else end - start for *_, start, end in self._spans]
-        total = dict.fromkeys((stage for stage, *_ in self._spans), 0.0)
-        for (stage, around, *_), length in zip(self._spans, lengths, strict=True):
-            total[stage] += length
-            if around is not None:
-                total[self._spans[around][0]] -= length
+        """Seconds of each stage. On a GPU, call it after synchronising."""
+        total = {span.stage: 0.0 for span in self._spans}
+        for span in self._spans:
+            length = span.start.elapsed_time(span.end) / 1e3 if self._on_gpu else span.end - span.start
+            total[span.stage] += length
+            if span.outer is not None:
+                total[span.outer.stage] -= length
         return total
 
-    def _now(self):  # type: ignore[no-untyped-def]
+    def _now(self) -> Any:
         if not self._on_gpu:
             return perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+@dataclass
+class _Span:
+    """One stretch of a stage, from one event or second to another."""
+
+    stage: str
+    outer: "_Span | None"
+    start: Any
+    end: Any = None

@@ -17,7 +17,7 @@ from ragkv.prompt import Prompt
 
 @dataclass(frozen=True)
 class Generation:
-    """What was generated.
+    """The result of decoding.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class Generation:
         Seconds per output token: the time from the first new token to the last over the tokens after the first;
         None if there was only one. The prefill is not in it (TTFT is ``prefill.timings["total"]``).
     cache
-        The prefill's cache grown by the new tokens; by all but the last one where that ended the generation.
+        The prefill's cache with the new tokens added, except the last one if no token came after it.
     """
 
     ids: list[int]
@@ -46,25 +46,31 @@ def decode(
 ) -> Generation:
     """Continue greedily until the model's end of sequence or `max_new_tokens`. The prefill stays usable.
 
-    A prefill in a workspace goes on there if it has room for `max_new_tokens` more, otherwise in memory of its own.
+    A prefill in a workspace goes on there if `max_new_tokens` more fit, otherwise in memory of its own.
 
     Parameters
     ----------
     on_token
         Called with every new id as it comes, for streaming.
     ended
-        Says of the ids so far whether they are the whole answer; asked after every one.
+        Called after every new id with the ids so far; True ends the answer.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least one")
-    stops, steps, workspace, cache = stop_ids(model), 0, prefill.workspace, fork(prefill.cache)
-    if workspace is not None and prefill.tokens + max_new_tokens - 1 > workspace.tokens:  # the last one is not put in
+    stops = stop_ids(model)
+    token = int(prefill.logits.argmax(-1))
+    workspace = prefill.workspace
+    cache = fork(prefill.cache)
+    # The last token's keys and values are never needed.
+    if workspace is not None and prefill.tokens + max_new_tokens - 1 > workspace.memory.tokens:
         workspace = None
-    token, ids = int(prefill.logits.argmax(-1)), []
     if workspace is None:
         following = _greedy(model, cache, token, prefill.tokens)
     else:
         following = workspace.greedy(token, prefill.tokens)
+
+    ids: list[int] = []
+    steps = 0
     start = perf_counter()
     while token not in stops:
         ids.append(token)
@@ -76,7 +82,7 @@ def decode(
         steps += 1
     tpot = (perf_counter() - start) / steps if steps else None
     if workspace is not None:
-        cache = build_cache(workspace.cache(prefill.tokens + steps))
+        cache = build_cache(workspace.memory.cache(prefill.tokens + steps))
     return Generation(ids, tpot, cache)
 
 
@@ -106,11 +112,13 @@ class _TextStream(TextStreamer):
 
 
 def _greedy(model: PreTrainedModel, cache: DynamicCache, token: int, position: int) -> Iterator[int]:
-    """The tokens that follow one at `position`, by the model's own forward, behind all in the cache."""
+    """The tokens that follow one at `position`, by the model's own forward over the cache, which grows."""
     device = model.model.embed_tokens.weight.device
-    for place in count(position):  # not the cache's length: some may be evicted
-        last, where = (torch.tensor([[number]], device=device) for number in (token, place))
-        logits = model(input_ids=last, position_ids=where, use_cache=True, **{cache_argument(): cache}).logits
+    for current in count(position):  # not the cache's length: some of it may be evicted
+        ids = torch.tensor([[token]], device=device)
+        positions = torch.tensor([[current]], device=device)
+        cached = {cache_argument(): cache}
+        logits = model(input_ids=ids, position_ids=positions, use_cache=True, **cached).logits
         token = int(logits[:, -1].argmax(-1))
         yield token
 
@@ -142,15 +150,15 @@ def generate(
 
 
 def generate_inputs(prompt: Prompt, prefill: Prefill, *, rows: int = 1) -> dict[str, Any]:
-    """What ``model.generate(**generate_inputs(prompt, prefill))`` of transformers goes on from.
+    """Arguments of transformers' ``model.generate(**generate_inputs(prompt, prefill))``, to go on from a prefill.
 
-    It computes tokens that are not in the cache, and needs at least one: the prompt's last token is left to it. The
-    prefill stays usable.
+    `generate` computes the tokens that are not in the cache and needs at least one, so the prompt's last token is left
+    to it. The prefill stays usable.
 
     Parameters
     ----------
     rows
-        The cache's batch: ``num_beams`` or ``num_return_sequences``, the larger one.
+        The cache's batch size: the larger of ``num_beams`` and ``num_return_sequences``.
 
     Raises
     ------

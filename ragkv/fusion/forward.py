@@ -1,61 +1,85 @@
-"""The model's layers over one prompt: some tokens computed afresh, over the keys and values of all of them."""
+"""The model's layers over one prompt: some tokens are computed, and attend to the keys and values of all of them."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from ragkv.fusion.cache import place, write
+from ragkv.fusion.cache import write
 from ragkv.fusion.clock import Clock
+from ragkv.fusion.graphs import LayerGraphs
+from ragkv.fusion.memory import Memory
+from ragkv.fusion.placement import Placement
 from ragkv.loading.reused import ReusedKV
-from ragkv.loading.transfer import parts_of
 from ragkv.models import decoder
-from ragkv.models.attention import Backend, attention_weights
+from ragkv.models.attention import Backend, attention_weights, auto, triton
 from ragkv.models.decoder import KV
-from ragkv.models.rotary import Rotary
 from ragkv.prompt import Prompt
 
 Choose = Callable[[nn.Module, Tensor, KV, Tensor], Tensor]
-Watch = Callable[[int, Tensor, KV, Tensor, float], None]
+"""Takes a layer's attention module, its normed input, the fresh keys (rotated) and values, and the tokens' positions;
+returns the rows that go on."""
+
+Watch = Callable[[int, Tensor, KV, Tensor, float], object]
+"""Takes a layer's index, rotated queries, all keys (rotated) and values, the queries' positions, and the scaling."""
 
 
 class Forward:
     """The model's layers over one prompt, each over its fused keys and values.
 
+    Parameters
+    ----------
+    memory
+        Where the layers' keys and values lie.
+    reused
+        The stored segments that the prompt reuses.
+    graphs
+        Graphs over `memory` for few tokens, if there are any.
+
     Attributes
     ----------
     layers
-        By layer, rotated keys, and values, of all tokens, ``(1, kv_heads, tokens, head_dim)`` each.
+        The indices of the model's layers.
     """
 
-    def __init__(self, model: PreTrainedModel, prompt: Prompt, reuse: ReusedKV, attend: Backend, clock: Clock):
-        self.model, self.prompt, self.reuse, self.attend, self.clock = model, prompt, reuse, attend, clock
-        self.rotary = self._rotary()
-        self.ids = prompt.tensor.to(model.model.embed_tokens.weight.device, non_blocking=True)
-        self.layers: list[KV] = []
+    def __init__(
+        self,
+        memory: Memory,
+        prompt: Prompt,
+        reused: ReusedKV,
+        attend: Backend,
+        clock: Clock,
+        graphs: LayerGraphs | None = None,
+    ):
+        self.prompt = prompt
+        self.layers = range(memory.model.config.num_hidden_layers)
+        self.reused = reused
+        self.rotary = memory.rotary
+        self.clock = clock
+        self._model = memory.model
+        self._memory = memory
+        self._stored = Placement(reused, memory, clock)
+        self._attend = attend
+        self._graphs = graphs if attend in (auto, triton) else None  # they hold the package's own kernel
+        self._evicted: dict[int, KV] = {}  # what is left of the layers that something was evicted from
+        self._ids = prompt.tensor.to(self._model.model.embed_tokens.weight.device, non_blocking=True)
 
-    def start(self, layers: range, *, prefix_only: bool = False) -> None:
-        """Begin to bring the reused keys and values of these layers to where they are needed; the first layers' first.
+    def place_stored(self, layers: range, *, prefix_only: bool = False) -> None:
+        """Begin to place the stored keys and values of these layers, see `Placement.start`."""
+        self._stored.start(layers, prefix_only=prefix_only)
 
-        Parameters
-        ----------
-        prefix_only
-            In these layers nothing else is reused.
-        """
-        if prefix_only:  # so little is brought when it is asked for
-            return
-        devices = decoder.devices(self.model)
-        parts = parts_of(layers, devices)
-        for device in dict.fromkeys(devices):
-            self.reuse.start([part for part in parts if devices[part.start] == device], device)
+    def positions(self, span: range) -> Tensor:
+        """The positions of a span, ``(tokens,)``, where the first layer's input is."""
+        return torch.arange(span.start, span.stop, device=self._ids.device)
 
     def embed(self, active: Tensor) -> Tensor:
-        """The input of the first layer, ``(1, active, hidden)``."""
-        return self.model.model.embed_tokens(self.ids[active.to(self.ids.device)])[None]
+        """The input of the first layer, ``(1, active, hidden)``, for the tokens at the positions `active`."""
+        return self._model.model.embed_tokens(self._ids[active])[None]
 
     def through(self, layers: range, hidden: Tensor, active: Tensor, watch: Watch | None = None) -> Tensor:
         """Some layers for the tokens at the positions `active`, all of which go on."""
+        if watch is None and (graphs := self._graphs_for(active)):
+            return graphs.replay(layers, hidden, active, before=self._stored.finish)
         for index in layers:
             hidden, active = self.layer(index, hidden, active, watch=watch)
         return hidden
@@ -63,70 +87,87 @@ class Forward:
     def layer(
         self, index: int, hidden: Tensor, active: Tensor, *, choose: Choose | None = None, watch: Watch | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One layer for the tokens at the positions `active`; its output, and the positions that went on.
+        """One layer for the tokens at the positions `active`: its output, and the positions that went on.
 
         Parameters
         ----------
         choose
-            Says, once keys and values are computed, which rows of `active` go on.
+            Says which rows of `active` go on, once keys and values are computed.
         watch
-            Sees, once attention is computed, the queries of those that went on, and all keys and values.
+            Sees the queries of those that went on, and all keys and values, once attention is computed.
         """
-        layer = self.model.model.layers[index]
+        layer = self._model.model.layers[index]
         attention = layer.self_attn
         device = attention.q_proj.weight.device
         hidden, active = hidden.to(device), active.to(device)
-        normed = decoder.norm(layer.input_layernorm, hidden)
-        fresh = decoder.keys_values(attention, normed)
-        fused = self._fuse(index, fresh, active)
-        if choose is not None:
-            kept = choose(attention, normed, (self.rotary(fresh[0], active), fresh[1]), active).to(device)
-            hidden, normed, active = hidden[:, kept], normed[:, kept], active[kept]
-        queries = self.rotary(decoder.queries(attention, normed), active)
-        attended = self.attend(queries, *fused, active, attention.scaling)
-        if watch is not None:
-            watch(index, queries, fused, active, attention.scaling)
-        return decoder.finish(layer, hidden, attended), active
+
+        def place(fresh: KV) -> KV:
+            self._stored.finish(index)
+            write(self._memory.layer(index), fresh, self.rotary, active, active)
+            return self._tokens_of(index)
+
+        def choose_rows(normed: Tensor, fresh: KV) -> Tensor:
+            assert choose is not None
+            keys, values = fresh
+            return choose(attention, normed, (self.rotary(keys, active), values), active).to(device)
+
+        def attend(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scaling: float) -> Tensor:
+            attended = self._attend(queries, keys, values, positions, scaling)
+            if watch is not None:
+                watch(index, queries, (keys, values), positions, scaling)
+            return attended
+
+        return decoder.run_layer(
+            layer, hidden, active, self.rotary, place, attend, choose=choose_rows if choose else None
+        )
 
     def look(self, rows: Tensor, power: float = 1.0) -> Tensor:
-        """What the question and the document's tokens `rows` attend to when only they are computed afresh.
+        """What the question and some tokens of the document attend to, if only they are computed.
+
+        Parameters
+        ----------
+        rows
+            ``(rows,)``: the tokens, counted from the document's first one.
 
         Returns
         -------
         Tensor
-            ``(layers, heads, document)``, in float32: attention weights, raised to `power` and summed over those that
-            attend.
+            ``(layers, heads, document)``, in float32: attention weights, raised to `power` and summed over the tokens
+            that attend.
         """
-        span, asked = self.prompt.document_span, self.prompt.question_span
-        question = torch.arange(asked.start, asked.stop, device=self.ids.device)
-        active = torch.cat((rows.to(self.ids.device).sort().values + span.start, question))
-        return self._attention(self.embed(active), active, power)[:, :, span.start : span.stop]
+        document = self.prompt.document_span
+        positions = rows.to(self._ids.device).sort().values + document.start
+        active = torch.cat((positions, self.positions(self.prompt.question_span)))
+        return self._weights(self.embed(active), active, power)[:, :, document.start : document.stop]
 
-    def _attention(self, hidden: Tensor, active: Tensor, power: float) -> Tensor:
-        """The weights' sums over all tokens, ``(layers, heads, tokens)``."""
-        seen: list[Tensor] = []
+    def evict(self, index: int, remaining: KV) -> None:
+        """Replace a layer's keys and values, which no layer needs any more, by what remains of them."""
+        self._evicted[index] = remaining
+        self._memory.release(index)
+
+    def cache(self) -> list[KV]:
+        """By layer, rotated keys, and values, ``(1, kv_heads, tokens, head_dim)`` each, without what was evicted."""
+        return [self._evicted[index] if index in self._evicted else self._tokens_of(index) for index in self.layers]
+
+    def _tokens_of(self, index: int) -> KV:
+        """A layer's keys and values of the prompt's tokens, without slots to spare."""
+        keys, values = self._memory.layer(index)
+        tokens = len(self.prompt.ids)
+        return keys.narrow(2, 0, tokens), values.narrow(2, 0, tokens)
+
+    def _weights(self, hidden: Tensor, active: Tensor, power: float) -> Tensor:
+        """Attention weights over all tokens, ``(layers, heads, tokens)``, see `look`."""
+        if graphs := self._graphs_for(active):
+            graphs.replay(self.layers, hidden, active, power, before=self._stored.finish)
+            return graphs.weights
+
+        by_layer: list[Tensor] = []
 
         def watch(index: int, queries: Tensor, fused: KV, positions: Tensor, scaling: float) -> None:
-            seen.append(attention_weights(queries, fused[0], positions, scaling, power))
+            by_layer.append(attention_weights(queries, fused[0], positions, scaling, power))
 
-        self.through(range(self.model.config.num_hidden_layers), hidden, active, watch)
-        return torch.stack([weights.to(seen[0].device) for weights in seen])
+        self.through(self.layers, hidden, active, watch)
+        return torch.stack([weights.to(by_layer[0].device) for weights in by_layer])
 
-    def _rotary(self) -> Rotary:
-        return Rotary.of(self.model, len(self.prompt.ids))
-
-    def _fuse(self, index: int, fresh: KV, active: Tensor) -> KV:
-        """Fresh keys and values over the reused ones; a layer that was passed before takes the new ones in."""
-        if index < len(self.layers):
-            write(self.layers[index], fresh, self.rotary, active, active)
-        else:
-            stored = self._stored(index, len(active), active.device)
-            self.layers.append(place(stored, fresh, active, self.rotary, len(self.prompt.ids)))
-        return self.layers[index]
-
-    def _stored(self, index: int, computed: int, device: torch.device) -> KV | None:
-        """Stored keys (before rotation) and values of the positions that are not all computed afresh in this layer."""
-        behind_prefix = len(self.prompt.ids) - len(self.prompt.prefix)
-        load = self.reuse.prefix if computed >= behind_prefix else self.reuse.all
-        with self.clock("load"):
-            return load(index, device)
+    def _graphs_for(self, active: Tensor) -> LayerGraphs | None:
+        return self._graphs if self._graphs is not None and self._graphs.cover(len(active)) else None

@@ -1,8 +1,6 @@
-"""A workspace: memory for one prompt at a time, and on a GPU the layers over few tokens as CUDA graphs.
+"""A workspace: memory for one prompt at a time and, on a GPU, CUDA graphs over few tokens.
 
-Where few tokens are computed, as in a probe's passes and in decoding, starting the kernels one by one takes longer than
-running them. A graph of several layers starts at once. It needs the same addresses and shapes every time: keys and
-values have room for the longest prompt, and the number of tokens is rounded up, with rows that see and leave nothing.
+Few tokens are computed in a probe's passes, behind the selection layer, and in decoding.
 """
 
 from collections import deque
@@ -14,172 +12,119 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ragkv.fusion.graphs import Capture, CudaCapture, Graph, LayerGraphs
+from ragkv.fusion.padded_layers import PaddedLayers
 from ragkv.fusion.workspace_memory import WorkspaceMemory
-from ragkv.loading.transfer import parts_of
 from ragkv.models import decoder
-from ragkv.models.out_of_memory import explained
-
-STEP = 64  # rows of a graph are a multiple of it
 
 
-class Workspace(WorkspaceMemory):
-    """Room for prompts of a model, used by one after the other. The model's weights stay as they are meanwhile.
+class Workspace:
+    """Memory and CUDA graphs for prompts of one model, which share it one after the other.
+
+    The model's weights must not change meanwhile.
 
     Parameters
     ----------
     tokens
-        The longest prompt, with what is decoded behind it.
+        The longest prompt, including what is decoded after it.
     rows
-        Up to so many tokens are computed by a graph. Each number of rows, rounded up, is captured once, when it is
-        first needed.
+        Up to this number of tokens are computed by a graph. Each number of rows, rounded up, is captured once, when it
+        is first needed.
+    capture
+        Captures the graphs; by default as CUDA graphs.
+
+    Attributes
+    ----------
+    memory
+        What it lends to prefills.
+    graphs
+        The graphs of the layers; None where the package's own kernels do not run, as only they know padding.
     """
 
-    def __init__(self, model: PreTrainedModel, tokens: int, *, rows: int = 2048):
-        super().__init__(model, tokens)
-        self.rows, self.graphs = rows, self.kernels  # only these let rows be added
-        self._pool = torch.cuda.graph_pool_handle() if self.graphs else None  # graphs run one at a time
-        self._capturing: dict[torch.device, torch.cuda.Stream] = {}
-        self._captured: dict[tuple, torch.cuda.CUDAGraph] = {}
-        self._inputs: dict[tuple, tuple[Tensor, Tensor]] = {}
-
-    def replays(self, active: Tensor) -> bool:
-        """Whether there are graphs for so many tokens."""
-        return self.graphs and len(active) <= self.rows
-
-    def replay(
-        self,
-        layers: range,
-        hidden: Tensor,
-        active: Tensor,
-        power: float | None = None,
-        before: Callable[[int], object] | None = None,
-    ) -> Tensor:
-        """Layers over the tokens at `active`, whose other keys and values are in place; with `power`, their `weights`.
-
-        `before` is called with each layer before it runs. The result stays until the next call.
-        """
-        count, device = len(active), None
-        rows = -(-count // STEP) * STEP
-        for part in parts_of(layers, self.devices):
-            if self.devices[part.start] != device:
-                device = self.devices[part.start]
-                states, positions = self._input(device, rows)
-                states[:, : rows - count] = 0
-                states[:, rows - count :] = hidden
-                positions[: rows - count] = -1
-                positions[rows - count :] = active
-                hidden = states[:, rows - count :]
-            if before is not None:
-                for index in part:
-                    before(index)
-            self._graph(part, rows, power).replay()
-        return hidden
+    def __init__(self, model: PreTrainedModel, tokens: int, *, rows: int = 2048, capture: Capture | None = None):
+        self.memory = WorkspaceMemory(model, tokens)
+        self._layers = PaddedLayers(self.memory)
+        self.graphs: LayerGraphs | None = None
+        if self.memory.kernels:
+            self._capture = capture or CudaCapture()
+            self.graphs = LayerGraphs(self.memory, self._layers, rows, self._capture)
 
     def greedy(self, token: int, position: int) -> Iterator[int]:
-        """The tokens that follow one at `position`, behind the prompt whose keys and values are here; as room allows.
+        """The tokens that follow one at `position`, after the prompt in this workspace, as long as there is memory.
 
-        On a GPU the next step runs already while the host looks at a token.
+        On a GPU the next step already runs while the host looks at a token.
         """
-        step, ahead = self._steps(token, position), int(self.graphs)
-        coming: deque[Callable[[], int]] = deque()
-        for place in count(position):
-            while len(coming) <= ahead and place + len(coming) < self.tokens:
-                coming.append(step())
-            if not coming:
+        start_step = self._steps(token, position)
+        ahead = 1 if self.graphs else 0
+        started: deque[Callable[[], int]] = deque()
+        for current in count(position):
+            while len(started) <= ahead and current + len(started) < self.memory.tokens:
+                started.append(start_step())
+            if not started:
                 return
-            yield coming.popleft()()
+            wait_for_token = started.popleft()
+            yield wait_for_token()
 
     def _steps(self, token: int, position: int) -> Callable[[], Callable[[], int]]:
-        """A function that starts the next step, and gives another one that waits for its token."""
-        given = torch.tensor([token, position])
-        graph = None
-        if self.graphs and len(self.spans(range(len(self.layers)))) == 1:
+        """A function that starts the next step, and returns another one that waits for its token."""
+        first = torch.tensor([token, position])
+        graph: Graph | None = None
+        if self.graphs and len(self._spans) == 1:
             state, graph = self._decoding
-            state.copy_(given)
+            state.copy_(first)
         else:
-            state = given.to(self.devices[0])
+            state = first.to(self.memory.devices[0])
 
-        def step() -> Callable[[], int]:
+        def start_step() -> Callable[[], int]:
             if graph is None:
                 self._advance(state)
             else:
                 graph.replay()
-            return _copied(state)
+            return _copy_token(state)
 
-        return step
+        return start_step
 
     @cached_property
-    def _decoding(self) -> tuple[Tensor, torch.cuda.CUDAGraph]:
-        """A graph of a whole step: where it finds a token and its position, and leaves the next ones."""
-        state = torch.tensor([0, -1], device=self.devices[0])
-        graph = self._capture(self.devices[0], lambda: self._advance(state), "decoding")
+    def _decoding(self) -> tuple[Tensor, Graph]:
+        """A graph of a whole decoding step, and the state that it advances, as `_advance` takes it."""
+        device = self.memory.devices[0]
+        state = torch.tensor([0, -1], device=device)
+        graph = self._capture(device, lambda: self._advance(state), "decoding")
         return state, graph
 
     def _advance(self, state: Tensor) -> None:
-        """From a token and its position, ``(2,)``, to the next ones, in place."""
-        state[:1] = self._token(state).argmax(-1).to(state.device)
+        """Replace a token and its position, ``(2,)``, by the next ones, in place."""
+        state[:1] = self._logits(state).argmax(-1).to(state.device)
         state[1] += 1
 
-    def _token(self, given: Tensor) -> Tensor:
-        """The logits of a token at its position, ``(2,)``; at position -1 it leaves nothing."""
-        embedding = self.model.model.embed_tokens
-        hidden = embedding(given[:1].to(embedding.weight.device))[None]
-        for span in self.spans(range(len(self.layers))):
-            device = self.devices[span.start]
-            hidden = self._through(span, hidden.to(device), given[1:].to(device))
-        return decoder.logits(self.model, hidden)[:, 0]
+    def _logits(self, state: Tensor) -> Tensor:
+        """The logits after a token at its position, ``(2,)``. At position -1 nothing is written."""
+        token, position = state[:1], state[1:]
+        model = self.memory.model
+        embedding = model.model.embed_tokens
+        hidden = embedding(token.to(embedding.weight.device))[None]
+        for span in self._spans:
+            device = self.memory.devices[span.start]
+            hidden = self._layers.run(span, hidden.to(device), position.to(device))
+        return decoder.logits(model, hidden)[:, 0]
 
-    def _input(self, device: torch.device, rows: int) -> tuple[Tensor, Tensor]:
-        """Where a graph finds its rows' states, ``(1, rows, hidden)``, and positions, -1 for rows that do not count."""
-        if (device, rows) not in self._inputs:
-            size, dtype = self.model.config.hidden_size, self.model.dtype
-            states = torch.zeros(1, rows, size, dtype=dtype, device=device)
-            self._inputs[device, rows] = states, torch.full((rows,), -1, device=device)
-        return self._inputs[device, rows]
-
-    def _graph(self, span: range, rows: int, power: float | None) -> torch.cuda.CUDAGraph:
-        """The layers' graph over so many rows, captured when it is first asked for."""
-        key = (span, rows, power)
-        if key not in self._captured:
-            device = self.devices[span.start]
-            states, positions = self._input(device, rows)
-            kept = states.clone(), positions.clone()
-            states.zero_()
-            positions.fill_(-1)
-
-            def run() -> None:
-                states.copy_(self._through(span, states, positions, power))
-
-            self._captured[key] = self._capture(device, run, f"{rows} tokens")
-            states.copy_(kept[0])
-            positions.copy_(kept[1])
-        return self._captured[key]
-
-    def _capture(self, device: torch.device, run: Callable[[], None], what: str) -> torch.cuda.CUDAGraph:
-        lower = "lower the workspace's tokens or rows"
-        with torch.cuda.device(device), explained(f"a CUDA graph over {what}", device, lower):
-            run()  # compiles the kernels
-            torch.cuda.synchronize(device)
-            graph = torch.cuda.CUDAGraph()
-            if device not in self._capturing:
-                self._capturing[device] = torch.cuda.Stream(device)
-            with torch.cuda.graph(graph, self._pool, self._capturing[device], capture_error_mode="thread_local"):
-                run()
-        return graph
+    @property
+    def _spans(self) -> list[range]:
+        return self.memory.spans(range(len(self.memory.devices)))
 
 
-def _copied(state: Tensor) -> Callable[[], int]:
-    """Copy a token to the host as soon as it is there; the result waits for it."""
+def _copy_token(state: Tensor) -> Callable[[], int]:
+    """Begin to copy a token to the host; the returned function waits for it."""
     if not state.is_cuda:
         token = int(state[0])
         return lambda: token
-    there = torch.empty(1, dtype=state.dtype, pin_memory=True)
-    there.copy_(state[:1], non_blocking=True)
+    on_host = torch.empty(1, dtype=state.dtype, pin_memory=True)
+    on_host.copy_(state[:1], non_blocking=True)
     copied = torch.cuda.Event()
     copied.record(torch.cuda.current_stream(state.device))
 
     def wait() -> int:
         copied.synchronize()
-        return int(there)
+        return int(on_host)
 
     return wait

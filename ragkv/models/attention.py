@@ -15,9 +15,9 @@ scaling : float
 
 Notes
 -----
-The result is ``(batch, heads, queries, head_dim)``. ``sdpa`` is the reference, and runs everywhere; ``triton`` needs a
-GPU, ``flashinfer`` and ``flashinfer_tiles`` also that package (`ragkv.models.flashinfer`); ``auto`` is the fastest
-of them.
+The result is ``(batch, heads, queries, head_dim)``. ``sdpa`` is the reference and runs everywhere. ``triton`` needs a
+GPU. ``flashinfer`` and ``flashinfer_tiles`` also need the package of that name (see `ragkv.models.flashinfer`).
+``auto`` chooses the fastest of ``sdpa`` and ``triton``.
 """
 
 import logging
@@ -34,22 +34,22 @@ TILE = 256  # queries that share a mask on a CPU
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float) -> Tensor:
-    """PyTorch's attention. On a CPU the queries go in tiles, and no tile sees keys beyond its last position."""
+    """PyTorch's attention. On a CPU the queries are divided into tiles that read no key beyond their last position."""
     gqa = query.shape[1] != key.shape[1]
     queries, tokens = query.shape[2], key.shape[2]
-    if queries == tokens:  # ascending positions: every token is asked
+    if queries == tokens:  # the positions ascend, so every token has a query
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=gqa)
     tile = TILE if query.device.type == "cpu" else queries
-    parts = []
-    for part, where in zip(query.split(tile, dim=2), positions.split(tile), strict=True):
-        seen = int(where[-1]) + 1 if tile < queries else tokens
-        mask = where[:, None] >= torch.arange(seen, device=where.device)  # (queries, keys)
-        parts.append(
+    attended = []
+    for part, part_positions in zip(query.split(tile, dim=2), positions.split(tile), strict=True):
+        seen = int(part_positions[-1]) + 1 if tile < queries else tokens
+        mask = part_positions[:, None] >= torch.arange(seen, device=positions.device)  # (queries, keys)
+        attended.append(
             scaled_dot_product_attention(
                 part, key[:, :, :seen], value[:, :, :seen], attn_mask=mask, scale=scaling, enable_gqa=gqa
             )
         )
-    return torch.cat(parts, dim=2)
+    return torch.cat(attended, dim=2)
 
 
 Backend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
@@ -61,7 +61,7 @@ def triton(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling
     Raises
     ------
     ValueError
-        A head dimension or dtype that the kernel does not have.
+        The kernel does not support the head dimension or dtype.
     """
     from ragkv.kernels.attention import position_causal
 
@@ -74,13 +74,13 @@ def triton(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling
 
 
 def auto(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float) -> Tensor:
-    """The fastest that was measured: PyTorch's where every token is asked or there is no GPU, else triton."""
+    """The fastest as measured: PyTorch's if every token has a query or there is no GPU, otherwise ``triton``."""
     backend = triton if has_kernel(query) and query.shape[2] < key.shape[2] else sdpa
     return backend(query, key, value, positions, scaling)
 
 
 def has_kernel(query: Tensor) -> bool:
-    """Whether the package's own kernel runs, on this device and for these heads."""
+    """Whether the package's own kernel runs on this device and supports these heads."""
     return kernels_run(query.device) and _in_triton(query)
 
 
@@ -89,7 +89,13 @@ def _in_triton(query: Tensor) -> bool:
 
 
 def attention_weights(query: Tensor, key: Tensor, positions: Tensor, scaling: float, power: float = 1.0) -> Tensor:
-    """Weights of position-causal attention, raised to `power` and summed over the queries: ``(heads, tokens)``."""
+    """Weights of position-causal attention, raised to `power` and summed over the queries.
+
+    Returns
+    -------
+    Tensor
+        ``(heads, tokens)`` in float32.
+    """
     if has_kernel(query):
         from ragkv.kernels.scores import attention_scores
 
@@ -111,12 +117,12 @@ BACKENDS: dict[str, Backend] = {
 
 
 def get_backend(name: str) -> Backend:
-    """The attention function of that name; where FlashInfer is asked for and not there, ``auto``, which is logged.
+    """The attention backend of that name. If FlashInfer cannot run here, ``auto`` replaces it, which is logged.
 
     Raises
     ------
     ValueError
-        No such backend.
+        There is no such backend.
     """
     if name not in BACKENDS:
         raise ValueError(f"unknown attention backend {name!r}: choose one of {', '.join(BACKENDS)}")

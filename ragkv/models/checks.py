@@ -1,23 +1,23 @@
-"""What a model and a prompt must satisfy for reuse to be right."""
+"""Checks of models and prompts: reuse is refused where it could not be right."""
 
-from transformers import (
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from collections.abc import Sequence
 
-from ragkv.prompt import Prompt
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ragkv.prompt import Prompt, Segment
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def check_model(model: PreTrainedModel) -> None:
-    """Refuse what reuse cannot be right for.
+    """Refuse a model for which reuse cannot be right.
 
     Raises
     ------
     ValueError
-        An architecture other than `FAMILIES`, or a rotary embedding whose frequencies change with the length.
+        An architecture other than `FAMILIES`, a rotary embedding whose frequencies change with the length, or weights
+        that are offloaded.
     """
     check_config(model.config)
     if any(weight.device.type == "meta" for weight in model.parameters()):
@@ -25,7 +25,7 @@ def check_model(model: PreTrainedModel) -> None:
 
 
 def check_config(config: PretrainedConfig) -> None:
-    """The same from a model's configuration alone."""
+    """As `check_model`, as far as the configuration alone tells."""
     if config.model_type not in FAMILIES:
         raise ValueError(f"architecture {config.model_type!r} is not supported: use a model of {', '.join(FAMILIES)}")
     rope = (config.rope_parameters or {}).get("rope_type", "default")
@@ -36,8 +36,13 @@ def check_config(config: PretrainedConfig) -> None:
         )
 
 
-def check_prompt(model: PreTrainedModel, prompt: Prompt) -> None:
+def check_prompt(model: PreTrainedModel, prompt: Prompt, segments: Sequence[Segment]) -> None:
     """Refuse a prompt that the model cannot read whole.
+
+    Parameters
+    ----------
+    segments
+        The prompt's, see `Prompt.segments`.
 
     Raises
     ------
@@ -57,21 +62,27 @@ def check_prompt(model: PreTrainedModel, prompt: Prompt) -> None:
             "needs full attention. Use a shorter prompt, or a checkpoint whose window is off "
             "(config.sliding_window = null)"
         )
-    segments = prompt.segments(config.bos_token_id)
     longest = max((len(segment.context) + len(segment.ids) for segment in segments), default=0)
     if longest > config.max_position_embeddings:
         raise ValueError(
             f"a chunk and its context have {longest} tokens, more than the model's {config.max_position_embeddings} "
             "positions: use shorter chunks or contexts"
         )
-    contexts = {segment.context for segment in segments if segment.context}
-    for token in (*map(int, prompt.tensor.aminmax()), *map(min, contexts), *map(max, contexts)):
+    lowest_and_highest = [int(token) for token in prompt.tensor.aminmax()]
+    for context in {segment.context for segment in segments if segment.context}:
+        lowest_and_highest += [min(context), max(context)]
+    for token in lowest_and_highest:
         if not 0 <= token < config.vocab_size:
             raise ValueError(f"token id {token} is outside the model's vocabulary of {config.vocab_size}")
 
 
 def check_room(model: PreTrainedModel, prompt: Prompt, new_tokens: int, advice: str) -> None:
-    """Refuse a prompt whose answer of up to `new_tokens` would not fit behind it; `advice` ends the message.
+    """Refuse a prompt whose answer of up to `new_tokens` would not fit after it.
+
+    Parameters
+    ----------
+    advice
+        Ends the message.
 
     Raises
     ------

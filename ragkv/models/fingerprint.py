@@ -6,31 +6,30 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
-_fingerprints: WeakKeyDictionary[PreTrainedModel, tuple[tuple, str]] = WeakKeyDictionary()  # only a memo
+_CONFIG = (  # what is hashed of the configuration
+    "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    "head_dim hidden_act max_position_embeddings rms_norm_eps rope_parameters attention_bias mlp_bias"
+).split()
+_BLOCK = 1 << 24  # numbers that are summed at a time
+
+# a memo: the addresses and versions of the weights that a model was hashed with, and the hash
+_fingerprints: WeakKeyDictionary[PreTrainedModel, tuple[tuple, str]] = WeakKeyDictionary()
 
 
 def fingerprint(model: PreTrainedModel) -> str:
     """The model's identity: a hash of its configuration and of every weight's bits.
 
-    It does not depend on the device or on where the model came from; changed weights change it. It is computed once
-    per model and again when its weights were replaced or changed in place; PyTorch keeps no record of changes in place
-    through ``.data``: load the model again after such.
+    It depends neither on the device nor on where the model was loaded from. It is computed once per model, and again
+    if weights were replaced or changed in place. PyTorch does not notice changes through ``.data``, so load the model
+    again after such a change.
     """
     state = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
     remembered = _fingerprints.get(model)
     if remembered is None or remembered[0] != state:
         _fingerprints[model] = remembered = (state, _fingerprint(model))
     return remembered[1]
-
-
-_CONFIG = (
-    "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-    "head_dim hidden_act max_position_embeddings rms_norm_eps rope_parameters attention_bias mlp_bias"
-).split()
 
 
 def _fingerprint(model: PreTrainedModel) -> str:
@@ -42,11 +41,12 @@ def _fingerprint(model: PreTrainedModel) -> str:
 
 
 def _checksum(weight: Tensor) -> int:
-    """A sum over all bits of a tensor, each place weighted differently; wraps at 64 bits, on any device alike."""
+    """A weighted sum over all bits of a tensor. Each index has its own odd weight; the sum wraps at 64 bits."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    bits = weight.contiguous().view(-1).view(integers[weight.element_size()])
+    numbers = weight.contiguous().view(-1).view(integers[weight.element_size()])
     total = 0
-    for part, start in zip(bits.split(1 << 24), range(0, bits.numel(), 1 << 24), strict=True):
-        place = torch.arange(start, start + part.numel(), device=part.device) * 0x9E3779B1 + 0x7F4A7C15
-        total += int(((part.long() + (1 << 33)) * (place | 1)).sum())
+    for start, block in zip(range(0, numbers.numel(), _BLOCK), numbers.split(_BLOCK), strict=True):
+        index = torch.arange(start, start + block.numel(), device=block.device)
+        factor = (index * 0x9E3779B1 + 0x7F4A7C15) | 1
+        total += int(((block.long() + (1 << 33)) * factor).sum())
     return total % (1 << 64)

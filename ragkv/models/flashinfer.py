@@ -1,8 +1,8 @@
-"""FlashInfer's attention behind the backends' signature, with a mask that says which keys each query sees.
+"""FlashInfer's attention with the signature of the other backends.
 
-FlashInfer has no attention by position. ``packed`` gives it a bit for every query and key. ``tiles`` needs no mask:
-each tile of queries is a request of its own over the shared keys, none beyond its last position, and a variant of the
-kernel that is compiled with the positions as one more tensor compares them with the keys'.
+FlashInfer has no attention by position. ``packed`` gives it a mask with a bit for every query and key. ``tiles`` needs
+no mask: each tile of queries is a request of its own over the shared keys up to the tile's last position. A variant of
+the kernel, compiled with the positions as an additional tensor, compares them with the keys' positions.
 """
 
 from functools import cache
@@ -13,12 +13,12 @@ from torch import Tensor
 from ragkv.kernels import on_its_gpu
 
 TILE = 128  # queries of a request
-WORKSPACE = 2**28  # bytes
+WORKSPACE = 2**28  # bytes of FlashInfer's scratch memory
 
 
 @cache
 def missing() -> str | None:
-    """Why FlashInfer cannot be used here; None if it can."""
+    """The reason why FlashInfer cannot run here; None if it can."""
     try:
         import flashinfer  # noqa: F401
     except Exception as error:
@@ -27,11 +27,12 @@ def missing() -> str | None:
 
 
 def check(query: Tensor) -> None:
-    """
+    """Refuse heads that FlashInfer has no kernel for.
+
     Raises
     ------
     ValueError
-        FlashInfer has no kernel for these heads.
+        Another head dimension or dtype.
     """
     if query.shape[-1] not in (64, 128, 256) or query.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(
@@ -42,7 +43,7 @@ def check(query: Tensor) -> None:
 
 @on_its_gpu
 def packed(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float) -> Tensor:
-    """One bit for every query and key; see `ragkv.models.attention` for the arguments."""
+    """A mask with one bit for every query and key; see `ragkv.models.attention` for the arguments."""
     check(query)
     from flashinfer import packbits, single_prefill_with_kv_cache
 
@@ -63,11 +64,13 @@ def packed(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling
 def tiles(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float) -> Tensor:
     """Requests of `TILE` queries, each over the keys up to its last position; see `ragkv.models.attention`."""
     check(query)
-    (_, heads, queries, head_dim), kv_heads, device = query.shape, key.shape[1], key.device
-    ends = torch.arange(TILE, queries + TILE, TILE).clamp(max=queries)  # of each tile
-    lengths = positions[(ends - 1).to(device)].cpu() + 1  # of the keys that it sees
+    _, heads, queries, head_dim = query.shape
+    kv_heads, device = key.shape[1], key.device
+    ends = torch.arange(TILE, queries + TILE, TILE).clamp(max=queries)  # where each tile ends
+    lengths = positions[(ends - 1).to(device)].cpu() + 1  # how many keys each tile reads
     order = torch.arange(int(lengths[-1]), device=device, dtype=torch.int32)
-    wrapper, zero = _wrapper(device, query.dtype, key.dtype, head_dim), torch.zeros(1, dtype=torch.int32)
+    zero = torch.zeros(1, dtype=torch.int32)
+    wrapper = _wrapper(device, query.dtype, key.dtype, head_dim)
     wrapper.plan(
         torch.cat((zero, ends.int())),
         torch.cat((zero, lengths.cumsum(0).int())),
@@ -77,13 +80,15 @@ def tiles(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling:
         kv_heads,
         head_dim,
         1,
-        packed_custom_mask=torch.zeros(1, dtype=torch.uint8, device=device),  # only so that the variant is asked
+        packed_custom_mask=torch.zeros(
+            1, dtype=torch.uint8, device=device
+        ),  # unused, but without a mask the variant is not called
         q_data_type=query.dtype,
         kv_data_type=key.dtype,
     )
     pages = tuple(states[0].transpose(0, 1)[:, :, None] for states in (key, value))  # (tokens, kv_heads, 1, head_dim)
-    asked = query[0].transpose(0, 1).contiguous()
-    return wrapper.run(asked, pages, positions.int(), scaling).transpose(0, 1)[None]
+    rows = query[0].transpose(0, 1).contiguous()  # (queries, heads, head_dim)
+    return wrapper.run(rows, pages, positions.int(), scaling).transpose(0, 1)[None]
 
 
 _VARIANT = """
@@ -111,13 +116,13 @@ struct PositionCausal : AttentionVariantBase {
 
 @cache
 def _wrapper(device: torch.device, query: torch.dtype, key: torch.dtype, head_dim: int):  # type: ignore[no-untyped-def]
-    """What runs the variant, compiled when it is first asked for."""
+    """FlashInfer's wrapper of the variant, which is compiled at the first call."""
     from flashinfer import BatchPrefillWithPagedKVCacheWrapper
 
     name = f"ragkv_position_causal_{query}_{key}_{head_dim}".replace("torch.", "")
     kinds = [query, key, query, torch.int32, head_dim, head_dim]
     added = [["positions"], ["int32_t"], ["sm_scale"], ["double"]]
-    room = torch.empty(WORKSPACE, dtype=torch.uint8, device=device)
+    scratch = torch.empty(WORKSPACE, dtype=torch.uint8, device=device)
     return BatchPrefillWithPagedKVCacheWrapper(
-        room, "HND", backend="fa2", jit_args=[name, *kinds, *added, "PositionCausal", _VARIANT]
+        scratch, "HND", backend="fa2", jit_args=[name, *kinds, *added, "PositionCausal", _VARIANT]
     )

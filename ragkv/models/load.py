@@ -1,4 +1,4 @@
-"""Models: loading them, what a supported one must satisfy, and its identity."""
+"""Loading models and their tokenizers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,12 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.models.checks import check_model
 from ragkv.models.out_of_memory import explained
@@ -44,14 +39,14 @@ def load_model(
     dtype
         ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``: the checkpoint's on a GPU, float32 on a CPU.
     device_map
-        Spread the layers over several devices, as transformers does; `device` is then not used.
+        Spread the layers over several devices, as transformers does; `device` is then ignored.
     trust_remote_code
-        Run code that comes with the model's files. Off unless asked for.
+        Run code that comes with the model's files.
 
     Raises
     ------
     ValueError
-        Unknown model or dtype, an unsupported architecture, or a GPU asked for that is not there.
+        An unknown model or dtype, an unsupported architecture, or a GPU where PyTorch sees none.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: choose one of auto, {', '.join(DTYPES)}")
@@ -65,7 +60,7 @@ def load_model(
     on_cpu = device_map is None and device == "cpu"
     precision = DTYPES.get(dtype, torch.float32 if on_cpu else "auto")
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    with _found(name):
+    with _explaining_failures(name):
         model = AutoModelForCausalLM.from_pretrained(
             model_source(name),
             dtype=precision,
@@ -81,20 +76,21 @@ def load_model(
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A model's tokenizer alone; `name` and errors as in `load_model`."""
-    with _found(name):
+    """Load a model's tokenizer alone; `name` and errors as in `load_model`."""
+    with _explaining_failures(name):
         return AutoTokenizer.from_pretrained(model_source(name), trust_remote_code=trust_remote_code)
 
 
 def model_source(name: str | Path) -> str | Path:
-    """Where `from_pretrained` finds a model: an embedded one's folder, or the name itself."""
+    """What `from_pretrained` loads a model from: the folder of an embedded one, otherwise the name itself."""
     return _WEIGHTS / name if str(name) in embedded_models() else name
 
 
 @contextmanager
-def _found(name: str | Path) -> Iterator[None]:
+def _explaining_failures(name: str | Path) -> Iterator[None]:
+    """Turn the errors of `from_pretrained` into one that says what the name could have been."""
     known = f"model {str(name)!r} could not be loaded: it is none of the embedded ones ({', '.join(embedded_models())})"
-    if "/" not in str(model_source(name)) and not Path(name).exists():  # the hub is not asked for a slip of the pen
+    if "/" not in str(model_source(name)) and not Path(name).exists():  # a typing error; do not ask the hub
         raise ValueError(f"{known}, no folder here has that name, and ids on the hub have an owner: owner/name")
     try:
         yield

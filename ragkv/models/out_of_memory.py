@@ -1,4 +1,4 @@
-"""What to do when a GPU's memory is full, said where it happened."""
+"""Errors of a full GPU, with what needed the memory and what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,23 +8,25 @@ import torch
 
 @contextmanager
 def explained(what: str, device: torch.device, lower: str) -> Iterator[None]:
-    """PyTorch's error of a full GPU, with what needed the memory and how to need less.
+    """Rewrite PyTorch's error of a full GPU, so that it says what needed the memory and how to need less.
 
     Parameters
     ----------
-    what, lower
-        What is being done, and which setting to change.
+    what
+        What is being done.
+    lower
+        What to do about it, for instance which setting to lower.
 
     Raises
     ------
     torch.OutOfMemoryError
-        Once more, in words.
+        The same error with a new message.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
         free, total = (size / 1e9 for size in torch.cuda.mem_get_info(device))
-        asked = str(error).partition("Tried to allocate ")[2].partition(". ")[0] or "more"
+        requested = str(error).partition("Tried to allocate ")[2].partition(". ")[0] or "more"
         raise torch.OutOfMemoryError(
-            f"{what} needs {asked} at once, and {device} has {free:.1f} of its {total:.1f} GB left: {lower}"
+            f"{what} needs {requested} at once, and {device} has {free:.1f} of its {total:.1f} GB left: {lower}"
         ) from error

@@ -1,4 +1,4 @@
-"""The model's rotary embedding: where keys and queries are rotated to their positions."""
+"""The model's rotary embedding, which rotates queries and keys to their positions."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,12 @@ from ragkv.kernels import kernels_run
 class Rotary:
     """The model's own rotary embedding (default, llama3, YaRN, ...) for positions ``0 .. tokens - 1``, in float32.
 
-    ``cos`` and ``sin`` carry the family's attention scaling, for fresh and for stored keys alike.
+    Some families scale attention through ``cos`` and ``sin``; fresh and stored keys are scaled alike.
+
+    Parameters
+    ----------
+    cos, sin
+        ``(1, tokens, head_dim)`` each.
     """
 
     def __init__(self, cos: Tensor, sin: Tensor):
@@ -18,13 +23,14 @@ class Rotary:
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokens: int) -> "Rotary":
-        """A model's, for so many positions."""
+        """A model's rotary embedding for the first `tokens` positions."""
         embedding = model.model.rotary_emb
         positions = torch.arange(tokens, device=embedding.inv_freq.device)[None]
-        return cls(*embedding(torch.empty(0, device=positions.device), positions))  # (1, tokens, head_dim) each
+        cos, sin = embedding(torch.empty(0, device=positions.device), positions)
+        return cls(cos, sin)
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of all positions, ``(1, tokens, head_dim)`` each, on that device."""
+        """``cos`` and ``sin`` on a device; they are copied there at most once."""
         if device not in self._on:
             cos, sin = next(iter(self._on.values()))
             self._on[device] = cos.to(device), sin.to(device)

@@ -68,8 +68,9 @@ def precompute(
     start, layout = perf_counter(), Layout.of(model, store.format)
     uses: Counter[Segment] = Counter()
     for prompt in prompts:
-        check_prompt(model, prompt)
-        uses.update(prompt.segments(model.config.bos_token_id))
+        segments = prompt.segments(model.config.bos_token_id)
+        check_prompt(model, prompt, segments)
+        uses.update(segments)
     distinct = [segment for segment in uses if shard.whole or shard.owns(layout.key(segment))]
     shared = sum(uses[segment] - 1 for segment in distinct)
     written = size = 0

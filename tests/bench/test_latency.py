@@ -35,7 +35,7 @@ def test_random_prompts_have_the_length_asked_for(llama, tokens):
     assert max(map(len, prompt.chunks)) == 64
     assert prompt == prompt_of(llama.config.vocab_size, tokens, 64)
     if tokens <= llama.config.max_position_embeddings:
-        check_prompt(llama, prompt)
+        check_prompt(llama, prompt, prompt.segments(llama.config.bos_token_id))
 
 
 def test_rows_say_how_often_faster_than_the_faster_full_prefill(llama, tmp_path):

@@ -41,7 +41,7 @@ def rows(prompt, chosen, trusting):
         )
     except ValueError as error:
         return str(error)
-    return kept.tolist() if choices.hold() else None
+    return kept.tolist() if choices.valid() else None
 
 
 @given(chosen=st.lists(st.integers(0, DOCUMENT - 1), max_size=DOCUMENT, unique=True))

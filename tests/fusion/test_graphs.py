@@ -7,9 +7,10 @@ import torch
 from helpers import make_model, random_prompt, relative_error
 
 from ragkv import decode, fused_prefill
+from ragkv.fusion.padded_layers import PaddedLayers
 from ragkv.fusion.workspace import Workspace
 from ragkv.loading.memory import InMemory
-from ragkv.loading.transfer import parts_of
+from ragkv.loading.parts import parts_of
 from ragkv.selectors import get_selector
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -18,14 +19,13 @@ STEP = 8  # fewer rows than on a GPU, as an interpreter runs the kernels
 ONE, TWO = ["cpu"] * 3, ["cpu", "cpu:0", "cpu:0"]  # to PyTorch these are two devices
 
 
-class Rerun(Workspace):
-    """A workspace whose graphs are their steps; it notes what is captured and what is replayed."""
+class Rerun:
+    """Captures graphs that are their steps, run once more; it notes what is captured and what is replayed."""
 
-    def __init__(self, model, tokens, **options):
-        super().__init__(model, tokens, **options)
+    def __init__(self):
         self.captured, self.replayed = [], []
 
-    def _capture(self, device, run, what):
+    def __call__(self, device, run, what):
         def replay():
             self.replayed.append(what)
             run()
@@ -36,18 +36,17 @@ class Rerun(Workspace):
 
 
 @pytest.fixture
-def room_of(monkeypatch):
-    """Makes such a workspace, the layers of which lie on these devices."""
-    for where in ("fusion.workspace_memory.has_kernel", "loading.reused.kernels_run"):
-        monkeypatch.setattr(f"ragkv.{where}", lambda _: True)  # Triton's interpreter has them
-    monkeypatch.setattr("ragkv.loading.transfer.PART", 2)
-    monkeypatch.setattr("ragkv.fusion.workspace.STEP", STEP)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+def workspace_of(monkeypatch):
+    """Makes a workspace with such graphs, whose layers lie on these devices."""
+    for module in ("workspace_memory.has_kernel", "placement.kernels_run"):
+        monkeypatch.setattr(f"ragkv.fusion.{module}", lambda _: True)  # Triton's interpreter has them
+    monkeypatch.setattr("ragkv.loading.parts.PART", 2)
+    monkeypatch.setattr("ragkv.fusion.graphs.STEP", STEP)
 
     def make(model, tokens, devices, **options):
-        room = Rerun(model, tokens, **options)
-        room.devices = [torch.device(name) for name in devices]
-        return room
+        workspace = Workspace(model, tokens, capture=Rerun(), **options)
+        workspace.memory.devices = [torch.device(name) for name in devices]
+        return workspace
 
     return make
 
@@ -55,55 +54,58 @@ def room_of(monkeypatch):
 @pytest.mark.parametrize("devices", [ONE, TWO], ids=["one device", "two devices"])
 @pytest.mark.parametrize("name", ["full_reuse", "probe", "a3"])
 @pytest.mark.parametrize("there", [True, False], ids=["in place", "layer by layer"])
-def test_graphs_give_what_the_layers_give(rng, room_of, monkeypatch, devices, name, there):
+def test_graphs_give_what_the_layers_give(rng, workspace_of, monkeypatch, devices, name, there):
     """Prompt after prompt, each of other lengths; the rows that fill a graph up leave nothing behind."""
-    monkeypatch.setattr("ragkv.loading.reused.kernels_run", lambda _: there)  # what places all layers at once
+    monkeypatch.setattr("ragkv.fusion.placement.kernels_run", lambda _: there)  # what places all layers at once
     model = make_model("qwen2")
     model.generation_config.eos_token_id = None
-    room = room_of(model, 70, devices)
+    workspace = workspace_of(model, 70, devices)
     selector = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=0.2)
     for chunks in ((13, 31), (5, 9, 8)):
         prompt = random_prompt(rng, chunks=chunks)
         store = InMemory.computed(model, prompt)
         expected = fused_prefill(model, prompt, store, selector)
-        found = fused_prefill(model, prompt, store, selector, workspace=room)
+        found = fused_prefill(model, prompt, store, selector, workspace=workspace)
         assert torch.equal(found.selected, expected.selected)
         assert relative_error(found.logits, expected.logits) <= 1e-4
         for mine, plain in zip(found.cache.layers, expected.cache.layers, strict=True):
             assert relative_error(mine.keys, plain.keys) <= 1e-4
             assert relative_error(mine.values, plain.values) <= 1e-4
         assert decode(model, found, max_new_tokens=4).ids == decode(model, expected, max_new_tokens=4).ids
-    assert any("tokens" in what for what in room.captured)
-    assert set(room.captured) == set(room.replayed)
+    graphs = workspace._capture
+    assert any("tokens" in what for what in graphs.captured)
+    assert set(graphs.captured) == set(graphs.replayed)
 
 
 @pytest.mark.parametrize("devices", [ONE, TWO], ids=["one device", "two devices"])
-def test_a_graph_is_captured_once_for_its_number_of_rows(room_of, devices):
+def test_a_graph_is_captured_once_for_its_number_of_rows(workspace_of, devices):
     """And what it was captured for first is computed in the same call."""
     model = make_model("llama")
-    room = room_of(model, 30, devices, rows=2 * STEP)
+    workspace = workspace_of(model, 30, devices, rows=2 * STEP)
+    graphs, captured = workspace.graphs, workspace._capture.captured
     hidden = torch.randn(1, 2 * STEP, 64)
     for count, kinds in ((1, 1), (STEP, 1), (STEP + 1, 2), (7, 2), (2 * STEP, 2)):
         active = torch.arange(30)[-count:]
-        assert room.replays(active)
-        first, again = (room.replay(range(3), hidden[:, :count], active).clone() for _ in range(2))
+        assert graphs.cover(count)
+        first, again = (graphs.replay(range(3), hidden[:, :count], active).clone() for _ in range(2))
         assert torch.equal(first, again)
-        assert len(room.captured) == kinds * len(parts_of(range(3), room.devices))
-    assert not room.replays(torch.arange(2 * STEP + 1))  # more than `rows`
+        assert len(captured) == kinds * len(parts_of(range(3), workspace.memory.devices))
+    assert not graphs.cover(2 * STEP + 1)  # more than `rows`
 
 
 @pytest.mark.parametrize("devices", [ONE, TWO], ids=["one device", "two devices"])
 @pytest.mark.parametrize("count", [1, STEP - 1, STEP, STEP + 1])
-def test_rows_that_do_not_count_change_nothing(room_of, devices, count):
+def test_rows_that_do_not_count_change_nothing(workspace_of, devices, count):
     """As many rows as tokens, and rows rounded up: the same states, keys, values and weights of attention."""
     model, hidden, active = make_model("llama"), torch.randn(1, count, 64), torch.arange(count) * 2
-    plain, graphs = (room_of(model, 20, devices) for _ in range(2))
+    plain, graphed = (workspace_of(model, 20, devices) for _ in range(2))
+    layers = PaddedLayers(plain.memory)
     for power in (2.0, None, 1.0):
         expected = hidden
-        for span in plain.spans(range(3)):
-            expected = plain._through(span, expected, active, power)
-        assert relative_error(graphs.replay(range(3), hidden, active, power), expected) <= 1e-5
-        assert relative_error(graphs.weights, plain.weights) <= 1e-5
-    for one, other in zip(graphs.cache(20), plain.cache(20), strict=True):
+        for span in plain.memory.spans(range(3)):
+            expected = layers.run(span, expected, active, power)
+        assert relative_error(graphed.graphs.replay(range(3), hidden, active, power), expected) <= 1e-5
+        assert relative_error(graphed.graphs.weights, layers.weights) <= 1e-5
+    for one, other in zip(graphed.memory.cache(20), plain.memory.cache(20), strict=True):
         assert all(map(torch.equal, [a != 0 for a in one], [b != 0 for b in other]))
         assert all(relative_error(a, b) <= 1e-5 for a, b in zip(one, other, strict=True))

@@ -1,5 +1,9 @@
 """A workspace gives what a prefill without one gives, prompt after prompt."""
 
+import gc
+import weakref
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import RATIO_SELECTORS, make_model, memory_store, random_prompt, relative_error
@@ -7,10 +11,12 @@ from helpers import RATIO_SELECTORS, make_model, memory_store, random_prompt, re
 from ragkv import decode, fused_prefill, precompute
 from ragkv.eviction import get_eviction
 from ragkv.fusion.clock import Clock
+from ragkv.fusion.memory import OwnMemory
+from ragkv.fusion.placement import Placement
 from ragkv.fusion.workspace import Workspace
-from ragkv.fusion.workspace_forward import WorkspaceForward
+from ragkv.fusion.workspace_memory import WorkspaceMemory
 from ragkv.loading.reused import ReusedKV
-from ragkv.models.attention import auto
+from ragkv.loading.segments import SegmentInMemory
 from ragkv.selectors import get_selector
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -65,7 +71,7 @@ def test_the_prefill_stays_usable(llama, rng):
     assert decode(llama, prefill, max_new_tokens=6).ids == decode(llama, prefill, max_new_tokens=6).ids
 
 
-def test_what_an_eviction_keeps_leaves_the_room(llama, rng):
+def test_what_an_eviction_keeps_is_outside_the_workspace(llama, rng):
     prompt, store = ready(llama, rng)
     eviction, selector = get_eviction("streaming", capacity_ratio=0.6), get_selector("epic", ratio=0.2)
     room = Workspace(llama, 100)
@@ -84,17 +90,66 @@ def test_too_little_room_and_another_model_are_refused(llama, rng):
         fused_prefill(llama, prompt, store, get_selector("a3"), workspace=Workspace(make_model("llama"), 100))
 
 
-def test_processes_read_for_one_span_of_layers_at_a_time(llama, rng, monkeypatch):
-    room, given = Workspace(llama, 64), []
-    layers, (here, there) = len(room.devices), (torch.device("cpu"), torch.device("meta"))
-    room.devices = [(here, there)[i % 2] for i in range(layers)]
-    room.processes = {here: "of the one", there: "of the other"}
-    monkeypatch.setattr(ReusedKV, "place", lambda *given_to, prefix_only: given.append(given_to[-1]) or {})
-    forward = WorkspaceForward(room, random_prompt(rng), ReusedKV([], [], []), auto, Clock())
+def test_processes_serve_one_transfer_at_a_time(llama, monkeypatch):
+    """The first span of layers on each GPU gets that GPU's processes, unless only the prefix is reused."""
+    memory, given = WorkspaceMemory(llama, 64), []
+    layers, gpus = len(memory.devices), (torch.device("cuda", 0), torch.device("cuda", 1))
+    memory.devices = [gpus[i % 2] for i in range(layers)]
+    memory.processes = {gpus[0]: "of the first", gpus[1]: "of the second"}
+
+    def transfer(segments, parts, to, processes):
+        given.append(processes)
+        return SimpleNamespace(staged=[], start=lambda place: None)
+
+    monkeypatch.setattr("ragkv.fusion.placement.Transfer", transfer)
+    monkeypatch.setattr("ragkv.fusion.placement.kernels_run", lambda device: False)
+    monkeypatch.setattr(memory.rotary, "on", lambda device: None)
+    segment = SegmentInMemory(torch.zeros(layers, 2, 2, 3, 16), torch.zeros(3))
+    placement = Placement(ReusedKV([segment], [segment]), memory, Clock())
     for prefix_only in (False, True, False):
-        forward.start(range(layers), prefix_only=prefix_only)
-    one_each = ["of the one", "of the other", *[None] * (layers - 2)]
+        placement.start(range(layers), prefix_only=prefix_only)
+    one_each = ["of the first", "of the second", *[None] * (layers - 2)]
     assert given == one_each + [None] * layers + one_each
+
+
+def test_memory_of_its_own_is_allocated_layer_by_layer(llama, rng, monkeypatch):
+    """When a layer is reached, and what an eviction leaves takes its place: never two layers at a time."""
+    prompt, store = ready(llama, rng)
+    allocated, most = set(), []
+    allocate, release = OwnMemory._allocate, OwnMemory.release
+
+    def note(memory, index):
+        allocated.add(index)
+        most.append(len(allocated))
+        return allocate(memory, index)
+
+    def forget(memory, index):
+        allocated.remove(index)
+        release(memory, index)
+
+    monkeypatch.setattr(OwnMemory, "_allocate", note)
+    monkeypatch.setattr(OwnMemory, "release", forget)
+    evicted = fused_prefill(llama, prompt, store, get_selector("a3"), eviction=get_eviction("streaming", capacity=30))
+    assert [layer.keys.shape[2] for layer in evicted.cache.layers] == [30] * llama.config.num_hidden_layers
+    assert set(most) == {1}
+    most.clear()
+    fused_prefill(llama, prompt, store, get_selector("a3"))
+    assert most == sorted(most)
+    assert most[-1] == llama.config.num_hidden_layers
+
+
+def test_a_workspace_is_freed_when_it_is_dropped(llama, rng, monkeypatch):
+    """Without waiting for Python's garbage collection, which knows nothing of a full GPU."""
+    prompt, store = ready(llama, rng)
+    workspace = Workspace(llama, 100)
+    fused_prefill(llama, prompt, store, get_selector("a3"), workspace=workspace)
+    memory = weakref.ref(workspace.memory.layer(0)[0])
+    gc.disable()
+    try:
+        del workspace
+        assert memory() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("left", [0, 1, 4, 5, 6])

@@ -105,7 +105,7 @@ def test_a_workspace_over_two_gpus_gives_the_same(split, name):
     precompute(there, [prompt], files)
     memory, room = InMemory.computed(there, prompt), Workspace(there, len(prompt.ids) + 8)
     expected = fused_prefill(here, prompt, InMemory.computed(here, prompt), selector)
-    for store in (files, *(memory.to(where) for where in ("pinned", *map(str, dict.fromkeys(room.devices))))):
+    for store in (files, *(memory.to(where) for where in ("pinned", *map(str, dict.fromkeys(room.memory.devices))))):
         found = fused_prefill(there, prompt, store, selector, workspace=room)
         assert torch.equal(found.selected, expected.selected)
         assert relative_error(found.logits.cpu(), expected.logits) <= 1e-4

@@ -1,11 +1,23 @@
-"""The parts in which layers are brought to their GPUs."""
+"""The parts in which layers are brought to their GPUs, and the order of copies beside the layers that are computed."""
 
+from contextlib import contextmanager
+
+import pytest
 import torch
+from helpers import make_model, random_ids
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ragkv.loading.transfer import PART, divided, parts_of
+from ragkv import KVStore, Prompt
+from ragkv.loading import transfer
+from ragkv.loading.memory import InMemory
+from ragkv.loading.parts import PART, divided, parts_of, spans_of
+from ragkv.loading.segments import SegmentInMemory
+from ragkv.loading.transfer import AHEAD, Transfer
+from ragkv.store import Layout
 
+CPU = torch.device("cpu")
 NAMES = st.integers(0, 3).map(lambda number: torch.device("cuda", number))
 
 
@@ -20,9 +32,185 @@ def test_parts_are_all_layers_in_order_each_on_one_device(devices, data):
     assert all(len(part) == 1 for part in (parts[:1] + parts[-1:] if len(layers) > 1 else []))
 
 
+@given(st.lists(NAMES, max_size=40), st.data())
+def test_spans_are_as_long_as_the_device_stays_the_same(devices, data):
+    layers = range(data.draw(st.integers(0, len(devices))), len(devices))
+    spans = spans_of(layers, devices)
+    assert [index for span in spans for index in span] == list(layers)
+    assert all(len({devices[index] for index in span}) == 1 for span in spans)
+    assert all(devices[span.start] != devices[span.start - 1] for span in spans[1:])
+
+
 @given(st.integers(0, 9), st.integers(0, 9), st.sets(st.integers(0, 9)))
 def test_layers_are_divided_where_it_is_said(start, count, cuts):
     layers = range(start, start + count)
     parts = divided(layers, cuts.__contains__)
     assert [index for part in parts for index in part] == list(layers)
     assert {part.start for part in parts[1:]} == cuts & set(layers[1:])
+
+
+class Streams(TorchDispatchMode):
+    """A copying stream beside a computing one, as a log of what the host gives to them, in order.
+
+    As a dispatch mode it also sees the copies into buffers that the copying stream uses.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.is_active = False
+        self.log = []
+        self.used = []
+
+    @contextmanager
+    def active(self):
+        self.is_active = True
+        yield
+        self.is_active = False
+
+    def wait_for_computation(self):
+        self.log.append(("copies wait",))
+
+    def record(self):
+        assert self.is_active
+        event = object()
+        self.log.append(("record", event))
+        return event
+
+    def computation_waits(self, event):
+        assert not self.is_active
+        self.log.append(("computation waits", event))
+
+    def uses(self, memory):
+        self.used.append(memory.untyped_storage().data_ptr())
+
+    def __torch_dispatch__(self, function, types, args=(), options=None):
+        if function is torch.ops.aten.copy_.default and args[0].untyped_storage().data_ptr() in self.used:
+            assert self.is_active
+            self.log.append(("copy",))
+        return function(*args, **(options or {}))
+
+
+LAYERS = 23
+MODEL_DEVICES = [CPU] * LAYERS
+
+
+def numbered(tokens):
+    """A segment each layer of which holds its own number."""
+    numbers = torch.arange(LAYERS).float().view(LAYERS, 1, 1, 1, 1)
+    return SegmentInMemory(numbers.expand(LAYERS, 2, 2, tokens, 4).clone(), torch.zeros(tokens))
+
+
+def run(segments, layers, streams, after=lambda index: None):
+    """Transfer layers one by one; what was staged when each part was placed."""
+    staged = {}
+    copying = Transfer(segments, parts_of(layers, MODEL_DEVICES), CPU, stream=streams)
+
+    def place(part):
+        assert streams.is_active
+        streams.log.append(("place", part))
+        staged[part] = [buffer[: len(part)].clone() for buffer in copying.staged]
+
+    copying.start(place)
+    assert streams.log == [("copies wait",)]  # memory may be in use; nothing is copied before it is asked for
+    for index in layers:
+        with streams:
+            copying.layer(index)
+        streams.log.append(("compute", index))
+        after(index)
+    return staged
+
+
+@pytest.fixture(params=["read by threads", "copied directly"])
+def kind(request, monkeypatch):
+    """Segments in ordinary memory take a detour through pinned memory; those in pinned memory do not."""
+    monkeypatch.setattr(transfer, "_copies_directly", lambda segment: request.param == "copied directly")
+    return request.param
+
+
+@pytest.mark.parametrize("layers", [range(LAYERS), range(5, LAYERS), range(3, 4)], ids=str)
+def test_each_part_is_copied_before_it_is_placed(kind, layers):
+    """In order, and the buffers that all parts share still hold a part while it is placed."""
+    staged = run([numbered(3), numbered(5)], layers, Streams())
+    assert list(staged) == parts_of(layers, MODEL_DEVICES)
+    for part, segments in staged.items():
+        expected = torch.tensor(part).float()
+        for states, tokens in zip(segments, (3, 5), strict=True):
+            assert torch.equal(states, expected.view(-1, 1, 1, 1, 1).expand(len(part), 2, 2, tokens, 4))
+
+
+def test_buffers_are_overwritten_only_behind_what_reads_them(kind):
+    """All copies and all placing go to one stream, each part's copies behind the placing of the part before."""
+    streams = Streams()
+    run([numbered(3), numbered(5)], range(LAYERS), streams)
+    steps = [(name, *rest) if name == "place" else (name,) for name, *rest in streams.log]
+    copies = [("copy",)] * (1 if kind == "read by threads" else 2)  # what is read arrives as one piece
+    expected = [
+        step for part in parts_of(range(LAYERS), MODEL_DEVICES) for step in (*copies, ("place", part), ("record",))
+    ]
+    assert [step for step in steps if step[0] in ("copy", "place", "record")] == expected
+    assert len(streams.used) == 1  # when they are freed, that stream may not be done with them
+
+
+def test_a_layer_waits_for_the_event_of_its_part(kind):
+    streams = Streams()
+    run([numbered(3)], range(LAYERS), streams)
+    event_of, placed = {}, None
+    waits = []
+    for name, *rest in streams.log:
+        if name == "place":
+            (placed,) = rest
+        elif name == "record":
+            event_of |= dict.fromkeys(placed, rest[0])
+        elif name == "computation waits":
+            waits.append(rest[0])
+        elif name == "compute":
+            assert waits[-1] is event_of[rest[0]]
+    assert waits == [event_of[index] for index in range(LAYERS)]  # each layer once, and nothing else
+
+
+def test_no_more_parts_are_in_flight_than_allowed(kind):
+    """What is ahead of the layer that is computed is always the next layers, and never more than two parts' worth."""
+    streams = Streams()
+    ahead = []
+
+    def count(index):
+        placed = [layer for name, *rest in streams.log if name == "place" for layer in rest[0]]
+        ahead.append(len(placed) - index - 1)
+
+    run([numbered(3)], range(LAYERS), streams, count)
+    assert max(ahead) <= AHEAD * PART
+    if kind == "copied directly":  # nothing to wait for: there is always something ahead
+        assert max(ahead) > PART
+        assert all(layers > 0 for layers in ahead[:-1])
+
+
+def test_a_part_that_is_still_read_is_not_waited_for(monkeypatch):
+    """The host goes on with the layers that are there, and asks for the part when it needs it."""
+    monkeypatch.setattr(transfer.ThreadReader, "has", lambda self: False)
+    streams = Streams()
+    run([numbered(3)], range(LAYERS), streams)
+    order = [entry[1] for entry in streams.log if entry[0] in ("place", "compute")]
+    parts = parts_of(range(LAYERS), MODEL_DEVICES)
+    assert order == [step for part in parts for step in (part, *part)]
+
+
+def test_files_and_memory_are_staged_side_by_side(rng, tmp_path):
+    model = make_model("llama", num_hidden_layers=9)
+    memory = InMemory.computed(model, Prompt([], [random_ids(rng, length) for length in (5, 1, 30)], [9]))
+    store, layout = KVStore(tmp_path), Layout.of(model)
+    memory.into(store, model)
+    segments = [memory.segments[s] if i % 2 else store.open(layout, s) for i, s in enumerate(memory.segments)]
+    parts = parts_of(range(9), [CPU] * 9)
+    copying = Transfer(segments, parts, CPU, stream=Streams())
+    seen = []
+
+    def place(part):
+        for offset, index in enumerate(part):
+            for buffer, segment in zip(copying.staged, segments, strict=True):
+                seen.append(torch.equal(buffer[offset], segment.layer(index)))
+
+    copying.start(place)
+    for index in range(9):
+        copying.layer(index)
+    assert len(seen) == 9 * 3
+    assert all(seen)

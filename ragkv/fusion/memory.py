@@ -1,0 +1,80 @@
+"""The memory that the keys and values of a prefill lie in: its own, or a workspace's."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ragkv.loading.processes import ReadProcesses
+from ragkv.models import decoder
+from ragkv.models.decoder import KV
+from ragkv.models.rotary import Rotary
+
+
+class Memory(Protocol):
+    """Keys and values of one prompt, layer by layer.
+
+    Attributes
+    ----------
+    devices
+        The device of each layer.
+    rotary
+        The model's rotary embedding, for as many positions as there is memory for.
+    preallocated
+        Whether all layers have their memory already.
+    processes
+        For each GPU, the processes that read stored segments for it. May be empty.
+    """
+
+    model: PreTrainedModel
+    devices: list[torch.device]
+    rotary: Rotary
+    preallocated: bool
+    processes: Mapping[torch.device, ReadProcesses]
+
+    def layer(self, index: int) -> KV:
+        """A layer's keys and values, ``(1, kv_heads, slots, head_dim)`` each, with at least a slot per token."""
+
+    def release(self, index: int) -> None:
+        """The prefill no longer needs this layer's memory."""
+
+
+class OwnMemory:
+    """Memory of one prefill alone. A layer's is allocated when the layer is first asked for.
+
+    It may be asked for on a stream that copies stored keys and values. The layers themselves are computed on the stream
+    that is current when this object is made.
+    """
+
+    preallocated: bool = False
+
+    def __init__(self, model: PreTrainedModel, tokens: int):
+        self.model = model
+        self.devices = decoder.devices(model)
+        self.rotary = Rotary.of(model, tokens)
+        self.processes: Mapping[torch.device, ReadProcesses] = {}
+        self._tokens = tokens
+        self._layers: dict[int, KV] = {}
+        gpus = {device for device in self.devices if device.type == "cuda"}
+        self._computing = {gpu: torch.cuda.current_stream(gpu) for gpu in gpus}
+
+    def layer(self, index: int) -> KV:
+        """A layer's keys and values, ``(1, kv_heads, tokens, head_dim)`` each."""
+        if index not in self._layers:
+            self._layers[index] = self._allocate(index), self._allocate(index)
+        return self._layers[index]
+
+    def release(self, index: int) -> None:
+        """Free a layer's memory."""
+        del self._layers[index]
+
+    def _allocate(self, index: int) -> Tensor:
+        config, device = self.model.config, self.devices[index]
+        head_dim = self.model.model.layers[index].self_attn.head_dim
+        shape = (1, config.num_key_value_heads, self._tokens, head_dim)
+        states = torch.empty(shape, dtype=self.model.dtype, device=device)
+        if device in self._computing:  # not to be used again before that stream is done with it
+            states.record_stream(self._computing[device])
+        return states
