@@ -67,12 +67,17 @@ class Placement:
             place = _kernel([layers.contiguous() for layers in here], self._memory, range(len(self._memory.devices)))
             place(span, span.start)
             self._placed.update(span)
-        elif device.type == "cuda":
+        elif _copies_overlap(device):
             transfer = Transfer(segments, parts_of(span, self._memory.devices), device, processes)
             transfer.start(_placing(transfer.staged, self._memory, device))
             self._transfers |= dict.fromkeys(span, transfer)
         else:
             self._unread |= dict.fromkeys(span, segments)
+
+
+def _copies_overlap(device: torch.device) -> bool:
+    """Whether a device computes while something is copied to it."""
+    return device.type == "cuda"
 
 
 def _placing(staged: Sequence[Tensor], memory: Memory, device: torch.device) -> Callable[[range], None]:

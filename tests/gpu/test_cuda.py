@@ -103,9 +103,12 @@ def test_a_workspace_over_two_gpus_gives_the_same(split, name):
     (here, there), prompt, files = split, random_prompt(Random(5)), memory_store()
     selector = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=0.3)
     precompute(there, [prompt], files)
-    memory, room = InMemory.computed(there, prompt), Workspace(there, len(prompt.ids) + 8)
+    memory, workspace = InMemory.computed(there, prompt), Workspace(there, len(prompt.ids) + 8)
     expected = fused_prefill(here, prompt, InMemory.computed(here, prompt), selector)
-    for store in (files, *(memory.to(where) for where in ("pinned", *map(str, dict.fromkeys(room.memory.devices))))):
-        found = fused_prefill(there, prompt, store, selector, workspace=room)
+    for store in (
+        files,
+        *(memory.to(where) for where in ("pinned", *map(str, dict.fromkeys(workspace.memory.devices)))),
+    ):
+        found = fused_prefill(there, prompt, store, selector, workspace=workspace)
         assert torch.equal(found.selected, expected.selected)
         assert relative_error(found.logits.cpu(), expected.logits) <= 1e-4

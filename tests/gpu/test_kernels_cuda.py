@@ -5,6 +5,7 @@ import torch
 from helpers import fuse, make_model, random_prompt, relative_error
 
 from ragkv import decode, fused_prefill, precompute
+from ragkv.eviction import get_eviction
 from ragkv.fusion.workspace import Workspace
 from ragkv.loading.memory import InMemory
 from ragkv.loading.prefetch import ReadAhead
@@ -53,8 +54,8 @@ def test_scores_are_the_sums_of_weights(tokens, power):
 
 
 @pytest.mark.parametrize("name", ["full_reuse", "probe", "a3", "epic"])
-@pytest.mark.parametrize("room", [False, True], ids=["alone", "in a workspace"])
-def test_copies_ahead_give_the_same_bits(rng, tmp_path, name, room):
+@pytest.mark.parametrize("lent", [False, True], ids=["own memory", "in a workspace"])
+def test_copies_ahead_give_the_same_bits(rng, tmp_path, name, lent):
     """From the GPU, from pinned memory, from ordinary memory, and from files that threads read."""
     model, prompt = make_model("llama").cuda().bfloat16(), random_prompt(rng, chunks=(60, 70, 80))
     segments = {s: SegmentInMemory(*compute_segment(model, s)) for s in prompt.segments(1)}
@@ -64,15 +65,15 @@ def test_copies_ahead_give_the_same_bits(rng, tmp_path, name, room):
     ordinary = InMemory({s: SegmentInMemory(states.layers.clone(), states.scores) for s, states in segments.items()})
     assert not any(states.layers.is_pinned() for states in ordinary.segments.values())
     stores = files, ordinary, *(InMemory(segments).to(where) for where in ("pinned", "cuda"))
-    workspace = Workspace(model, 300) if room else None
+    workspace = Workspace(model, 300) if lent else None
     first, *others = (fused_prefill(model, prompt, store, selector, workspace=workspace).logits for store in stores)
     assert all(torch.equal(first, logits) for logits in others)
 
 
 @pytest.mark.parametrize("format", CODECS)
 @pytest.mark.parametrize("name", ["full_reuse", "probe", "a3"])
-@pytest.mark.parametrize("room", [False, True], ids=["alone", "in a workspace"])
-def test_files_unpacked_on_the_gpu_give_the_same_bits(rng, tmp_path, name, room, format):
+@pytest.mark.parametrize("lent", [False, True], ids=["own memory", "in a workspace"])
+def test_files_unpacked_on_the_gpu_give_the_same_bits(rng, tmp_path, name, lent, format):
     """As the same files read ahead, which are unpacked on the host."""
     model, prompt = make_model("llama").cuda().bfloat16(), random_prompt(rng, chunks=(60, 70, 80))
     store, layout = KVStore(tmp_path, format=format), Layout.of(model, format)
@@ -80,9 +81,50 @@ def test_files_unpacked_on_the_gpu_give_the_same_bits(rng, tmp_path, name, room,
     ahead = ReadAhead(store, layout)
     ahead.fetch(prompt.segments(1))
     selector = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=0.2)
-    workspace = Workspace(model, 300) if room else None
+    workspace = Workspace(model, 300) if lent else None
     first, second = (fused_prefill(model, prompt, s, selector, workspace=workspace).logits for s in (store, ahead))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["full_reuse", "a3"])
+@pytest.mark.parametrize("lent", [False, True], ids=["own memory", "in a workspace"])
+def test_layers_placed_without_the_kernel_are_the_same(rng, monkeypatch, name, lent):
+    model, prompt = make_model("llama").cuda().bfloat16(), random_prompt(rng, chunks=(60, 70, 80))
+    store = InMemory.computed(model, prompt).to("pinned")
+    selector = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=0.2)
+    workspace = Workspace(model, 300) if lent else None
+    expected = fused_prefill(model, prompt, store, selector).logits
+    monkeypatch.setattr("ragkv.fusion.placement.kernels_run", lambda device: False)
+    found = fused_prefill(model, prompt, store, selector, workspace=workspace).logits
+    assert relative_error(found, expected) <= BOUNDS[torch.bfloat16]
+
+
+@pytest.mark.parametrize("where", ["pinned", "cuda"])
+def test_a_prefill_uses_the_memory_of_those_before_it_again(rng, where):
+    """Own memory is allocated on the stream of the copies: prefill after prefill it is the same."""
+    model, prompt = make_model("llama").cuda(), random_prompt(rng, chunks=(100, 120, 90))
+    store, reserved = InMemory.computed(model, prompt).to(where), []
+    for _ in range(40):
+        fused_prefill(model, prompt, store, get_selector("a3", ratio=0.2))
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[-1] <= reserved[9]
+
+
+def test_an_eviction_frees_memory_layer_by_layer(rng):
+    """The peak is below that of the same prefill without it by more than half of what it evicts."""
+    model = make_model("llama", num_hidden_layers=24, num_key_value_heads=4, head_dim=64, max_position_embeddings=8192)
+    model, prompt = model.cuda().bfloat16(), random_prompt(rng, chunks=(1000,) * 6)
+    peaks, sizes = [], []
+    for eviction in (None, get_eviction("streaming", capacity=600)):
+        for _ in range(2):  # the first one compiles
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            prefill = fused_prefill(model, prompt, None, get_selector("full_prefill"), eviction=eviction)
+            peak, size = torch.cuda.max_memory_allocated() - before, prefill.cache_bytes
+            del prefill
+        peaks.append(peak)
+        sizes.append(size)
+    assert peaks[0] - peaks[1] > (sizes[0] - sizes[1]) / 2
 
 
 def test_two_runs_give_the_same_tokens(family, rng):

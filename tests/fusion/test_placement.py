@@ -1,0 +1,89 @@
+"""However stored keys and values come into the memory of the layers, the prefill is the same."""
+
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+from helpers import make_model, memory_store, random_prompt, relative_error
+
+from ragkv import fused_prefill, precompute
+from ragkv.eviction import get_eviction
+from ragkv.fusion.workspace import Workspace
+from ragkv.loading.memory import InMemory
+from ragkv.loading.transfer import Transfer
+from ragkv.selectors import get_selector
+
+pytest.importorskip("triton", reason="Triton is not installed")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has streams and kernels")
+
+
+class Immediately:
+    """A copying stream of a device that does everything at once."""
+
+    def active(self):
+        return nullcontext()
+
+    def wait_for_computation(self):
+        pass
+
+    def record(self):
+        return None
+
+    def computation_waits(self, event):
+        pass
+
+    def uses(self, memory):
+        pass
+
+
+@pytest.fixture(params=["kernel", "plain"])
+def transfers(request, monkeypatch):
+    """Lets a CPU have layers copied beside what it computes, and counts how often that is begun."""
+    begun = []
+
+    def transfer(*given):
+        begun.append(given)
+        return Transfer(*given, stream=Immediately())
+
+    monkeypatch.setattr("ragkv.fusion.placement._copies_overlap", lambda device: True)
+    monkeypatch.setattr("ragkv.fusion.placement.kernels_run", lambda device: request.param == "kernel")
+    monkeypatch.setattr("ragkv.fusion.placement.Transfer", transfer)
+    monkeypatch.setattr("ragkv.loading.parts.PART", 2)
+    return begun
+
+
+@pytest.mark.parametrize("prefix", [4, None])
+@pytest.mark.parametrize("name", ["full_reuse", "cat", "probe", "a3", "cacheblend"])
+@pytest.mark.parametrize("lent", [False, True], ids=["own memory", "in a workspace"])
+def test_layers_that_are_transferred_are_as_those_read_one_by_one(rng, monkeypatch, transfers, lent, name, prefix):
+    model, store = make_model("qwen2", num_hidden_layers=7), memory_store()
+    prompt = random_prompt(rng, chunks=(13, 3, 40), prefix=prefix)
+    precompute(model, [prompt], store)
+    selector = get_selector(name) if name in ("full_reuse", "cat") else get_selector(name, ratio=0.2)
+    workspace = Workspace(model, 100) if lent else None
+    with monkeypatch.context() as patch:
+        patch.setattr("ragkv.fusion.placement._copies_overlap", lambda device: False)
+        expected = fused_prefill(model, prompt, store, selector)
+    assert not transfers
+    found = fused_prefill(model, prompt, store, selector, workspace=workspace)
+    assert len(transfers) == (2 if name in ("a3", "cacheblend") and prefix else 1)  # one for the prefix alone
+    assert torch.equal(found.selected, expected.selected)
+    assert relative_error(found.logits, expected.logits) <= 1e-5
+    for mine, plain in zip(found.cache.layers, expected.cache.layers, strict=True):
+        assert relative_error(mine.keys, plain.keys) <= 1e-5
+        assert relative_error(mine.values, plain.values) <= 1e-5
+
+
+@pytest.mark.parametrize("lent", [False, True], ids=["own memory", "in a workspace"])
+def test_what_is_transferred_can_be_evicted(llama, rng, transfers, lent):
+    prompt = random_prompt(rng)
+    prefill = partial(fused_prefill, llama, prompt, InMemory.computed(llama, prompt), get_selector("epic", ratio=0.2))
+    whole = prefill()
+    found = prefill(eviction=get_eviction("streaming", capacity=30), workspace=Workspace(llama, 60) if lent else None)
+    if not lent:
+        assert transfers
+    kept = [*range(4), *range(24, 50)]  # the prefix, and the last tokens
+    for small, full in zip(found.cache.layers, whole.cache.layers, strict=True):
+        assert relative_error(small.keys, full.keys[:, :, kept]) <= 1e-5
+        assert relative_error(small.values, full.values[:, :, kept]) <= 1e-5
