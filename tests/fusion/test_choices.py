@@ -1,4 +1,4 @@
-"""A choice that is trusted first gives what looking at it at once gives, and one that is wrong is found out."""
+"""A choice that is trusted at first gives what checking it at once gives, and an invalid one is found out."""
 
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ DOCUMENT = 12
 
 @dataclass(frozen=True)
 class Given(Selector):
-    """Chooses what it is told to, and notes that it was asked."""
+    """Makes a given choice, and counts how often."""
 
     chosen: tuple[int, ...] = ()
     asked: tuple[list, ...] = ()
@@ -33,7 +33,7 @@ def prompt(rng):
 
 
 def rows(prompt, chosen, trusting):
-    """The rows that go on, None if they do not hold, and the message of an error."""
+    """The rows that go on, None if the choice was invalid, or the message of an error."""
     choices, start = Choices(trusting), len(prompt.prefix)
     try:
         kept = choices.rows(
@@ -45,13 +45,13 @@ def rows(prompt, chosen, trusting):
 
 
 @given(chosen=st.lists(st.integers(0, DOCUMENT - 1), max_size=DOCUMENT, unique=True))
-def test_each_token_once_holds(prompt, chosen):
+def test_each_token_once_is_valid(prompt, chosen):
     expected = [*sorted(chosen), DOCUMENT, DOCUMENT + 1, DOCUMENT + 2]
     assert rows(prompt, tuple(chosen), True) == rows(prompt, tuple(chosen), False) == expected
 
 
 @given(chosen=st.lists(st.integers(-2, DOCUMENT + 1), min_size=1, max_size=DOCUMENT))
-def test_what_does_not_hold_is_looked_at_again(prompt, chosen):
+def test_an_invalid_choice_is_found_out(prompt, chosen):
     inside = all(0 <= token < DOCUMENT for token in chosen)
     careful, trusted = rows(prompt, tuple(chosen), False), rows(prompt, tuple(chosen), True)
     assert trusted == (careful if inside and len(set(chosen)) == len(chosen) else None)
@@ -62,7 +62,7 @@ def test_what_does_not_hold_is_looked_at_again(prompt, chosen):
 
 
 @pytest.mark.parametrize(("chosen", "times"), [((3, 1, 9), 1), ((), 1), ((3, 1, 3), 2)])
-def test_only_a_choice_that_does_not_hold_is_made_twice(llama, prompt, chosen, times):
+def test_only_an_invalid_choice_is_made_twice(llama, prompt, chosen, times):
     selector, store = Given(chosen=chosen, asked=([],)), memory_store()
     precompute(llama, [prompt], store)
     found = fused_prefill(llama, prompt, store, selector)

@@ -1,4 +1,4 @@
-"""What goes into a workspace's graphs and comes out of them, on a CPU: there a graph is its steps, run once more."""
+"""What goes into a workspace's graphs and comes out of them, on a CPU: a replayed graph runs its steps again."""
 
 from types import SimpleNamespace
 
@@ -53,10 +53,10 @@ def workspace_of(monkeypatch):
 
 @pytest.mark.parametrize("devices", [ONE, TWO], ids=["one device", "two devices"])
 @pytest.mark.parametrize("name", ["full_reuse", "probe", "a3"])
-@pytest.mark.parametrize("there", [True, False], ids=["in place", "layer by layer"])
-def test_graphs_give_what_the_layers_give(rng, workspace_of, monkeypatch, devices, name, there):
-    """Prompt after prompt, each of other lengths; the rows that fill a graph up leave nothing behind."""
-    monkeypatch.setattr("ragkv.fusion.placement.kernels_run", lambda _: there)  # what places all layers at once
+@pytest.mark.parametrize("at_once", [True, False], ids=["placed at once", "layer by layer"])
+def test_graphs_give_what_the_layers_give(rng, workspace_of, monkeypatch, devices, name, at_once):
+    """Prompt after prompt, each of other lengths; padding leaves nothing behind."""
+    monkeypatch.setattr("ragkv.fusion.placement.kernels_run", lambda _: at_once)
     model = make_model("qwen2")
     model.generation_config.eos_token_id = None
     workspace = workspace_of(model, 70, devices)
@@ -79,7 +79,7 @@ def test_graphs_give_what_the_layers_give(rng, workspace_of, monkeypatch, device
 
 @pytest.mark.parametrize("devices", [ONE, TWO], ids=["one device", "two devices"])
 def test_a_graph_is_captured_once_for_its_number_of_rows(workspace_of, devices):
-    """And what it was captured for first is computed in the same call."""
+    """The call that captures it also computes."""
     model = make_model("llama")
     workspace = workspace_of(model, 30, devices, rows=2 * STEP)
     graphs, captured = workspace.graphs, workspace._capture.captured
@@ -95,8 +95,8 @@ def test_a_graph_is_captured_once_for_its_number_of_rows(workspace_of, devices):
 
 @pytest.mark.parametrize("devices", [ONE, TWO], ids=["one device", "two devices"])
 @pytest.mark.parametrize("count", [1, STEP - 1, STEP, STEP + 1])
-def test_rows_that_do_not_count_change_nothing(workspace_of, devices, count):
-    """As many rows as tokens, and rows rounded up: the same states, keys, values and weights of attention."""
+def test_padding_changes_nothing(workspace_of, devices, count):
+    """With and without padding: the same states, keys, values and attention weights."""
     model, hidden, active = make_model("llama"), torch.randn(1, count, 64), torch.arange(count) * 2
     plain, graphed = (workspace_of(model, 20, devices) for _ in range(2))
     layers = PaddedLayers(plain.memory)

@@ -30,21 +30,21 @@ def ready(model, rng, **lengths):
 
 
 def selectors():
-    some = [get_selector(name, ratio=0.3) for name in RATIO_SELECTORS]
-    return [*some, *(get_selector(name) for name in ("full_prefill", "full_reuse", "cat"))]
+    with_ratio = [get_selector(name, ratio=0.3) for name in RATIO_SELECTORS]
+    return [*with_ratio, *(get_selector(name) for name in ("full_prefill", "full_reuse", "cat"))]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_prefill_and_decoding_are_as_without(family, rng, device):
-    """Also in a room that other prompts, longer ones among them, have left their keys and values in."""
+    """Also in a workspace that still holds the keys and values of other, longer prompts."""
     model = make_model(family).to(device)
     model.generation_config.eos_token_id = None
-    room = Workspace(model, 150)
+    workspace = Workspace(model, 150)
     for lengths in ({"chunks": (40, 31, 50)}, {}, {"chunks": (2, 9), "question": 3, "prefix": None}):
         prompt, store = ready(model, rng, **lengths)
         for selector in selectors():
             expected = fused_prefill(model, prompt, store, selector)
-            found = fused_prefill(model, prompt, store, selector, workspace=room)
+            found = fused_prefill(model, prompt, store, selector, workspace=workspace)
             assert torch.equal(found.selected, expected.selected)
             assert relative_error(found.logits, expected.logits) <= 1e-4
             assert found.cache.get_seq_length() == len(prompt.ids)
@@ -56,7 +56,7 @@ def test_prefill_and_decoding_are_as_without(family, rng, device):
 
 @pytest.mark.parametrize("name", ["a3", "cacheblend", "surprisal"])
 def test_the_last_layer_may_choose(llama, rng, name):
-    """Where it observes that layer, none behind it reuses anything."""
+    """Its choice comes after that layer has placed its keys and values, so no layer reuses the document."""
     prompt, store = ready(llama, rng)
     selector = get_selector(name, ratio=0.3, layer=llama.config.num_hidden_layers - 1)
     expected = fused_prefill(llama, prompt, store, selector)
@@ -74,14 +74,14 @@ def test_the_prefill_stays_usable(llama, rng):
 def test_what_an_eviction_keeps_is_outside_the_workspace(llama, rng):
     prompt, store = ready(llama, rng)
     eviction, selector = get_eviction("streaming", capacity_ratio=0.6), get_selector("epic", ratio=0.2)
-    room = Workspace(llama, 100)
-    found = fused_prefill(llama, prompt, store, selector, eviction=eviction, workspace=room)
+    workspace = Workspace(llama, 100)
+    found = fused_prefill(llama, prompt, store, selector, eviction=eviction, workspace=workspace)
     expected = fused_prefill(llama, prompt, store, selector, eviction=eviction)
     assert found.cache.get_seq_length() == expected.cache.get_seq_length() < len(prompt.ids)
     assert decode(llama, found, max_new_tokens=6).ids == decode(llama, expected, max_new_tokens=6).ids
 
 
-def test_too_little_room_and_another_model_are_refused(llama, rng):
+def test_a_prompt_too_long_and_another_model_are_refused(llama, rng):
     prompt, store = ready(llama, rng)
     tokens = len(prompt.ids)
     with pytest.raises(ValueError, match=f"room for 20 tokens, the prompt has {tokens}: make a larger one"):
@@ -113,7 +113,7 @@ def test_processes_serve_one_transfer_at_a_time(llama, monkeypatch):
 
 
 def test_memory_of_its_own_is_allocated_layer_by_layer(llama, rng, monkeypatch):
-    """When a layer is reached, and what an eviction leaves takes its place: never two layers at a time."""
+    """Each layer when it is reached. An eviction frees it again, so that there is never more than one."""
     prompt, store = ready(llama, rng)
     allocated, most = set(), []
     allocate, release = OwnMemory._allocate, OwnMemory.release
@@ -153,15 +153,17 @@ def test_a_workspace_is_freed_when_it_is_dropped(llama, rng, monkeypatch):
 
 
 @pytest.mark.parametrize("left", [0, 1, 4, 5, 6])
-def test_what_is_decoded_may_be_longer_than_the_room(llama, rng, left, monkeypatch):
-    """Five more positions are taken by six tokens; the last one leaves no keys and values."""
+def test_decoding_may_need_more_than_the_workspace(llama, rng, left, monkeypatch):
+    """Six tokens take five more positions: the keys and values of the last one are never needed."""
     monkeypatch.setattr(llama.generation_config, "eos_token_id", None)
     prompt, store = ready(llama, rng)
     selector, steps = get_selector("a3"), []
-    room = Workspace(llama, len(prompt.ids) + left)
-    found = fused_prefill(llama, prompt, store, selector, workspace=room)
+    workspace = Workspace(llama, len(prompt.ids) + left)
+    found = fused_prefill(llama, prompt, store, selector, workspace=workspace)
     expected = decode(llama, fused_prefill(llama, prompt, store, selector), max_new_tokens=6)
-    monkeypatch.setattr(room, "_advance", lambda state: steps.append(state) or Workspace._advance(room, state))
+    monkeypatch.setattr(
+        workspace, "_advance", lambda state: steps.append(state) or Workspace._advance(workspace, state)
+    )
     generation = decode(llama, found, max_new_tokens=6)
     assert generation.ids == expected.ids
     assert len(generation.ids) == 6
@@ -180,14 +182,12 @@ def test_graphs_give_the_same_wherever_segments_lie(rng, where, rows):
     model = make_model("qwen2").cuda()
     prompt = random_prompt(rng, chunks=(60, 190, 80))
     plain = InMemory.computed(model, prompt)
-    store, room = (
-        plain.to(where),
-        Workspace(model, 384, rows=rows),
-    )  # 340 tokens: as many rows as slots
+    store = plain.to(where)
+    workspace = Workspace(model, 384, rows=rows)  # 340 tokens, rounded up: as many rows as slots
     for name in ("full_prefill", "full_reuse", "probe", "a3", "cacheblend", "epic"):
         selector = get_selector(name) if name.startswith("full") else get_selector(name, ratio=0.2)
         expected = fused_prefill(model, prompt, plain, selector)
-        runs = [fused_prefill(model, prompt, store, selector, workspace=room) for _ in range(2)]
+        runs = [fused_prefill(model, prompt, store, selector, workspace=workspace) for _ in range(2)]
         assert torch.equal(runs[0].selected, expected.selected)
         assert torch.equal(runs[0].logits, runs[1].logits)
         assert relative_error(runs[0].logits, expected.logits) <= 1e-4
