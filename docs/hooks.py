@@ -1,7 +1,8 @@
-"""The site's pages that come from the repository: a page per module, a page per notebook, and what pages link to.
+"""Pages of the documentation site that are generated from the repository.
 
-A link that works in the repository works on the site: what lies outside docs/ is copied, a folder becomes the list of
-its files. Called by mkdocs (``hooks`` in mkdocs.yml).
+There is a page for every notebook and every module, and a copy of every file outside docs/ that a page links to, so
+that a link that works in the repository also works on the site. A folder becomes a list of its files. mkdocs calls the
+functions named ``on_*`` (see ``hooks`` in mkdocs.yml).
 """
 
 import ast
@@ -18,94 +19,105 @@ from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS, PACKAGE, NOTEBOOKS = ROOT / "docs", ROOT / "ragkv", ROOT / "notebooks"
-LINK = re.compile(r"(?<=\]\()([^()#\s:]+)")  # a relative target, without its anchor
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "ragkv"
+NOTEBOOKS = ROOT / "notebooks"
+LINK = re.compile(r"(?<=\]\()([^()#\s:]+)")  # the target of a relative link, without its anchor
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Notebooks and modules at the end of the navigation, but for those that it has already."""
-    there = {uri for entry in config.nav for uri in entry.values()}
-    paths = [(path.stem, f"notebooks/{path.stem}.md") for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
-    notebooks = [{name: uri} for name, uri in paths if uri not in there]
+    """Append notebooks and the API reference to the navigation, except for pages that it already contains."""
+    listed = {uri for entry in config.nav for uri in entry.values()}
+    notebooks = []
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        uri = f"notebooks/{path.stem}.md"
+        if uri not in listed:
+            notebooks.append({path.stem: uri})
     rooms = [{name: f"api/{name}.md"} for name, _ in _modules()]
     config.nav += [{"Notebooks": notebooks}, {"API reference": [{"overview": "api/index.md"}, *rooms]}]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The made pages, and what the written ones link to."""
-    for made in (*_api(config), *_notebooks(config)):
-        files.append(made)
+    """Add the generated pages, and the files that pages link to."""
+    for generated in (*_api(config), *_notebooks(config)):
+        files.append(generated)
     pages = list(files.documentation_pages())
-    for page in pages:  # grows by those that are linked to
-        for target in filter(None, (_target(page, link) for link in LINK.findall(page.content_string))):
-            for needed in _copies(target, config):
-                if needed.src_uri not in files.src_uris:
-                    files.append(needed)
-                    pages += [needed] if needed.is_documentation_page() else []
+    for page in pages:  # the list grows: linked pages have links of their own
+        for link in LINK.findall(page.content_string):
+            target = _target(page, link)
+            if target is None:
+                continue
+            for copy in _copies(target, config):
+                if copy.src_uri in files.src_uris:
+                    continue
+                files.append(copy)
+                if copy.is_documentation_page():
+                    pages.append(copy)
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links as they are in the repository, turned into the site's."""
+    """Turn links as they are in the repository into links on the site."""
 
     def on_site(link: re.Match) -> str:
-        target, here = _target(page.file, link[1]), Path(page.file.src_uri).parent
-        return link[1] if target is None else Path(os.path.relpath(_uri(target), here)).as_posix()
+        target = _target(page.file, link[1])
+        if target is None:
+            return link[1]
+        return Path(os.path.relpath(_uri(target), Path(page.file.src_uri).parent)).as_posix()
 
     return LINK.sub(on_site, markdown)
 
 
 def _modules(package: Path = PACKAGE) -> Iterator[tuple[str, ast.Module]]:
-    """Each module or package directly in a package."""
+    """The name and syntax tree of each public module or package directly in a package."""
     for path in sorted(package.iterdir()):
         source = path / "__init__.py" if path.is_dir() else path
         if source.suffix == ".py" and source.exists() and not path.stem.startswith("_"):
             yield path.stem, ast.parse(source.read_text())
 
 
-def _about(module: ast.Module) -> str:
-    """The first paragraph of its docstring."""
+def _summary(module: ast.Module) -> str:
+    """The first paragraph of a module's docstring."""
     return " ".join((ast.get_docstring(module) or "").partition("\n\n")[0].split())
 
 
 def _reference(name: str, module: ast.Module) -> str:
-    """A module's page; a package's has each of its modules in turn, and what those only hand on is not said twice."""
+    """The reference page of a module, or of a package with all its modules.
+
+    A package's own section has only what is defined in its ``__init__.py``: names that it imports from its modules are
+    documented there.
+    """
     page = f"# ragkv.{name}\n\n::: ragkv.{name}\n"
     if not (PACKAGE / name).is_dir():
         return page
-    names = [node.name for node in module.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
-    page += f"    options: {{members: {[name for name in names if not name.startswith('_')]}}}\n"
+    defined = [node.name for node in module.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    page += f"    options: {{members: {[name for name in defined if not name.startswith('_')]}}}\n"
     for part, _ in _modules(PACKAGE / name):
         page += f"\n## {part}\n\n::: ragkv.{name}.{part}\n    options: {{heading_level: 3}}\n"
     return page
 
 
 def _api(config: MkDocsConfig) -> Iterator[File]:
-    rows = [f"| [`{name}`]({name}.md) | {_about(module)} |" for name, module in _modules()]
+    """The overview of the API reference, and a page per module or package."""
     names = ", ".join(f"[`{name}`][{module}.{name}]" for module, name in _exported())
-    overview = [
-        "# API reference",
-        "",
-        f"From `ragkv` itself: {names}.",
-        "",
-        "| room | what is in it |",
-        "| --- | --- |",
-    ]
-    yield File.generated(config, "api/index.md", content="\n".join([*overview, *rows]) + "\n")
+    lines = ["# API reference", "", f"From `ragkv` itself: {names}.", "", "| room | what is in it |", "| --- | --- |"]
+    lines += [f"| [`{name}`]({name}.md) | {_summary(module)} |" for name, module in _modules()]
+    yield File.generated(config, "api/index.md", content="\n".join(lines) + "\n")
     for name, module in _modules():
         yield File.generated(config, f"api/{name}.md", content=_reference(name, module))
 
 
 def _exported() -> Iterator[tuple[str, str]]:
-    """The names that `ragkv` gives, and the modules that they come from."""
-    for node in ast.parse((PACKAGE / "__init__.py").read_text()).body:
-        if isinstance(node, ast.ImportFrom):
-            yield from ((str(node.module), alias.name) for alias in node.names)
+    """The public names of `ragkv`, each with the module that its ``__init__.py`` takes it from for type checkers."""
+    for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("ragkv."):
+            yield from ((node.module, alias.name) for alias in node.names if not alias.name.startswith("_"))
 
 
 def _notebooks(config: MkDocsConfig) -> Iterator[File]:
-    exporter = MarkdownExporter(preprocessors=[CoalesceStreamsPreprocessor()])  # words that were printed one by one
+    """A page per notebook, and the images in its outputs."""
+    exporter = MarkdownExporter(preprocessors=[CoalesceStreamsPreprocessor()])  # joins text that was printed in pieces
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         text, resources = exporter.from_filename(str(path), resources={"output_files_dir": f"{path.stem}_files"})
         yield File.generated(config, f"notebooks/{path.stem}.md", content=text)
@@ -114,7 +126,7 @@ def _notebooks(config: MkDocsConfig) -> Iterator[File]:
 
 
 def _target(page: File, link: str) -> Path | None:
-    """The file or folder of the repository that a page of the repository links to."""
+    """The file or folder in the repository that a link leads to; None for generated pages and for links elsewhere."""
     if page.abs_src_path is None:
         return None
     target = (Path(page.abs_src_path).parent / unquote(link)).resolve()
@@ -122,7 +134,7 @@ def _target(page: File, link: str) -> Path | None:
 
 
 def _uri(target: Path) -> str:
-    """Where it lies on the site: a module's source is its page of the reference, a notebook is a page."""
+    """The path on the site. A module leads to its page of the reference, and a notebook is a page."""
     uri = target.relative_to(DOCS if target.is_relative_to(DOCS) else ROOT).as_posix()
     if target == PACKAGE:
         return "api/index.md"
@@ -134,16 +146,19 @@ def _uri(target: Path) -> str:
 
 
 def _copies(target: Path, config: MkDocsConfig) -> Iterator[File]:
-    """What has to come from outside docs/, so that a link to it leads somewhere; modules have pages already."""
+    """What must be copied to the site so that a link to a file or folder outside docs/ works."""
     if target.is_relative_to(DOCS) or _uri(target).startswith("api/"):
-        return
-    aside = {"inclusion": InclusionLevel.NOT_IN_NAV}
+        return  # already on the site
+    not_in_nav = {"inclusion": InclusionLevel.NOT_IN_NAV}
     if target.is_file():
-        yield File.generated(config, _uri(target), abs_src_path=str(target), **aside)
+        yield File.generated(config, _uri(target), abs_src_path=str(target), **not_in_nav)
         return
-    inside = sorted(path for path in target.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    listed = [f"- [{path.relative_to(target).as_posix()}]({path.relative_to(target).as_posix()})" for path in inside]
-    text = "\n".join([f"# {target.relative_to(ROOT).as_posix()}", "", *listed]) + "\n"
-    yield File.generated(config, _uri(target), content=text, **aside)
-    for path in inside:
+    contents = sorted(path for path in target.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    lines = [f"# {target.relative_to(ROOT).as_posix()}", ""]
+    folder = Path(_uri(target)).parent
+    for path in contents:
+        link = Path(os.path.relpath(_uri(path), folder)).as_posix()  # a notebook is a page
+        lines.append(f"- [{path.relative_to(target).as_posix()}]({link})")
+    yield File.generated(config, _uri(target), content="\n".join(lines) + "\n", **not_in_nav)
+    for path in contents:
         yield from _copies(path, config)
