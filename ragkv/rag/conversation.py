@@ -1,4 +1,4 @@
-"""A conversation: an answer, and the next turn run over the keys and values of the turns before it."""
+"""One turn of a conversation, and how the next turn continues from its keys and values."""
 
 from dataclasses import dataclass
 from time import perf_counter
@@ -15,26 +15,26 @@ from ragkv.prompt.documents import Chunk
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, and what it took.
+    """An answer, with the chunks it was based on and the time it took.
 
     Attributes
     ----------
     question
-        What was asked.
+        The question as it was asked.
     chunks
-        What the question was answered from, in the order of the prompt.
+        The retrieved chunks, in the order in which they stand in the prompt.
     retrieved
-        Indices into `chunks`, the most like the question first.
+        Indices into `chunks`, the best match first.
     prompt
-        All that the model was given: in a conversation also the turns before.
+        Everything that the model was given; in a conversation, this includes the turns before.
     hit_rate
-        Share of the prompt's segments (its prefix and chunks) that were in the store; None where none was needed.
+        The share of the prompt's segments (its prefix and chunks) that were already stored; None if none was needed.
     seconds
-        By stage until the first token: ``retrieve``, ``precompute`` (what the store did not have), ``prefill``.
+        Seconds until the first token, by stage: ``retrieve``, ``precompute`` (segments not yet stored), ``prefill``.
     text
-        What was answered.
+        The answer.
     prefill, generation
-        What a follow-up goes on from.
+        The state that a follow-up continues from.
     """
 
     question: str
@@ -49,45 +49,50 @@ class Answer:
 
     @property
     def ttft(self) -> float:
-        """Seconds from the question to the answer's first token."""
+        """Time to first token: seconds from the question to the first token of the answer."""
         return sum(self.seconds.values())
 
     @property
     def recomputed(self) -> int:
-        """How many of the chunks' tokens were computed afresh in all layers."""
-        span, selected = self.prompt.document_span, self.prefill.selected
+        """The number of the chunks' tokens that were recomputed in all layers."""
+        span = self.prompt.document_span
+        selected = self.prefill.selected
         return int(((selected >= span.start) & (selected < span.stop)).sum())
 
 
 @torch.inference_mode()
-def go_on(model: PreTrainedModel, prefill: Prefill, generation: Generation, ids: list[int]) -> Prefill:
-    """Run `ids` behind a prefill and what was generated from it; both stay usable.
+def extend(model: PreTrainedModel, prefill: Prefill, generation: Generation, ids: list[int]) -> Prefill:
+    """Append `ids` to a prefill and the tokens generated from it. Both stay usable.
 
     Returns
     -------
     Prefill
-        Of the prompt, the generated tokens and `ids`. Only what is new was computed: `selected` are its positions.
+        Of the prompt, the generated tokens and `ids`. Its ``selected`` are the positions that were computed now: those
+        of `ids`, and of generated tokens that the cache does not contain yet.
 
     Raises
     ------
     ValueError
-        There are no `ids`.
+        `ids` is empty.
     """
     if not ids:
-        raise ValueError("there is nothing to go on with: give at least one token")
+        raise ValueError("there are no tokens to continue with: give at least one")
     start = perf_counter()
-    known = generation.cache.get_seq_length() - prefill.cache.get_seq_length()  # new tokens that were run already
-    new, first = [*generation.ids[known:], *ids], prefill.tokens + known
-    where = torch.arange(first, first + len(new))  # not the cache's length: some of it may be evicted
-    cache, device = fork(generation.cache), model.model.embed_tokens.weight.device
-    out = model(
-        input_ids=torch.tensor([new], device=device),
-        position_ids=where[None].to(device),
+    # If decoding stopped at max_new_tokens, the last generated token has not run through the model yet.
+    cached = generation.cache.get_seq_length() - prefill.cache.get_seq_length()
+    new_ids = [*generation.ids[cached:], *ids]
+    first = prefill.tokens + cached  # not the cache's length: an eviction may have shortened the cache
+    positions = torch.arange(first, first + len(new_ids))
+    cache = fork(generation.cache)
+    device = model.model.embed_tokens.weight.device
+    output = model(
+        input_ids=torch.tensor([new_ids], device=device),
+        position_ids=positions[None].to(device),
         use_cache=True,
         logits_to_keep=1,
         **{cache_argument(): cache},
     )
-    logits = out.logits[:, -1]
+    logits = output.logits[:, -1]
     if logits.device.type == "cuda":
         torch.cuda.synchronize(logits.device)
-    return Prefill(logits, cache, first + len(new), where, {"total": perf_counter() - start})
+    return Prefill(logits, cache, first + len(new_ids), positions, {"total": perf_counter() - start})

@@ -1,4 +1,4 @@
-"""Questions answered from documents: chunks retrieved by BM25, fused from a store, and an answer decoded."""
+"""Questions answered from documents: retrieve chunks by BM25, fuse them from a store, and decode an answer."""
 
 import shutil
 import tempfile
@@ -20,7 +20,7 @@ from ragkv.prompt.chunking import By
 from ragkv.prompt.documents import Chunk, Documents, chunk_documents, read_documents
 from ragkv.prompt.similar import best_first, bm25, words
 from ragkv.prompt.templates import chat_parts, next_turn
-from ragkv.rag.conversation import Answer, go_on
+from ragkv.rag.conversation import Answer, extend
 from ragkv.selectors import Selector, get_selector
 from ragkv.store import KVStore, Layout
 from ragkv.store.precompute import Precomputed, precompute
@@ -31,29 +31,32 @@ INSTRUCTION = "Read the notes below.\n"
 
 
 class Rag:
-    """Documents to ask questions about. Each chunk is computed once: by `precompute`, or by the first that needs it.
+    """Documents to ask questions about.
+
+    Each chunk is computed once: by `precompute`, or by the first question that needs it.
 
     Parameters
     ----------
     documents
         A list of texts, or a folder of .txt and .md files, see `ragkv.prompt.documents.read_documents`.
     model
-        An embedded model's name, a local folder or a hub id; or a model and its tokenizer, already loaded.
+        The name of an embedded model, a local folder or a hub id; or a model and its tokenizer, already loaded.
     store
-        Where keys and values are kept: a KVStore or its folder. None is a temporary folder, removed with this object.
+        A KVStore or its folder, which keeps keys and values. None uses a temporary folder that is removed with this
+        object.
     selector
-        What is recomputed: a selector or the name of one, see `ragkv.selectors`.
+        What to recompute: a selector or the name of one, see `ragkv.selectors`.
     instruction
-        What stands before the chunks in every prompt.
+        The text before the chunks in every prompt.
     chunk_tokens, chunk_by
         How documents are cut, see `ragkv.prompt.chunking`.
     max_new_tokens
-        The longest answer.
+        The maximum length of an answer.
 
     Raises
     ------
     ValueError
-        No documents, something that is not text, an unknown model or selector.
+        There are no documents, something is not text, or the model or selector is unknown.
     """
 
     def __init__(
@@ -68,11 +71,12 @@ class Rag:
         chunk_by: By = "paragraphs",
         max_new_tokens: int = 64,
     ):
-        read = read_documents(documents)
+        texts = read_documents(documents)
         self.selector = get_selector(selector) if isinstance(selector, str) else selector
-        self.model, self.tokenizer = _loaded(model)
-        self.instruction, self.max_new_tokens = instruction, max_new_tokens
-        self.chunks = chunk_documents(self.tokenizer, read, by=chunk_by, tokens=chunk_tokens)
+        self.model, self.tokenizer = _load(model)
+        self.instruction = instruction
+        self.max_new_tokens = max_new_tokens
+        self.chunks = chunk_documents(self.tokenizer, texts, by=chunk_by, tokens=chunk_tokens)
         self._scores = bm25(words([chunk.text for chunk in self.chunks]))
         if store is None:
             store = tempfile.mkdtemp(prefix="ragkv-")
@@ -80,68 +84,86 @@ class Rag:
         self.store = store if isinstance(store, KVStore) else KVStore(str(store))
 
     def precompute(self, *, progress: bool = False) -> Precomputed:
-        """Store every chunk's keys and values, with a progress bar if wanted; damaged files are mended.
+        """Store the keys and values of every chunk. Damaged files are rewritten.
+
+        Parameters
+        ----------
+        progress
+            Whether to show a progress bar.
 
         Raises
         ------
         StoreError
             The store cannot be written to.
         """
-        alone = [self._prompt("?", chunk) for chunk in self.chunks]
-        return precompute(self.model, alone, self.store, progress=progress)
+        prompts = [self._prompt("?", chunk) for chunk in self.chunks]  # the question is not part of what is stored
+        return precompute(self.model, prompts, self.store, progress=progress)
 
     def retrieve(self, question: str, k: int | None = 4) -> list[int]:
-        """Indices of the `k` chunks most like the question by BM25 over words, best first; None for all chunks."""
+        """Indices of the `k` chunks that match the question best by BM25 over words, the best first.
+
+        Parameters
+        ----------
+        k
+            The number of chunks; None returns all of them.
+        """
         if k is not None and k < 1:
             raise ValueError(f"k is {k}: retrieve at least one chunk")
         return best_first(self._scores(words([question])[0]))[:k]
 
     def ask(self, question: str, k: int | None = 4, *, on_token: OnToken | None = None) -> Answer:
-        """Answer from the `k` chunks most like the question. In the prompt they stand in the documents' order.
+        """Answer from the `k` chunks that match the question best. The prompt keeps them in the documents' order.
 
         Parameters
         ----------
+        k
+            The number of chunks to retrieve; None gives the model all of them.
         on_token
-            Called with the answer's text as it comes, a word or more at a time.
+            Called with the text of the answer as it is generated, one or more whole words at a time.
 
         Raises
         ------
         ValueError
             The question is empty, or prompt and answer have more tokens than the model has positions.
         """
-        clock, hit_rate = Clock(), None
+        clock = Clock()
         with clock("retrieve"):
-            best = self.retrieve(check_question(question), k)
-            order = sorted(best)
-            chunks = tuple(self.chunks[i] for i in order)
+            ranked = self.retrieve(check_question(question), k)
+            order = sorted(ranked)
+            chunks = tuple(self.chunks[index] for index in order)
             prompt = self._prompt(question, *chunks)
-        less = f"retrieve fewer than {len(chunks)} chunks (k)" if len(chunks) > 1 else "ask a shorter question"
-        check_room(self.model, prompt, self.max_new_tokens, f"{less}, or cut smaller chunks (chunk_tokens)")
+        shorten = f"retrieve fewer than {len(chunks)} chunks (k)" if len(chunks) > 1 else "ask a shorter question"
+        check_room(self.model, prompt, self.max_new_tokens, f"{shorten}, or cut smaller chunks (chunk_tokens)")
+        hit_rate = None
         if self.selector.reuses:
             with clock("precompute"):
-                hit_rate = self._fill(prompt)
+                hit_rate = self._compute_missing(prompt)
         with clock("prefill"):
             prefill = fused_prefill(self.model, prompt, self.store, self.selector)
-        retrieved = tuple(map(order.index, best))
-        said = self._decode(prefill, on_token)
-        return Answer(question, chunks, retrieved, prompt, hit_rate, clock.seconds(), **said)
+        retrieved = tuple(order.index(index) for index in ranked)
+        decoded = self._decode(prefill, on_token)
+        return Answer(question, chunks, retrieved, prompt, hit_rate, clock.seconds(), **decoded)
 
     def follow_up(self, answer: Answer, question: str, *, on_token: OnToken | None = None) -> Answer:
-        """Ask on in the conversation that `answer` ends: over its cache; nothing is retrieved or prefilled anew.
+        """Ask the next question of the conversation that `answer` ends.
 
-        Parameters and errors are those of `ask`.
+        The answer's cache is reused: nothing is retrieved, and only the new tokens are computed. Parameters and errors
+        are those of `ask`.
         """
         clock = Clock()
         with clock("prefill"):
             ids = next_turn(self.tokenizer, check_question(question))
             prompt = replace(answer.prompt, question=(*answer.prompt.question, *answer.generation.ids, *ids))
             check_room(self.model, prompt, self.max_new_tokens, "begin a new conversation")
-            prefill = go_on(self.model, answer.prefill, answer.generation, ids)
-        said = self._decode(prefill, on_token)
-        return replace(answer, question=question, prompt=prompt, hit_rate=None, seconds=clock.seconds(), **said)
+            prefill = extend(self.model, answer.prefill, answer.generation, ids)
+        decoded = self._decode(prefill, on_token)
+        return replace(answer, question=question, prompt=prompt, hit_rate=None, seconds=clock.seconds(), **decoded)
 
     def in_full(self, answer: Answer) -> Answer:
-        """The same prompt answered from a full prefill. Reuse saved ``in_full(answer).ttft - answer.ttft`` seconds."""
+        """Answer the same prompt from a full prefill, for comparison.
+
+        Reuse saved ``in_full(answer).ttft - answer.ttft`` seconds.
+        """
         clock = Clock()
         with clock("prefill"):
             prefill = fused_prefill(self.model, answer.prompt, None, get_selector("full_prefill"))
@@ -149,11 +171,11 @@ class Rag:
         return replace(answer, hit_rate=None, seconds=seconds, **self._decode(prefill, None))
 
     def _prompt(self, question: str, *chunks: Chunk) -> Prompt:
-        prefix, asked = chat_parts(self.tokenizer, self.instruction, f"\n{question}")
-        return Prompt(prefix, [chunk.ids for chunk in chunks], asked)
+        prefix, after = chat_parts(self.tokenizer, self.instruction, f"\n{question}")
+        return Prompt(prefix, [chunk.ids for chunk in chunks], after)
 
-    def _fill(self, prompt: Prompt) -> float:
-        """Compute what the store does not have; the share of segments that it had."""
+    def _compute_missing(self, prompt: Prompt) -> float:
+        """Compute the segments that are not stored, and return the share that was."""
         needed = set(prompt.segments(self.model.config.bos_token_id))
         missing = self.store.missing(Layout.of(self.model, self.store.format), list(needed))
         if missing:
@@ -161,20 +183,53 @@ class Rag:
         return 1 - len(missing) / len(needed)
 
     def _decode(self, prefill: Prefill, on_token: OnToken | None) -> dict[str, Any]:
-        with text_stream(self.tokenizer, on_token) as put:
-            generation = decode(self.model, prefill, max_new_tokens=self.max_new_tokens, on_token=put)
+        """The fields of an `Answer` that come from decoding."""
+        with text_stream(self.tokenizer, on_token) as stream:
+            generation = decode(self.model, prefill, max_new_tokens=self.max_new_tokens, on_token=stream)
         text = self.tokenizer.decode(generation.ids, skip_special_tokens=True)
         return {"text": text, "prefill": prefill, "generation": generation}
 
 
+def answer(
+    question: str,
+    documents: Documents,
+    *,
+    model: Model = "tiny-llama",
+    store: KVStore | str | Path | None = None,
+    selector: Selector | str = "a3",
+    k: int | None = None,
+    on_token: OnToken | None = None,
+    **options: Any,
+) -> Answer:
+    """Answer one question from documents: ``answer(question, texts).text``.
+
+    Parameters
+    ----------
+    k
+        The number of chunks to retrieve; None gives the model all of them.
+    on_token
+        As in `Rag.ask`.
+    documents, model, store, selector, options
+        As in `Rag`.
+
+    Raises
+    ------
+    ValueError
+        As `Rag` and `Rag.ask`.
+    """
+    check_question(question)  # before a model is loaded
+    rag = Rag(documents, model, store=store, selector=selector, **options)
+    return rag.ask(question, k, on_token=on_token)
+
+
 def check_question(question: str) -> str:
-    """The question, if it is one."""
+    """Return the question, or refuse one that is empty or not text."""
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"the question is {question!r}: ask something, as text")
     return question
 
 
-def _loaded(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if isinstance(model, str | Path):
         return load_model(model)
     if not (isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], PreTrainedModel)):

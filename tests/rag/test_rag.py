@@ -1,4 +1,4 @@
-"""Answers from documents: what is retrieved, reused and told; conversations; the cache in transformers' generate."""
+"""Answers from documents: retrieval, reuse, errors, conversations, and the cache in `generate` of transformers."""
 
 import re
 from dataclasses import replace
@@ -19,7 +19,7 @@ from ragkv.fusion.decoding import text_stream
 from ragkv.prompt.documents import read_documents
 from ragkv.prompt.similar import best_first, bm25, words
 from ragkv.prompt.templates import next_turn
-from ragkv.rag.conversation import go_on
+from ragkv.rag.conversation import extend
 from ragkv.selectors import get_selector
 
 TEXTS = [
@@ -34,31 +34,32 @@ def tiny():
     return load_model("tiny-llama", device="cpu")
 
 
-def test_one_call_answers_and_streams_what_it_says(tiny, tmp_path):
-    said = []
+def test_one_call_answers_and_streams_its_text(tiny, tmp_path):
+    streamed = []
     third = get_selector("a3", ratio=0.33)
-    found = answer("Find VAR REDA?", TEXTS, model=tiny, store=tmp_path / "kv", selector=third, on_token=said.append)
-    assert found.text == "".join(said) == "VAR REDA 414"
-    assert len(said) > 1
-    assert [chunk.document for chunk in found.chunks] == ["1", "2", "3"]
-    assert found.hit_rate == 0
-    again = answer("Find KEY Bagaville?", TEXTS, model=tiny, store=KVStore(tmp_path / "kv"), k=2)
+    store = tmp_path / "kv"
+    first = answer("Find VAR REDA?", TEXTS, model=tiny, store=store, selector=third, on_token=streamed.append)
+    assert first.text == "".join(streamed) == "VAR REDA 414"
+    assert len(streamed) > 1
+    assert [chunk.document for chunk in first.chunks] == ["1", "2", "3"]
+    assert first.hit_rate == 0
+    again = answer("Find KEY Bagaville?", TEXTS, model=tiny, store=KVStore(store), k=2)
     assert again.text == "KEY Bagaville 170"
     assert again.hit_rate == 1
     assert again.chunks[again.retrieved[0]].document == "3"
     assert [int(chunk.document) for chunk in again.chunks] == sorted(int(chunk.document) for chunk in again.chunks)
 
 
-def test_what_was_retrieved_is_all_that_is_computed(tiny):
+def test_only_retrieved_chunks_are_computed(tiny):
     rag = Rag(TEXTS, tiny)
     first, second = rag.ask("Find KEY Bagaville?", k=1), rag.ask("Find KEY Bagaville?", k=3)
-    assert (first.hit_rate, second.hit_rate) == (0, 0.5)  # the prefix and a chunk, of the prefix and three
+    assert (first.hit_rate, second.hit_rate) == (0, 0.5)  # 2 of 4 segments: the prefix and a chunk were stored
     assert rag.precompute().written == 0
     assert first.recomputed == int(0.15 * len(rag.chunks[2].ids))
     assert second.ttft == sum(second.seconds.values()) > 0
 
 
-def test_selectors_by_name_or_as_they_are(tiny):
+def test_a_selector_is_given_by_name_or_as_an_object(tiny):
     every = Rag(TEXTS, tiny, selector="full_prefill").ask("Find VAR REDA?", k=None)
     none = Rag(TEXTS, tiny, selector=get_selector("full_reuse")).ask("Find VAR REDA?", k=None)
     assert every.hit_rate is None and every.recomputed == len(every.prompt.document_span)
@@ -68,7 +69,7 @@ def test_selectors_by_name_or_as_they_are(tiny):
     assert in_full.seconds.keys() == {"retrieve", "prefill"}
 
 
-def test_a_temporary_store_goes_with_its_documents(tiny):
+def test_a_temporary_store_is_removed_with_its_rag(tiny):
     rag = Rag(TEXTS, tiny)
     rag.precompute()
     folder = Path(rag.store.url)
@@ -78,24 +79,26 @@ def test_a_temporary_store_goes_with_its_documents(tiny):
 
 
 def test_two_hops_over_a_retrieved_corpus(tiny):
-    """The second hop shares no name with the question: only enough chunks have it in."""
+    """The second hop shares no name with the question, so it is retrieved only among enough chunks."""
     texts, questions = notes(12, 32, seed=0, films=6)
     rag = Rag(texts, tiny, chunk_tokens=64, chunk_by="sentences")
     rag.precompute()
-    asked = [rag.ask(question.text, k=12) for question in questions]
-    right = [question.answers[0] in found.text for question, found in zip(questions, asked, strict=True)]
-    there = [any(question.answers[0] in c.text for c in a.chunks) for question, a in zip(questions, asked, strict=True)]
-    assert all(there) and sum(right) >= 5
+    correct = 0
+    for question in questions:
+        reply = rag.ask(question.text, k=12)
+        assert any(question.answers[0] in chunk.text for chunk in reply.chunks)
+        correct += question.answers[0] in reply.text
+    assert correct >= 5
     reuse = Rag(texts, tiny, store=rag.store, selector="full_reuse", chunk_tokens=64, chunk_by="sentences")
-    plainly = [question.answers[0] in reuse.ask(question.text, k=12).text for question in questions]
-    assert sum(plainly) < sum(right)
+    correct_by_reuse = sum(question.answers[0] in reuse.ask(question.text, k=12).text for question in questions)
+    assert correct_by_reuse < correct
 
 
 # follow-ups
 
 
 def endless(family):
-    """A model of its own without an end of sequence, so that every generation has all its tokens."""
+    """A separate model without an end-of-sequence token, so that every generation has its full length."""
     model = make_model(family)
     model.generation_config.eos_token_id = None
     return model
@@ -109,42 +112,44 @@ def forward(model, prompt):
 def test_follow_ups_equal_a_forward_over_the_whole_conversation(tiny):
     rag = Rag(TEXTS, tiny, selector=get_selector("a3", ratio=1.0))
     turn = rag.ask("Find VAR REDA?")
-    for question, said in (("Find KEY Bagaville?", "KEY Bagaville 170"), ("Find VAR PIGA?", "VAR PIGA 414")):
+    for question, expected in (("Find KEY Bagaville?", "KEY Bagaville 170"), ("Find VAR PIGA?", "VAR PIGA 414")):
         before = turn.prompt.ids + tuple(turn.generation.ids)
         turn = rag.follow_up(turn, question)
         assert turn.prompt.ids[: len(before)] == before
         assert relative_error(turn.prefill.logits, forward(tiny[0], turn.prompt)) <= 1e-5
-        assert turn.text == said == rag.in_full(turn).text
-        assert len(turn.prefill.selected) == len(turn.prompt.ids) - len(before)  # only what is new was run
+        assert turn.text == expected == rag.in_full(turn).text
+        assert len(turn.prefill.selected) == len(turn.prompt.ids) - len(before)  # only the new tokens were computed
         assert turn.hit_rate is None and turn.recomputed == 0
 
 
 @pytest.mark.parametrize("steps", [1, 5])
-def test_going_on_equals_a_forward(family, rng, steps):
-    """Cut off by its length, a generation has one token that was not run yet."""
+def test_extending_equals_a_forward_over_all_tokens(family, rng, steps):
+    """A generation that was cut off by max_new_tokens has one token that has not run through the model yet."""
     model = endless(family)
     prompt, ids = random_prompt(rng), random_ids(rng, 7)
     prefill = fuse(model, prompt, "a3", ratio=1.0)
     generation = decode(model, prefill, max_new_tokens=steps)
     whole = replace(prompt, question=(*prompt.question, *generation.ids, *ids))
-    further = go_on(model, prefill, generation, ids)
+    further = extend(model, prefill, generation, ids)
     assert further.tokens == further.cache.get_seq_length() == len(whole.ids)
     assert relative_error(further.logits, plain(model, whole)[0]) <= 1e-5
     assert prefill.cache.get_seq_length() == len(prompt.ids)
-    assert torch.equal(go_on(model, prefill, generation, ids).logits, further.logits)  # both can be used again
+    assert torch.equal(
+        extend(model, prefill, generation, ids).logits, further.logits
+    )  # prefill and generation are still usable
     expected = decode(model, fuse(model, whole, "full_prefill"), max_new_tokens=5).ids
     assert decode(model, further, max_new_tokens=5).ids == expected
 
 
-def test_going_on_after_an_eviction_is_one_token_at_a_time(family, rng):
-    """Positions go on behind the whole prompt, whatever is left of its cache."""
+def test_extending_after_an_eviction_equals_one_token_at_a_time(family, rng):
+    """Positions continue after the whole prompt, however much of its cache was evicted."""
     model = endless(family)
     prompt, ids, store = random_prompt(rng), random_ids(rng, 4), memory_store()
     precompute(model, [prompt], store)
     half = get_eviction("snapkv", capacity_ratio=0.5)
     prefill = fused_prefill(model, prompt, store, get_selector("a3"), eviction=half)
     generation = decode(model, prefill, max_new_tokens=3)
-    further = go_on(model, prefill, generation, ids)
+    further = extend(model, prefill, generation, ids)
     assert further.cache.get_seq_length() < further.tokens == len(prompt.ids) + 7
     cache = decode(model, prefill, max_new_tokens=3).cache
     for place, token in enumerate([generation.ids[-1], *ids], len(prompt.ids) + 2):
@@ -153,22 +158,22 @@ def test_going_on_after_an_eviction_is_one_token_at_a_time(family, rng):
                 input_ids=torch.tensor([[token]]), position_ids=torch.tensor([[place]]), **{cache_argument(): cache}
             ).logits
     assert relative_error(further.logits, out[:, -1]) <= 1e-5
-    with pytest.raises(ValueError, match="nothing to go on with"):
-        go_on(model, prefill, generation, [])
+    with pytest.raises(ValueError, match="no tokens to continue with"):
+        extend(model, prefill, generation, [])
 
 
-def test_the_next_turn_is_the_chat_templates(tiny):
+def test_the_next_turn_follows_the_chat_template(tiny):
     tokenizer = tiny[1]
     turns = [{"role": "user", "content": "Find KEY Bagaville?"}, {"role": "assistant", "content": "170"}]
     whole = tokenizer.apply_chat_template(
         [*turns, {"role": "user", "content": "Find VAR PIGA?"}], add_generation_prompt=True, return_dict=False
     )
     first = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
-    said = tokenizer("170", add_special_tokens=False).input_ids
-    assert [*first, *said, *next_turn(tokenizer, "Find VAR PIGA?")] == whole
+    reply = tokenizer("170", add_special_tokens=False).input_ids
+    assert [*first, *reply, *next_turn(tokenizer, "Find VAR PIGA?")] == whole
 
 
-TURNS = {  # written anew in the shapes that the families have
+TURNS = {  # templates with the structure of each family's own
     "llama": "{% for m in messages %}<|head|>{{ m.role }}<|end|>\n\n{{ m.content | trim }}<|eot|>{% endfor %}"
     "{% if add_generation_prompt %}<|head|>assistant<|end|>\n\n{% endif %}",
     "mistral": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
@@ -180,7 +185,7 @@ TURNS = {  # written anew in the shapes that the families have
 
 
 @pytest.mark.parametrize("name", TURNS)
-def test_the_next_turn_begins_where_the_answer_ends(name):
+def test_the_next_turn_starts_directly_after_the_answer(name):
     from helpers import byte_level_bpe
 
     tokenizer = byte_level_bpe("<|eot|>", "<|im_end|>", "</s>")
@@ -201,19 +206,19 @@ def test_without_a_chat_template_the_next_turn_is_text():
     assert tokenizer.decode(next_turn(tokenizer, "Find VAR PIGA?")) == "Find VAR PIGA?"
 
 
-# what is retrieved
+# retrieval
 
 
 @given(st.lists(st.lists(st.sampled_from("abcde"), max_size=5), min_size=1, max_size=6))
-def test_scores_follow_what_is_shared(documents):
-    """Words that no one has, or none at all, score nothing; a document scores above 0 exactly if it shares a word."""
+def test_a_document_scores_if_it_shares_a_word_with_the_query(documents):
+    """An empty query and an unknown word score 0 everywhere; a document scores above 0 exactly if it shares a word."""
     scores = bm25(documents)
     assert scores([]) == scores(["z"]) == [0.0] * len(documents)
     assert [score > 0 for score in scores(["a", "z"])] == ["a" in document for document in documents]
 
 
 @given(st.lists(st.integers(0, 3)))
-def test_the_best_is_first_and_of_equal_ones_the_earlier(scores):
+def test_the_best_comes_first_and_ties_keep_their_order(scores):
     assert best_first(scores) == [i for _, i in sorted((-score, i) for i, score in enumerate(scores))]
 
 
@@ -221,7 +226,7 @@ def test_words_of_any_language():
     assert words(["The café, x2!", "中文 text", ""]) == [["the", "café", "x2"], ["中", "文", "text"], []]
 
 
-def test_the_documents_order_and_all_of_them(tiny):
+def test_without_a_match_chunks_keep_the_documents_order(tiny):
     rag = Rag(TEXTS, tiny)
     assert rag.retrieve("Find KEY Bagaville?", 1) == [2]
     assert rag.retrieve("?") == rag.retrieve("?", None) == [0, 1, 2]
@@ -231,7 +236,7 @@ def test_the_documents_order_and_all_of_them(tiny):
 # documents
 
 
-def test_folders_files_and_texts(tmp_path, tiny):
+def test_documents_come_from_folders_files_and_texts(tmp_path, tiny):
     (tmp_path / "b.md").write_text("second")
     (tmp_path / "a.txt").write_text("\ufefffirst", encoding="utf-8")
     (tmp_path / "inner").mkdir()
@@ -239,15 +244,15 @@ def test_folders_files_and_texts(tmp_path, tiny):
     (tmp_path / "d.pdf").write_bytes(b"\xff")
     (tmp_path / "empty.md").write_text(" \n")
     whole = [("a.txt", "first"), ("b.md", "second"), ("inner/c.txt", "third")]
-    for given_ in (tmp_path, str(tmp_path), [tmp_path]):
-        assert [(d.name, d.text) for d in read_documents(given_)] == whole
+    for folder in (tmp_path, str(tmp_path), [tmp_path]):
+        assert [(d.name, d.text) for d in read_documents(folder)] == whole
     mixed = read_documents(["a text", tmp_path / "b.md"])
     assert [(d.name, d.text) for d in mixed] == [("1", "a text"), ("b.md", "second")]
     (tmp_path / "b.md").write_text(TEXTS[2])
     assert Rag(tmp_path / "b.md", tiny).ask("Find KEY Bagaville?").text == "KEY Bagaville 170"
 
 
-def test_a_blank_line_sets_chunks_apart():
+def test_each_chunk_ends_with_a_blank_line():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -264,10 +269,10 @@ def test_a_blank_line_sets_chunks_apart():
 
 
 @pytest.mark.parametrize("question", ["", " \n", None, b"why?"])
-def test_a_question_must_ask(question, tiny):
+def test_a_question_must_be_text(question, tiny):
     rag = Rag(TEXTS, tiny)
-    found = rag.ask("Find VAR PIGA?")
-    for ask in (rag.ask, lambda q: rag.follow_up(found, q), lambda q: answer(q, TEXTS, model="not loaded at all")):
+    reply = rag.ask("Find VAR PIGA?")
+    for ask in (rag.ask, lambda q: rag.follow_up(reply, q), lambda q: answer(q, TEXTS, model="not loaded at all")):
         with pytest.raises(ValueError, match=re.escape(f"the question is {question!r}")):
             ask(question)
 
@@ -310,7 +315,7 @@ def test_files_must_be_text(tmp_path, monkeypatch):
         read_documents(["latin.txt"])
 
 
-def test_too_long_is_refused_before_anything_is_computed(tiny, tmp_path):
+def test_a_prompt_that_is_too_long_is_refused_before_anything_is_computed(tiny, tmp_path):
     many = [f"{TEXTS[0]} {number}" for number in range(500)]
     with pytest.raises(ValueError, match=r"has \d+ tokens .* 8192 positions: retrieve fewer than 500 chunks \(k\)"):
         answer("Find VAR PIGA?", many, model=tiny, store=tmp_path / "kv")
@@ -318,10 +323,10 @@ def test_too_long_is_refused_before_anything_is_computed(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"8192 positions: ask a shorter question, or cut smaller chunks"):
         answer("Find VAR PIGA? " * 3000, TEXTS[:1], model=tiny)
     rag = Rag(TEXTS, tiny)
-    found = rag.ask("Find VAR PIGA?")
-    rag.max_new_tokens = 8192 - len(found.prompt.ids) - 5
+    reply = rag.ask("Find VAR PIGA?")
+    rag.max_new_tokens = 8192 - len(reply.prompt.ids) - 5
     with pytest.raises(ValueError, match="begin a new conversation"):
-        rag.follow_up(found, "Find VAR REDA?")
+        rag.follow_up(reply, "Find VAR REDA?")
 
 
 def test_models_selectors_and_chunks_must_be_known(tiny, tmp_path):
@@ -341,7 +346,7 @@ def test_models_selectors_and_chunks_must_be_known(tiny, tmp_path):
         answer("Find VAR REDA?", TEXTS, model=tiny, k=0)
 
 
-# the cache in transformers' own generate
+# a fused cache in `generate` of transformers
 
 
 @pytest.mark.parametrize(
@@ -354,7 +359,7 @@ def test_models_selectors_and_chunks_must_be_known(tiny, tmp_path):
     ],
     ids=["greedy", "sampled", "beams", "several"],
 )
-def test_generate_goes_on_as_from_its_own_cache(family, rng, options):
+def test_generate_continues_as_from_its_own_cache(family, rng, options):
     model = endless(family)
     prompt = random_prompt(rng)
     prefill = fuse(model, prompt, "a3", ratio=1.0)
@@ -371,15 +376,16 @@ def test_generate_goes_on_as_from_its_own_cache(family, rng, options):
     assert prefill.cache.get_seq_length() == len(prompt.ids)
 
 
-def test_transformers_streamer_prints_what_is_generated(tiny, capsys):
+def test_a_streamer_of_transformers_prints_the_answer(tiny, capsys):
     model, tokenizer = tiny
-    found = Rag(TEXTS, tiny, selector=get_selector("a3", ratio=1.0)).ask("Find VAR REDA?")
+    reply = Rag(TEXTS, tiny, selector=get_selector("a3", ratio=1.0)).ask("Find VAR REDA?")
+    inputs = generate_inputs(reply.prompt, reply.prefill)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    model.generate(**generate_inputs(found.prompt, found.prefill), streamer=streamer, do_sample=False, max_new_tokens=8)
-    assert capsys.readouterr().out.strip() == found.text == "VAR REDA 414"
+    model.generate(**inputs, streamer=streamer, do_sample=False, max_new_tokens=8)
+    assert capsys.readouterr().out.strip() == reply.text == "VAR REDA 414"
 
 
-def test_generate_needs_the_whole_cache_of_this_prompt(llama, rng):
+def test_generate_needs_the_complete_cache_of_this_prompt(llama, rng):
     prompt, other = Prompt([BOS], [random_ids(rng, 30)], random_ids(rng, 4)), random_prompt(rng)
     store = memory_store()
     precompute(llama, [prompt], store)
@@ -392,14 +398,15 @@ def test_generate_needs_the_whole_cache_of_this_prompt(llama, rng):
 
 
 @given(st.lists(st.sampled_from(["VAR", "KEY", "the", ".", "Bagaville", "414", "<s>"]), max_size=8))
-def test_a_text_stream_gives_the_text(said):
+def test_a_text_stream_adds_up_to_the_text(spoken):
     from ragkv.tiny.language import WORD_IDS, build_tokenizer
 
-    tokenizer, heard = build_tokenizer(), []
-    ids = [WORD_IDS[word] for word in said]
-    with text_stream(tokenizer, heard.append) as put:
+    tokenizer = build_tokenizer()
+    streamed = []
+    ids = [WORD_IDS[word] for word in spoken]
+    with text_stream(tokenizer, streamed.append) as put:
         for token in ids:
             put(token)
-    assert "".join(heard) == tokenizer.decode(ids, skip_special_tokens=True)
+    assert "".join(streamed) == tokenizer.decode(ids, skip_special_tokens=True)
     with text_stream(tokenizer, None) as put:
         assert put is None
