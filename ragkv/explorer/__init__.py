@@ -1,7 +1,7 @@
-"""An app for JupyterLab: one prompt, its answers by two selectors beside a full prefill's, and what was recomputed.
+"""An app for JupyterLab that shows one prompt: the answers of two selectors beside a full prefill's, and their tokens.
 
-``Explorer(profile)`` as the last line of a cell shows it. What it shows is made without a browser as well: `Looks`
-gives answers, times and attention, `ragkv.explorer.page` the HTML.
+Put ``Explorer(profile)`` on the last line of a cell to show it. Everything that it shows is also available without a
+browser: `Looks` computes answers, times and attention, and `ragkv.explorer.page` turns them into HTML.
 """
 
 from ragkv.explorer.app import Explorer

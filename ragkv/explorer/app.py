@@ -1,4 +1,4 @@
-"""The explorer: what is chosen in its controls is computed by `Looks` and shown as a page."""
+"""The explorer app: `Looks` computes what the controls ask for, and `page` shows it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,31 +13,33 @@ from ragkv.prompt.documents import decode_text
 
 
 class Explorer(widgets.VBox):
-    """The app. A change is computed at once; what cannot be is told in place, and what was shown before stays.
+    """The app. Every change is computed at once; errors are shown in the app, and previous results stay visible.
 
     Parameters
     ----------
     profile
-        A file in params/, whose models and benchmarks can be chosen, beside the embedded models and one's own text.
+        The name of a file in params/. Its models and benchmarks can be chosen, besides the embedded models and your own
+        text.
     root
-        The folder that holds params/.
+        The folder that contains params/.
     prompt
-        The one to begin with: benchmark, task, and its number from 1 on; None is the profile's first.
+        The first prompt to show: benchmark, task, and a number that counts from 1. None is the profile's first prompt.
     selectors
-        Those that stand side by side at first.
+        The selectors that are first shown side by side.
     ratio
         Their ratio.
 
     Attributes
     ----------
-    subject, looks
-        What is shown: the prompt in its model, and by name the full prefill and the panes' looks; None and empty before
-        anything could be computed.
+    subject
+        The prompt on display; None until one could be computed.
+    looks
+        The results on display by name: the full prefill's, and one per pane.
 
     Raises
     ------
     ValueError
-        No such profile, prompt or selector.
+        The profile, the prompt or a selector does not exist.
     """
 
     def __init__(
@@ -50,13 +52,20 @@ class Explorer(widgets.VBox):
         ratio: float = 0.15,
     ):
         settings = load_profile(profile, Path(root) / "params")
-        self._made = Looks(settings, root)
+        self._computed = Looks(settings, root)
         self.subject: Subject | None = None
         self.looks: dict[str, Look] = {}
         self._sides: list[tuple[str, Look]] = []
-        self.choice, self.panes = Choice(settings, prompt), [Pane(name, ratio) for name in selectors]
-        self.message, self.answers = widgets.HTML(), widgets.HTML()
+        self.choice = Choice(settings, prompt)
+        self.panes = [Pane(name, ratio) for name in selectors]
+        self.message = widgets.HTML()
+        self.answers = widgets.HTML()
         super().__init__([self.choice, self.message, self.answers, widgets.HBox(self.panes)])
+        self._observe()
+        self._compute()
+
+    def _observe(self) -> None:
+        """Compute or show again whenever a control changes."""
         choice, own = self.choice, self.choice.own
         computed = [choice.model, choice.task, choice.number, choice.chunk_tokens]
         computed += [own.document, own.question, own.answer]
@@ -65,19 +74,23 @@ class Explorer(widgets.VBox):
             control.observe(self._compute, "value")
         choice.layer.observe(self._show, "value")
         own.file.observe(self._open, "value")
-        self._compute()
 
     def _compute(self, change: object = None) -> None:
+        choice = self.choice
         self.message.value = page.computing()
         try:
-            subject = self._made.subject(self.choice.model.value, self.choice.source(), self.choice.chunk_tokens.value)
-            chosen = [pane.chosen() for pane in self.panes]
-            sides = [(name, subject.look(selector)) for name, selector in chosen]
-        except Exception as error:  # whatever it is, the person is to see it: here, not in a log
-            self.message.value = page.message(error, shown=self.subject is not None)
+            subject = self._computed.subject(choice.model.value, choice.source(), choice.chunk_tokens.value)
+            sides = []
+            for pane in self.panes:
+                name, selector = pane.chosen()
+                sides.append((name, subject.look(selector)))
+        except Exception as error:  # any error belongs where the user looks, not in a log
+            self._show_error(error)
             return
-        self.subject, self._sides, self.looks = subject, sides, {"full prefill": subject.full, **dict(sides)}
-        self.choice.layers(len(subject.attention))
+        self.subject = subject
+        self._sides = sides
+        self.looks = {"full prefill": subject.full, **dict(sides)}
+        choice.offer_layers(len(subject.attention))
         self.message.value = page.notes(subject)
         self._show()
 
@@ -86,12 +99,15 @@ class Explorer(widgets.VBox):
             return
         self.answers.value = page.answers(self.subject, self.looks)
         for pane, (_, look) in zip(self.panes, self._sides, strict=True):
-            pane.document.value = page.document(self.subject, look, self.choice.attended())
+            pane.document.value = page.document(self.subject, look, self.choice.selected_layer())
 
     def _open(self, change: object) -> None:
-        """The text of a file that was given."""
+        """Copy the text of an uploaded file into the document's text field."""
         for file in self.choice.own.file.value:
             try:
                 self.choice.own.document.value = decode_text(bytes(file["content"]), file["name"])
             except ValueError as error:
-                self.message.value = page.message(error, shown=self.subject is not None)
+                self._show_error(error)
+
+    def _show_error(self, error: Exception) -> None:
+        self.message.value = page.message(error, shown=self.subject is not None)

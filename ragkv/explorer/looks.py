@@ -1,4 +1,4 @@
-"""Looks at a prompt: what a selector answers and recomputes, beside a full prefill. What was computed is kept."""
+"""What selectors answer and recompute for one prompt, beside a full prefill. Results are cached."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,13 +22,13 @@ from ragkv.selectors import Selector, get_selector
 from ragkv.store import KVStore
 from ragkv.store.precompute import precompute
 
-LONGEST = 64  # new tokens: enough to see whether an answer is right
+LONGEST = 64  # new tokens, enough to see whether an answer is right
 STAGES = ("open", "load", "select", "compute")
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a selector makes of a prompt.
+    """The result of one selector for one prompt.
 
     Attributes
     ----------
@@ -37,11 +37,12 @@ class Look:
     text
         The answer.
     scores
-        By the task's metrics, its own first; empty where no answer is known.
+        The answer's scores by metric, the task's own metric first; empty if the right answer is unknown.
     selected
-        ``(selected,)``: positions that were recomputed (`ragkv.Prefill.selected`).
+        Positions that were recomputed, ``(selected,)``, as in `ragkv.Prefill.selected`.
     seconds
-        Until the first token, by stage: ``open, load, select`` as in `ragkv.Prefill.timings`, ``compute`` the rest.
+        Seconds until the first token by stage: ``open, load, select`` as in `ragkv.Prefill.timings`, and ``compute``
+        for the rest.
     """
 
     selector: Selector
@@ -57,12 +58,12 @@ class Look:
 
 
 class Subject:
-    """A prompt in a model, ready to be looked at: its chunks are stored.
+    """A prompt for one model, with its chunks already stored.
 
     Attributes
     ----------
     item
-        The prompt, its question, answers and evidence.
+        The prompt, with its question, answers and evidence.
     attention
         The question's attention over the document in a full prefill, ``(layers, document)``.
 
@@ -75,11 +76,15 @@ class Subject:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item, task: Task, store: KVStore
     ):
-        self.model, self.tokenizer, self.item, self.task, self.store = model, tokenizer, item, task, store
+        self.model = model
+        self.tokenizer = tokenizer
+        self.item = item
+        self.task = task
+        self.store = store
         self.max_new_tokens = min(task.max_new_tokens, LONGEST)
         check_room(model, item.prompt, self.max_new_tokens, "give a shorter text")
         precompute(model, [item.prompt], store)
-        self.attention = attention_by_layer(model, item.prompt, store)  # first-call costs are no TTFT
+        self.attention = attention_by_layer(model, item.prompt, store)  # also warms up, so that TTFT is fair
         self._looks: dict[Selector, Look] = {}
 
     @property
@@ -88,22 +93,22 @@ class Subject:
 
     @property
     def unknown(self) -> int:
-        """How many of the prompt's tokens stand for words that the tokenizer does not have."""
+        """The number of tokens in the prompt that stand for words the tokenizer does not know."""
         unknown = self.tokenizer.unk_token_id
         return 0 if unknown is None else self.prompt.ids.count(unknown)
 
     @property
     def full(self) -> Look:
-        """The full prefill's answer."""
+        """The result of the full prefill."""
         return self.look(get_selector("full_prefill"))
 
     def look(self, selector: Selector) -> Look:
-        """The answer by a selector; the same again is not computed again."""
+        """The result of a selector, computed the first time it is asked for."""
         if selector not in self._looks:
-            self._looks[selector] = self._look(selector)
+            self._looks[selector] = self._compute(selector)
         return self._looks[selector]
 
-    def _look(self, selector: Selector) -> Look:
+    def _compute(self, selector: Selector) -> Look:
         prefill = fused_prefill(self.model, self.prompt, self.store, selector)
         ended = self.task.ended(self.tokenizer)
         ids = decode(self.model, prefill, max_new_tokens=self.max_new_tokens, ended=ended).ids
@@ -115,41 +120,48 @@ class Subject:
 
 
 class Looks:
-    """Makes subjects of a profile's prompts and of one's own text; the latest models and subjects are kept.
+    """Makes subjects from a profile's prompts and from your own text, and caches the most recent models and subjects.
 
-    Keys and values lie in a temporary folder that goes with this object.
+    Keys and values are stored in a temporary folder that is removed with this object.
 
     Parameters
     ----------
     profile
-        Its benchmarks, device and dtype, and how documents are cut.
+        Gives the benchmarks, device and dtype, and how documents are cut.
     root
-        What the profile's paths are relative to.
+        The folder that paths in the profile are relative to.
     """
 
     def __init__(self, profile: Profile, root: str | Path = "."):
-        self.profile, self.root = profile, Path(root)
+        self.profile = profile
+        self.root = Path(root)
         self._folder = TemporaryDirectory(prefix="ragkv-")
         self._store = KVStore(self._folder.name)
-        self._load = lru_cache(maxsize=2)(self._loaded)
-        self._kept = lru_cache(maxsize=16)(self._made)
+        self._cached_model = lru_cache(maxsize=2)(self._load)
+        self._cached_subject = lru_cache(maxsize=16)(self._make)
 
     def subject(self, model: str, source: Source, chunk_tokens: int | None = None) -> Subject:
-        """A prompt in a model, cut into chunks of that many tokens (None: as the profile says).
+        """A prompt for one model.
+
+        Parameters
+        ----------
+        chunk_tokens
+            The chunk size; None uses the profile's.
 
         Raises
         ------
         ValueError, FileNotFoundError
-            The model is unknown, or the source gives no prompt that it can read; the message says why.
+            The model is unknown, or the source has no prompt that this model can read; the message says why.
         StoreError
             The temporary folder cannot be written to.
         """
-        return self._kept(model, source, chunk_tokens or self.profile.chunk_tokens)
+        return self._cached_subject(model, source, chunk_tokens or self.profile.chunk_tokens)
 
-    def _loaded(self, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def _load(self, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return load_model(name, device=self.profile.device, dtype=self.profile.dtype)
 
-    def _made(self, name: str, source: Source, chunk_tokens: int) -> Subject:
-        model, tokenizer = self._load(name)
-        cut = self.profile.model_copy(update={"chunk_tokens": chunk_tokens})
-        return Subject(model, tokenizer, *source.item(cut, tokenizer, self.root), self._store)
+    def _make(self, name: str, source: Source, chunk_tokens: int) -> Subject:
+        model, tokenizer = self._cached_model(name)
+        profile = self.profile.model_copy(update={"chunk_tokens": chunk_tokens})
+        item, task = source.item(profile, tokenizer, self.root)
+        return Subject(model, tokenizer, item, task, self._store)

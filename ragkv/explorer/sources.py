@@ -1,4 +1,4 @@
-"""Where a prompt to look at comes from: a profile's benchmark, or one's own text."""
+"""Where the explorer's prompts come from: a profile's benchmark, or your own text."""
 
 import re
 from collections.abc import Hashable, Iterator, Sequence
@@ -17,15 +17,21 @@ from ragkv.rag.rag import INSTRUCTION, check_question
 
 
 class Source(Hashable, Protocol):
-    """What is asked, before it is in a model's tokens; hashable, so that what follows from it can be kept."""
+    """A prompt before it is tokenised for a model. Hashable, so that results for it can be cached."""
 
     def item(self, profile: Profile, tokenizer: PreTrainedTokenizerBase, root: Path) -> tuple[Item, Task]:
-        """The prompt, cut as the profile says, and how its answer is judged."""
+        """The prompt, cut into chunks as the profile says, and the task that scores its answer."""
 
 
 @dataclass(frozen=True)
 class FromBenchmark:
-    """A benchmark's prompt, `number` from 0 on. Where the benchmark names no evidence, it is where an answer stands."""
+    """A prompt of a benchmark. If the benchmark names no evidence, it is every place where an answer occurs.
+
+    Attributes
+    ----------
+    number
+        Which prompt of the task, counted from 0.
+    """
 
     benchmark: str
     task: str
@@ -39,7 +45,7 @@ class FromBenchmark:
         ValueError
             The profile has no such benchmark, task or prompt.
         FileNotFoundError
-            The benchmark's data are not there.
+            The benchmark's data does not exist.
         """
         benchmark = profile.benchmark(self.benchmark)
         task = benchmark.task(self.task)
@@ -52,7 +58,13 @@ class FromBenchmark:
 
 @dataclass(frozen=True)
 class OwnText:
-    """A document and a question of one's own; with the `answer` that is expected, the evidence is where it stands."""
+    """Your own document and question.
+
+    Attributes
+    ----------
+    answer
+        The expected answer, if you know one. The evidence is every place where it occurs.
+    """
 
     document: str
     question: str
@@ -65,28 +77,29 @@ class OwnText:
         Raises
         ------
         ValueError
-            The question is empty, or there is no document, or it is not text.
+            The question or the document is empty or not text.
         """
         question = check_question(self.question)
         (document,) = read_documents([self.document])
         answers = (self.answer.strip(),) if self.answer.strip() else ()
         example = Example("your own text", INSTRUCTION, document.text, f"\n{question.strip()}", answers)
-        task = Task(_found, self.max_new_tokens)
+        task = Task(_scores, self.max_new_tokens)
         return make_item(tokenizer, _with_evidence(example), task, profile), task
 
 
-def _found(prediction: str, answers: Sequence[str], classes: Sequence[str]) -> dict[str, float]:
+def _scores(prediction: str, answers: Sequence[str], classes: Sequence[str]) -> dict[str, float]:
     return {"string_match": string_match_all(prediction, answers)} if answers else {}
 
 
 def _with_evidence(example: Example) -> Example:
+    """The example, with all occurrences of its answers as evidence unless it already names some."""
     if example.evidence:
         return example
-    places = tuple(span for answer in example.answers for span in _mentions(example.text, answer))
-    return replace(example, evidence=places)
+    spans = tuple(span for answer in example.answers for span in _mentions(example.text, answer))
+    return replace(example, evidence=spans)
 
 
 def _mentions(text: str, answer: str) -> Iterator[tuple[int, int]]:
-    """Where an answer stands in a text, as whole words, in characters."""
+    """Where an answer occurs in a text as whole words: (start, stop) in characters."""
     if answer.strip():
         yield from (match.span() for match in re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", text))

@@ -1,4 +1,4 @@
-"""The explorer without a browser: what is chosen is computed and shown, and what cannot be is told in place."""
+"""The explorer without a browser: choices are computed and shown, and errors are shown in the app."""
 
 import re
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ def explorer():
     return Explorer("smoke", root=ROOT, prompt=("ruler", "vt_3", 3))
 
 
-def said(widget):
+def text_of(widget):
     return unescape(re.sub("<[^>]+>", " ", widget.value))
 
 
@@ -36,9 +36,12 @@ def shown(explorer):
     return [explorer.answers.value, *(pane.document.value for pane in explorer.panes)]
 
 
-def test_a_look_is_a_fused_prefill(looks, tmp_path):
-    subject, store, selector = looks.subject("tiny-llama", CHAIN), KVStore(tmp_path), get_selector("epic", ratio=0.3)
-    look, model, prompt = subject.look(selector), subject.model, subject.prompt
+def test_a_look_equals_a_fused_prefill(looks, tmp_path):
+    subject = looks.subject("tiny-llama", CHAIN)
+    model, prompt = subject.model, subject.prompt
+    selector = get_selector("epic", ratio=0.3)
+    look = subject.look(selector)
+    store = KVStore(tmp_path)
     precompute(model, [prompt], store)
     prefill = fused_prefill(model, prompt, store, selector)
     assert torch.equal(look.selected, prefill.selected)
@@ -48,7 +51,7 @@ def test_a_look_is_a_fused_prefill(looks, tmp_path):
     assert min(look.seconds.values()) >= 0 < look.ttft
 
 
-def test_what_was_computed_is_kept(looks):
+def test_results_are_cached(looks):
     subject = looks.subject("tiny-llama", CHAIN)
     assert looks.subject("tiny-llama", CHAIN, 64) is subject  # the profile's chunk size
     assert looks.subject("tiny-llama", CHAIN, 32) is not subject
@@ -56,7 +59,7 @@ def test_what_was_computed_is_kept(looks):
     assert subject.full is subject.look(get_selector("full_prefill"))
 
 
-def test_evidence_is_the_benchmarks_or_where_the_answer_stands(looks):
+def test_evidence_comes_from_the_benchmark_or_the_answer(looks):
     item = looks.subject("tiny-llama", CHAIN).item
     assert len(item.evidence) == 4 * 8  # four statements of eight tokens
     hops = looks.subject("tiny-llama", FromBenchmark("longbench", "2wikimqa", 1))
@@ -66,8 +69,8 @@ def test_evidence_is_the_benchmarks_or_where_the_answer_stands(looks):
     place = own.prompt.document_span.start + own.item.evidence[0]
     assert len(own.item.evidence) == 1 and own.tokenizer.decode(own.prompt.ids[place]) == "414"
     assert own.full.text == "VAR REDA 414" and own.full.scores == {"string_match": 1}
-    unsaid = looks.subject("tiny-llama", OwnText(TEXT, "Find VAR REDA?"))
-    assert unsaid.item.evidence == () and unsaid.full.scores == {}
+    without_answer = looks.subject("tiny-llama", OwnText(TEXT, "Find VAR REDA?"))
+    assert without_answer.item.evidence == () and without_answer.full.scores == {}
 
 
 def test_the_ratio_changes_what_is_shown(explorer):
@@ -76,9 +79,9 @@ def test_the_ratio_changes_what_is_shown(explorer):
     after = shown(explorer)
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
     assert list(explorer.looks) == ["full prefill", "a3 0%", "cacheblend 15%"]
-    assert "different" in said(explorer.answers)
+    assert "different" in text_of(explorer.answers)
     left.ratio.value = 1.0
-    assert said(left.document).count("tokens recomputed") == len(explorer.subject.prompt.chunks)
+    assert text_of(left.document).count("tokens recomputed") == len(explorer.subject.prompt.chunks)
     assert {look.text for look in explorer.looks.values()} > {explorer.subject.full.text}
     left.selector.value = right.selector.value = "full_reuse"
     assert left.ratio.disabled and left.document.value == right.document.value
@@ -106,7 +109,7 @@ def test_every_control_changes_what_is_shown(explorer):
     assert choice.own.layout.display is None and choice.number.layout.display == "none"
 
 
-def test_numbers_end_where_the_task_does(explorer):
+def test_a_number_is_at_most_the_tasks_prompts(explorer):
     assert (explorer.choice.number.value, explorer.choice.number.max) == (3, 3)
     explorer.choice.task.value = ("needle", "single")
     assert explorer.choice.number.max == 6
@@ -119,19 +122,19 @@ def test_markup_is_shown_as_text(explorer):
     choice.task.value = OWN
     choice.own.document.value = f"{attack} {TEXT}"
     choice.own.answer.value = choice.own.question.value = attack
-    assert attack in said(explorer.answers)
+    assert attack in text_of(explorer.answers)
     choice.model.value = attack
-    assert attack in said(explorer.message)
+    assert attack in text_of(explorer.message)
     everything = "".join([explorer.message.value, *shown(explorer)])
     assert "<script" not in everything
 
 
-def test_unknown_words_are_told(explorer):
+def test_unknown_words_are_reported(explorer):
     explorer.choice.task.value = OWN
     assert not explorer.message.value
     explorer.choice.own.document.value = f"Zebra crossing. {TEXT}"
     assert re.search(
-        r"2 of the prompt's \d+ tokens stand for words that this model does not have", said(explorer.message)
+        r"2 of the prompt's \d+ tokens stand for words that this model does not know", text_of(explorer.message)
     )
 
 
@@ -146,14 +149,14 @@ BAD = [
 
 
 @pytest.mark.parametrize(("field", "value", "message"), BAD, ids=range(len(BAD)))
-def test_bad_input_is_told_in_place_and_loses_nothing(explorer, field, value, message):
+def test_bad_input_is_reported_and_loses_nothing(explorer, field, value, message):
     explorer.choice.task.value = OWN
     before, control = shown(explorer), getattr(explorer.choice.own, field)
     good, control.value = control.value, value
-    assert message in said(explorer.message)
-    assert "from before" in said(explorer.message)
+    assert message in text_of(explorer.message)
+    assert "results below are from before" in text_of(explorer.message)
     assert shown(explorer) == before
-    explorer.choice.layer.value = 0  # the view of what is there still works
+    explorer.choice.layer.value = 0  # the previous results can still be viewed
     assert shown(explorer) != before
     explorer.choice.layer.value = ALL
     control.value = good
@@ -162,17 +165,17 @@ def test_bad_input_is_told_in_place_and_loses_nothing(explorer, field, value, me
     assert shown(explorer) != before
 
 
-def test_an_unknown_model_is_told(explorer):
+def test_an_unknown_model_is_reported(explorer):
     before = shown(explorer)
     for name in ("tiny-lama", "no-one/no-such-model", "", "not a name!"):
         explorer.choice.model.value = name
-        assert f"model {name!r} could not be loaded: it is none of the embedded ones" in said(explorer.message)
+        assert f"model {name!r} could not be loaded: it is none of the embedded ones" in text_of(explorer.message)
         assert shown(explorer) == before
     explorer.choice.model.value = "tiny-mistral"
     assert not explorer.message.value and shown(explorer) != before
 
 
-def test_files_are_opened_or_told(explorer):
+def test_a_file_is_opened_or_its_error_reported(explorer):
     own = explorer.choice.own
     explorer.choice.task.value = OWN
 
@@ -184,13 +187,13 @@ def test_files_are_opened_or_told(explorer):
     assert own.document.value == TEXT and not explorer.message.value
     before = shown(explorer)
     give("photo.txt", b"\x89PNG\r\n\x1a\n\0")
-    assert "photo.txt, line 1: this is not UTF-8 text" in said(explorer.message)
+    assert "photo.txt, line 1: this is not UTF-8 text" in text_of(explorer.message)
     give("archive.md", b"PK\0")
-    assert "archive.md, line 1: this is not text" in said(explorer.message)
+    assert "archive.md, line 1: this is not text" in text_of(explorer.message)
     assert own.document.value == TEXT and shown(explorer) == before
 
 
-def test_a_selector_of_ones_own_may_fail(monkeypatch):
+def test_a_selector_that_fails_is_reported(monkeypatch):
     class Broken(ScoringSelector):
         def scores(self, seen):
             return {}["nothing"]
@@ -198,12 +201,12 @@ def test_a_selector_of_ones_own_may_fail(monkeypatch):
     monkeypatch.setitem(SELECTORS, "broken", Broken)
     explorer = Explorer("smoke", root=ROOT)
     explorer.panes[0].selector.value = "broken"
-    assert "KeyError: 'nothing'" in said(explorer.message)
+    assert "KeyError: 'nothing'" in text_of(explorer.message)
     explorer.panes[0].selector.value = "a3"
     assert not explorer.message.value
 
 
-def test_an_explorer_needs_what_there_is():
+def test_an_explorer_refuses_what_does_not_exist():
     with pytest.raises(ValueError, match="no profile 'nothing'"):
         Explorer("nothing", root=ROOT)
     with pytest.raises(ValueError, match="no task ruler: vt_9 in this profile: choose one of longbench: 2wikimqa, "):

@@ -1,4 +1,4 @@
-"""The explorer as people use it: JupyterLab, started for real and driven in headless Chromium."""
+"""The explorer as people use it: a real JupyterLab, driven in headless Chromium."""
 
 import json
 import os
@@ -16,16 +16,16 @@ from playwright.sync_api import Page, expect, sync_playwright
 NOTEBOOK = "13_explorer.ipynb"
 TOKEN = "only-for-this-test"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-PICTURES = os.environ.get("RAGKV_SCREENSHOTS")  # a folder for a picture of what the test sees
+PICTURES = os.environ.get("RAGKV_SCREENSHOTS")  # a folder for a screenshot
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-PATIENCE = 45_000  # milliseconds, for what takes a second on an idle machine
+PATIENCE = 45_000  # milliseconds to wait for something that takes a second on an idle machine
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH: apt-get install chromium")
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab over a copy of the notebook, with settings of its own, on a free port; gives its address."""
+    """JupyterLab on a free port, with a copy of the notebook and its own settings; gives its address."""
     home = tmp_path_factory.mktemp("lab")
     (home / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / NOTEBOOK, home / "notebooks")
@@ -52,7 +52,7 @@ def settings(home: Path, name: str, values: dict) -> None:
 
 
 def address(server: subprocess.Popen, home: Path) -> str:
-    """Where the server listens, once it does: it writes that down itself."""
+    """Wait until the server has written down its address, and return that."""
     end = monotonic() + PATIENCE / 1000
     while monotonic() < end and server.poll() is None:
         for file in (home / "runtime").glob("jpserver-*.json"):
@@ -64,7 +64,7 @@ def address(server: subprocess.Popen, home: Path) -> str:
 
 @contextmanager
 def opened(url: str):
-    """The notebook in a page of its own, all cells run, the app on the page."""
+    """The notebook in a new page, after all cells ran and the app appeared."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
