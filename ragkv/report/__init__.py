@@ -1,4 +1,4 @@
-"""Results as pages: one per profile with its tables and figures beside it, and an index over all profiles."""
+"""Results as HTML pages: one per profile, with its figures and tables as files, and an index of all profiles."""
 
 from ragkv.report.index import write_index
 from ragkv.report.profile import write_report

@@ -1,4 +1,4 @@
-"""The index over all profiles that have a report: made here, and recorded."""
+"""The index of all reports, those written here and recorded ones."""
 
 from pathlib import Path
 
@@ -13,24 +13,33 @@ from ragkv.results.outputs import reports, summaries
 
 
 def write_index(root: str | Path) -> Path:
-    """Write ``outputs/index.html``: every report below it, its models' scores, device and commit; returns the path."""
-    outputs, entries = Path(root) / "outputs", []
+    """Write ``outputs/index.html``, which lists every report below it with its models' scores, device and commit.
+
+    Returns
+    -------
+    Path
+        The page.
+    """
+    outputs = Path(root) / "outputs"
+    entries = []
     for page in reports(outputs):
         table = pd.DataFrame([_model(folder.name, files) for folder, files in summaries(page.parent).items()])
-        where = page.relative_to(outputs)
-        entries.append({"profile": where.parent.as_posix(), "page": where.as_posix(), "table": as_html(table)})
+        link = page.relative_to(outputs)
+        entries.append({"profile": link.parent.as_posix(), "page": link.as_posix(), "table": as_html(table)})
     return render("index.html.jinja", outputs / "index.html", entries=entries)
 
 
 def _model(name: str, files: list[Path]) -> dict:
-    """One model's line: mean scores over its tasks, and where they were measured."""
+    """One row of the table: a model's mean scores over its tasks, and where they were measured."""
     tasks = [read_json(path, "of the benchmark") for path in files]
-    scores = pd.DataFrame({i: pd.DataFrame(t["summary"]).set_index(GROUP)["score"] for i, t in enumerate(tasks)})
-    means = scores.dropna().mean(axis=1)
-    line: dict = {"model": name, "tasks": len(tasks), "prompts": sum(t["summary"][0]["prompts"] for t in tasks)}
+    by_task = [pd.DataFrame(task["summary"]).set_index(GROUP)["score"] for task in tasks]
+    means = pd.DataFrame(dict(enumerate(by_task))).dropna().mean(axis=1)
+    row: dict = {"model": name, "tasks": len(tasks)}
+    row["prompts"] = sum(task["summary"][0]["prompts"] for task in tasks)
     for method, ratio in (("full_prefill", 1.0), ("full_reuse", 0.0)):
-        line[method] = means.get((method, ratio), float("nan"))
-    partial = means[[0 < ratio < 1 for _, ratio in means.index]].sort_index(level="ratio", sort_remaining=False)
-    if len(partial):  # of several that are best, the one that recomputes least
-        line |= {"best": partial.max(), "by": label(*partial.idxmax())}
-    return line | {key: tasks[0]["provenance"][key] for key in ("device", "dtype", "commit")}
+        row[method] = means.get((method, ratio), float("nan"))
+    partial = means[[0 < ratio < 1 for _, ratio in means.index]]
+    partial = partial.sort_index(level="ratio", sort_remaining=False)  # ties go to the smallest ratio
+    if len(partial):
+        row |= {"best": partial.max(), "by": label(*partial.idxmax())}
+    return row | {key: tasks[0]["provenance"][key] for key in ("device", "dtype", "commit")}

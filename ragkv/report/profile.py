@@ -1,4 +1,4 @@
-"""The report of a profile: one page on all its models, with figures (PNG, PDF) and tables (CSV, LaTeX) beside it."""
+"""The report of a profile: one page for all its models, with figures (PNG, PDF) and tables (CSV, LaTeX) as files."""
 
 from pathlib import Path
 
@@ -12,12 +12,17 @@ from ragkv.results.comparison import scores_by_task
 
 
 def write_report(profile: str, root: str | Path) -> Path:
-    """Draw and write the report of all models of a profile, from their results on disk; returns the page's path.
+    """Write the report of all models of a profile from their results on disk.
+
+    Returns
+    -------
+    Path
+        The page.
 
     Raises
     ------
     FileNotFoundError
-        Results are not there yet; the message says which notebook makes them.
+        Some results do not exist yet; the message says which notebook computes them.
     """
     models = Experiment.load(profile, root=root).profile.models
     experiments = [Experiment.load(profile, model=model, root=root) for model in models]
@@ -39,7 +44,7 @@ def write_report(profile: str, root: str | Path) -> Path:
 
 
 def _overview(results: dict[str, dict[str, Rows]]) -> pd.DataFrame:
-    """Each benchmark's average for each model, by method and the ratios that all were run with."""
+    """The average of each benchmark for each model, by method and the ratios that all of them were run with."""
     columns = {
         f"{Path(model).name}, {benchmark}": scores_by_task(rows, LABELS[benchmark])["average"]
         for model, benchmarks in results.items()

@@ -1,4 +1,4 @@
-"""Templates made into pages. Whatever is not `Markup` is escaped: prompts and names are text, never tags."""
+"""Pages from templates. Every value that is not `Markup` is escaped, so prompts and names are shown as plain text."""
 
 from pathlib import Path
 
@@ -8,13 +8,19 @@ from ragkv.results.files import write_text
 
 
 def render(template: str, path: Path, **values: object) -> Path:
-    """Write the page that a template of this package makes of `values`."""
-    pages = Environment(
+    """Fill in a template of this package and write the page.
+
+    Returns
+    -------
+    Path
+        The page.
+    """
+    environment = Environment(
         loader=PackageLoader("ragkv.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    write_text(path, pages.get_template(template).render(values) + "\n")
+    write_text(path, environment.get_template(template).render(values) + "\n")
     return path

@@ -1,4 +1,4 @@
-"""One model's part of a report: its tables and figures, written beside the page."""
+"""One model's part of a report, with its tables and figures written as files beside the page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ LABELS = {"longbench": None, "needle": "length", "ruler": "length"}  # what a ta
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure on the page: the names of its files, and of the results that it was drawn from."""
+    """A figure on the page: the names of its files, and the results file that it was drawn from."""
 
     png: str
     pdf: str
@@ -29,14 +29,16 @@ class Drawing:
 
 
 class Section:
-    """What the page says of one model."""
+    """The part of the page about one model."""
 
     def __init__(self, experiment: Experiment, results: Mapping[str, Rows]):
-        self.experiment, self.results, self.outputs = experiment, results, experiment.outputs
+        self.experiment = experiment
+        self.results = results
+        self.outputs = experiment.outputs
         self.name = self.outputs.folder.name
 
     def whole(self) -> dict:
-        """Everything that the template wants."""
+        """All values that the template needs."""
         tokens = read_json(self.outputs.tokens, "06_selected_tokens.ipynb")
         source = self._source(self.outputs.tokens, tokens["benchmark"], tokens["task"])
         return {
@@ -51,7 +53,7 @@ class Section:
         }
 
     def _benchmark(self, name: str, rows: Rows) -> dict:
-        """Scores of all tasks; the task with most rows closely."""
+        """The scores of all tasks, and the task with the most rows in detail."""
         main = max(rows, key=lambda task: len(rows[task]))
         closely, source = rows[main], self._source(self.outputs.rows(name, main), name, main)
         all_tasks = source | {"results": self._relative(self.outputs.rows(name, main).parent)}
@@ -84,7 +86,8 @@ class Section:
 
     def _tokens(self, view: dict, source: Mapping[str, object]) -> dict[str, Drawing]:
         """The figures of one prompt, token by token."""
-        chunks, evidence, title = view["chunks"], view["evidence"], f"{self.name}, prompt {view['prompt']}"
+        chunks, evidence = view["chunks"], view["evidence"]
+        title = f"{self.name}, prompt {view['prompt']}"
         recomputed = figures.recomputed_tokens(
             view["selected"], view["document"], chunks, evidence, f"{title}, recomputed at {view['ratio']:.0%}"
         )
@@ -108,18 +111,18 @@ class Section:
         return path.relative_to(self.outputs.profile_folder).as_posix()
 
     def _source(self, results: Path, benchmark: str, task: str) -> dict:
-        """Where numbers come from: the file that they are read from, and the task's provenance."""
+        """Where numbers come from: the results file, and the task's provenance."""
         summary = read_json(self.outputs.summary(benchmark, task), f"of the benchmark {benchmark}")
         return {"profile": self.experiment.name, "results": self._relative(results)} | summary["provenance"]
 
     def _command(self, results: Path) -> str:
-        """Makes a file of results again, with whatever it needs that is missing."""
+        """A command that computes a results file again, and everything it needs that is missing."""
         path = results.relative_to(self.experiment.root).as_posix()
         return f'snakemake -s workflow/Snakefile --cores 2 --config profile={self.experiment.name} -f "$PWD/{path}"'
 
 
 def _scores(rows: pd.DataFrame, several: bool, title: str) -> Figure:
-    """The figure that fits a task: heat maps over depth and length, curves over ratios, or intervals by method."""
+    """The figure that suits a task: heat maps over depth and length, curves over ratios, or intervals by method."""
     if "depth" in rows:
         return figures.heat_maps(grid(rows), title)
     return figures.accuracy_over_ratio(rows, title) if several else figures.score_by_method(summarise(rows), title)

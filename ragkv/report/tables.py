@@ -1,4 +1,4 @@
-"""Tables of a report: shown as HTML, kept beside the page as CSV in full and as LaTeX (booktabs), ready to be input."""
+"""Tables of a report: as HTML on the page, and beside it as CSV with all digits and as LaTeX (booktabs)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ragkv.results.files import write_text
 
 @dataclass(frozen=True)
 class Table:
-    """A table on the page, and the names of its files."""
+    """A table as HTML, and the names of its files."""
 
     html: Markup
     csv: str
@@ -22,30 +22,34 @@ class Table:
 
 
 def write_table(table: pd.DataFrame, path: Path, source: Mapping[str, object], *, turned: bool = False) -> Table:
-    """Write a table, indexed by method and perhaps ratio, as ``<path>.csv`` and ``<path>.tex``.
+    """Write a table as ``<path>.csv`` and ``<path>.tex``.
 
     Parameters
     ----------
+    table
+        Indexed by method and, optionally, ratio.
     source
-        Where its numbers come from: a comment in the LaTeX file.
+        Where the numbers come from. It becomes a comment in the LaTeX file.
     turned
-        Shown with a column per method and ratio, so that many tasks fit on a page.
+        Show one column per method and ratio instead of one row, so that many tasks fit on a page.
     """
-    csv, tex = path.with_name(f"{path.name}.csv"), path.with_name(f"{path.name}.tex")
+    csv = path.with_name(f"{path.name}.csv")
+    tex = path.with_name(f"{path.name}.tex")
     shown = _turned(table) if turned else _flat(table)
     write_text(csv, table.to_csv(float_format="%.4f"))
-    written = shown.to_latex(index=turned, na_rep="", float_format="%.2f", escape=True)
-    write_text(tex, f"% {' '.join(f'{key} {value}' for key, value in source.items())}\n{written}")
+    comment = " ".join(f"{key} {value}" for key, value in source.items())
+    latex = shown.to_latex(index=turned, na_rep="", float_format="%.2f", escape=True)
+    write_text(tex, f"% {comment}\n{latex}")
     return Table(as_html(shown, index=turned), csv.name, tex.name)
 
 
 def as_html(table: pd.DataFrame, *, index: bool = False) -> Markup:
-    """A table's HTML; what its cells and heads say is escaped."""
+    """A table's HTML, with all cells and headings escaped."""
     return Markup(table.to_html(index=index, na_rep="", float_format="%.2f", border=0))
 
 
 def intervals(rows: pd.DataFrame) -> pd.DataFrame:
-    """Score and difference to full prefill with their intervals, ready to print."""
+    """Each method's score and its difference to full prefill, both with 95 % intervals."""
     table = summarise(rows).set_index(["method", "ratio"])
     shown = {"score": table["score"], "95 %": _range(table, "low", "high")}
     if "difference" in table:
@@ -55,7 +59,7 @@ def intervals(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def times(rows: pd.DataFrame) -> pd.DataFrame:
-    """Median TTFT, its ratio to full prefill's, and median TPOT, by method and ratio; milliseconds."""
+    """Median TTFT and TPOT in milliseconds by method and ratio, and the speed-up over full prefill."""
     table = summarise(rows).set_index(["method", "ratio"])[["ttft", "tpot"]] * 1e3
     full = table["ttft"].get(("full_prefill", 1.0), float("nan"))
     table.insert(1, "speed-up", full / table["ttft"])
@@ -67,6 +71,7 @@ def _range(table: pd.DataFrame, low: str, high: str) -> pd.Series:
 
 
 def _flat(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per method and ratio, with both as columns."""
     shown = table.reset_index()
     if "ratio" in shown:
         shown["ratio"] = shown["ratio"].map("{:.0%}".format)
@@ -74,6 +79,7 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _turned(table: pd.DataFrame) -> pd.DataFrame:
+    """One column per method and ratio."""
     turned = table.T
     turned.columns = [label(*key) for key in table.index]
     return turned

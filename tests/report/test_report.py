@@ -1,4 +1,4 @@
-"""The report and the index, from results on disk: every number, link and anchor is there, and text stays text."""
+"""The report and the index: every number, link and anchor is right, and text from prompts is never markup."""
 
 import re
 from html import unescape
@@ -49,7 +49,7 @@ def rows_of(seed: int, needle: bool) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Results of two models, a label, a question and an answer of which are markup."""
+    """Results of two models, with markup in a label, a question and an answer."""
     root = tmp_path_factory.mktemp("project")
     (root / "params").mkdir()
     (root / "params/p.yaml").write_text(yaml.safe_dump(PROFILE))
@@ -74,15 +74,15 @@ def root(tmp_path_factory):
 
 
 def check_links(page: Path) -> list[str]:
-    """Everything that a page points at is there; returns the files."""
+    """Check that every link of a page leads somewhere; returns the linked files."""
     text = page.read_text()
     targets = [unescape(target) for target in re.findall(r'(?:href|src)="([^"]*)"', text)]
     ids = [unescape(name) for name in re.findall(r'id="([^"]*)"', text)]
     assert len(set(ids)) == len(ids)
     assert {unquote(target[1:]) for target in targets if target.startswith("#")} <= set(ids)
-    there = [unquote(target) for target in targets if not target.startswith("#")]
-    assert not [target for target in there if not (page.parent / target).exists()]
-    return there
+    files = [unquote(target) for target in targets if not target.startswith("#")]
+    assert not [file for file in files if not (page.parent / file).exists()]
+    return files
 
 
 def test_every_link_leads_somewhere(root):
@@ -97,7 +97,7 @@ def test_every_link_leads_somewhere(root):
     assert check_links(root / "outputs/index.html") == ["p/report.html"]
 
 
-def test_what_prompts_and_names_say_is_text(root):
+def test_prompts_and_names_are_shown_as_text(root):
     for page in (root / "outputs/p/report.html", write_index(root)):
         text = page.read_text()
         assert "<script" not in text
@@ -117,7 +117,7 @@ def test_tables_hold_the_results(root):
     assert f"<td>{means['epic', 0.3]:.2f}</td>" in page
 
 
-def test_latex_is_booktabs_with_its_source(root):
+def test_latex_uses_booktabs_and_names_its_source(root):
     text = (root / "outputs/p/report/tiny-llama-longbench-metrics.tex").read_text()
     source, begin, *lines = text.splitlines()
     assert source.startswith("% profile p results tiny-llama/longbench/2wikimqa.parquet device <b>CPU</b>")
@@ -125,7 +125,7 @@ def test_latex_is_booktabs_with_its_source(root):
     assert [line for line in lines if line.endswith("rule")] == [r"\toprule", r"\midrule", r"\bottomrule"]
     body = "\n".join(lines)
     assert r"\& 50\% of\_it" in body
-    assert not re.search(r"(?<!\\)[%_#$]", body)  # nothing that TeX would take for a command
+    assert not re.search(r"(?<!\\)[%_#$]", body)  # no unescaped special characters of TeX
     assert all(line.count(" & ") == 2 for line in lines if line.endswith(r"\\"))
 
 
@@ -140,9 +140,9 @@ def test_a_table_with_axes_exchanged_keeps_its_csv(tmp_path):
 def test_every_number_has_its_command(root):
     text = unescape((root / "outputs/p/report.html").read_text())
     commands = re.findall(r"<pre>(snakemake .*?)</pre>", text)
-    made = [re.search(r'"\$PWD/(.*)"', command)[1] for command in commands]
-    assert len(made) == 6
-    assert all((root / path).exists() for path in made)
+    files = [re.search(r'"\$PWD/(.*)"', command)[1] for command in commands]
+    assert len(files) == 6
+    assert all((root / path).exists() for path in files)
     assert all("--config profile=p " in command for command in commands)
 
 
@@ -157,7 +157,7 @@ def test_the_same_results_give_the_same_report(root):
 
 
 def test_the_index_has_every_report_and_its_best_method(root):
-    """Also recorded ones, which have no rows; a profile without a report is not in it."""
+    """Recorded reports, which have no rows, are included; a profile without a report is not."""
     recorded = root / "outputs/reference/old"
     (root / "outputs/unfinished").mkdir(exist_ok=True)
     try:
@@ -183,20 +183,20 @@ def test_the_index_has_every_report_and_its_best_method(root):
 
 
 def tables(page: Path) -> list[pd.DataFrame]:
-    """The tables of a page, cells as text, indexed by the first column."""
-    found = []
+    """The tables of a page, with cells as text, indexed by the first column."""
+    parsed = []
     for table in re.findall(r"<table.*?</table>", page.read_text(), re.S):
         head, *body = [
             [unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
             for row in re.findall(r"<tr.*?</tr>", table, re.S)
         ]
-        found.append(pd.DataFrame(body, columns=head).set_index(head[0]))
-    return found
+        parsed.append(pd.DataFrame(body, columns=head).set_index(head[0]))
+    return parsed
 
 
-def test_without_results_the_notebook_to_run_is_named(root, tmp_path):
+def test_without_results_the_error_names_the_notebook_to_run(root, tmp_path):
     (tmp_path / "params").mkdir()
     (tmp_path / "params/p.yaml").write_text(yaml.safe_dump(PROFILE))
     with pytest.raises(FileNotFoundError, match="run the notebook of the benchmark longbench"):
         write_report("p", tmp_path)
-    assert "None yet" in write_index(tmp_path).read_text()
+    assert "There are none yet" in write_index(tmp_path).read_text()
