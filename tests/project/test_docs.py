@@ -1,4 +1,4 @@
-"""The documentation: the site builds without a network, its links lead somewhere, what it quotes is so."""
+"""The documentation: the site builds without a network, links lead somewhere, code runs, and quoted errors exist."""
 
 import ast
 import os
@@ -11,6 +11,7 @@ import pytest
 from helpers import ROOT
 from pymdownx.slugs import slugify
 
+import ragkv
 from ragkv.experiment.experiment import Experiment
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -30,40 +31,42 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
     offline = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | offline)
-    assert done.returncode == 0, done.stderr[-3000:]
+    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | offline)
+    assert build.returncode == 0, build.stderr[-3000:]
     return folder
 
 
-class _Loaded(HTMLParser):
-    """What a page loads by itself, and what is an anchor in it or a link to follow."""
+class _Page(HTMLParser):
+    """A page's links and anchors, and the files that a browser loads with it."""
 
     def __init__(self, text):
         super().__init__()
-        self.loaded, self.links, self.anchors = [], [], set()
+        self.loaded = []
+        self.links = []
+        self.anchors = set()
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        self.anchors |= {given[key] for key in ("id", "name") if given.get(key)}
+        values = dict(attributes)
+        self.anchors |= {values[key] for key in ("id", "name") if values.get(key)}
         if tag == "a":
-            self.links.append(given.get("href"))
+            self.links.append(values.get("href"))
         else:
-            self.loaded += [given[key] for key in ("src", "href") if given.get(key)]
+            self.loaded += [values[key] for key in ("src", "href") if values.get(key)]
 
 
-def test_site_loads_nothing_from_elsewhere(site):
+def test_site_loads_nothing_from_other_servers(site):
     pages = list(site.rglob("*.html"))
     assert len(pages) > 40
     for page in pages:
-        for target in _Loaded(page.read_text()).loaded:
+        for target in _Page(page.read_text()).loaded:
             assert target.startswith("data:") or not re.match(r"(\w+:)?//", target), (page, target)
     for sheet in site.rglob("*.css"):
         assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", sheet.read_text()), sheet
 
 
 def test_site_links_lead_somewhere(site):
-    pages = {page: _Loaded(page.read_text()) for page in site.rglob("*.html") if page.name != "404.html"}
+    pages = {page: _Page(page.read_text()) for page in site.rglob("*.html") if page.name != "404.html"}
     followed = 0
     for page, seen in pages.items():
         for link in seen.links + seen.loaded:
@@ -89,6 +92,9 @@ def test_site_has_every_module_notebook_and_page(site):
         assert (site / "notebooks" / f"{notebook.stem}.html").exists()
     store = (site / "api/store.html").read_text()
     assert 'id="ragkv.store.kvstore.KVStore.write"' in store and "The folder is read-only or the disk full" in store
+    overview = (site / "api/index.html").read_text()
+    for public in set(ragkv.__all__) - {"__version__"}:
+        assert re.search(rf'href="[\w.]+#ragkv\.[\w.]+\.{public}"', overview), public
     guide = (site / "guide.html").read_text()
     assert 'href="notebooks/00_environment.html"' in guide and 'href="api/selectors.html"' in guide
 
@@ -107,7 +113,7 @@ def test_links_lead_somewhere(page):
 
 
 def python_blocks(page):
-    """The page's code; a block whose title says what it needs is left out."""
+    """The page's Python blocks, except for those whose title says what they need."""
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)
 
 
@@ -117,10 +123,10 @@ def test_code_runs(page, tmp_path):
     (tmp_path / "outputs/reference").symlink_to(ROOT / "outputs/reference")
     script = tmp_path / "page.py"
     script.write_text("\n".join(python_blocks(page)))
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
     if page.name == "README.md":
-        assert done.stdout.startswith("414 ")
+        assert run.stdout.startswith("414 ")
 
 
 def profiles(page):
@@ -137,7 +143,7 @@ def test_profiles_are_valid(page, tmp_path):
 
 
 def messages():
-    """Every text in the package with enough of its own words, as a pattern: what is filled in may be anything."""
+    """Strings in the package with at least 20 fixed characters, as patterns in which placeholders match anything."""
     for path in (ROOT / "ragkv").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
