@@ -1,1 +1,1 @@
-"""What a prefill costs, measured."""
+"""The cost of a prefill, measured."""

@@ -1,5 +1,8 @@
-"""``python -m ragkv.bench``: speed on this machine."""
+"""``python -m ragkv.bench``: measure speed on this machine."""
 
-from ragkv.bench.command import main
+import typer
 
-main()
+from ragkv.bench.command import bench
+
+if __name__ == "__main__":
+    typer.run(bench)

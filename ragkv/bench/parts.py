@@ -10,6 +10,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ragkv.bench.random_models import random_prompt
 from ragkv.bench.timing import measure
+from ragkv.costs.prefill import BF16_BYTES
+from ragkv.costs.roofline import Machine
 from ragkv.costs.shape import Shape
 from ragkv.fusion.decoding import decode
 from ragkv.fusion.prefill import fused_prefill
@@ -27,24 +29,29 @@ from ragkv.store import KVStore, Layout
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
-    """What this machine reaches: bf16 matrix products in TFLOP/s, copies from pinned memory and on the GPU in GB/s."""
+    """The highest speeds that this machine reaches.
+
+    Returns
+    -------
+    dict
+        ``tflops``: matrix products in bfloat16, in 1e12 operations a second. ``pinned_gbs`` and ``memory_gbs``: copies
+        from pinned memory to the GPU and within the GPU's memory (read and written), in 1e9 bytes a second.
+    """
     from triton.testing import do_bench
 
     left, right = torch.randn(2, 8192, 8192, dtype=torch.bfloat16, device=device)
-    states, pinned = (
-        torch.empty(2**30, dtype=torch.uint8, device=device),
-        torch.empty(2**30, dtype=torch.uint8).pin_memory(),
-    )
-    other = torch.empty_like(states)
+    pinned = torch.empty(2**30, dtype=torch.uint8).pin_memory()
+    source = torch.empty(2**30, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
     return {
         "tflops": 2 * 8192**3 / do_bench(lambda: left @ right) / 1e9,
-        "pinned_gbs": 2**30 / do_bench(lambda: states.copy_(pinned, non_blocking=True)) / 1e6,
-        "memory_gbs": 2 * 2**30 / do_bench(lambda: other.copy_(states)) / 1e6,
+        "pinned_gbs": 2**30 / do_bench(lambda: source.copy_(pinned, non_blocking=True)) / 1e6,
+        "memory_gbs": 2 * 2**30 / do_bench(lambda: target.copy_(source)) / 1e6,
     }
 
 
 def bring(prompt: Prompt, segments: Segments, workspace: Workspace) -> None:
-    """All layers of a prompt's segments to the workspace's GPU, as a fused prefill does it, and nothing else."""
+    """Copy all layers of a prompt's segments to the workspace's GPU as a fused prefill does, and do nothing else."""
     memory = workspace.memory
     model = memory.model
     layout = Layout.of(model, segments.format)
@@ -58,46 +65,46 @@ def bring(prompt: Prompt, segments: Segments, workspace: Workspace) -> None:
     torch.cuda.synchronize(model.device)
 
 
-def decode_row(model: PreTrainedModel, tokens: int, *, chunk_tokens: int, repeats: int, bandwidth: float) -> dict:
-    """TPOT behind a fused prefill, over the time to read the weights once.
-
-    Parameters
-    ----------
-    bandwidth
-        Of the GPU's memory, in GB/s.
+def decode_row(model: PreTrainedModel, tokens: int, *, chunk_tokens: int, repeats: int, machine: Machine) -> dict:
+    """TPOT after a fused prefill, compared with the time to read the weights once.
 
     Returns
     -------
     dict
-        ``tokens, tpot`` (milliseconds, the median), ``weights`` (milliseconds to read them once), ``ratio``.
+        ``tokens`` of the prompt; ``tpot`` in milliseconds, the median; ``weights``: milliseconds to read them once;
+        ``ratio`` of the two.
     """
     prompt = random_prompt(model.config.vocab_size, tokens, chunk_tokens)
-    store, room = InMemory.computed(model, prompt), Workspace(model, tokens + 64)
-    prefill = fused_prefill(model, prompt, store, get_selector("full_reuse"), workspace=room)
+    memory, workspace = InMemory.computed(model, prompt), Workspace(model, tokens + 64)
+    prefill = fused_prefill(model, prompt, memory, get_selector("full_reuse"), workspace=workspace)
     times = sorted(decode(model, prefill, max_new_tokens=33).tpot or 0.0 for _ in range(repeats + 1))
-    shape = Shape.of_config(model.config)
-    weights = 2 * shape.weights / bandwidth / 1e6
     tpot = times[len(times) // 2] * 1e3
+    weights = machine.moving(BF16_BYTES * Shape.of_config(model.config).weights) * 1e3
     return {"tokens": tokens, "tpot": tpot, "weights": weights, "ratio": tpot / weights}
 
 
 def precompute_row(model: PreTrainedModel, chunk_tokens: int, repeats: int) -> dict:
-    """A chunk's precompute over a plain forward pass of transformers over it.
+    """Precomputing a chunk, compared with a plain forward pass of transformers over it.
 
     Returns
     -------
     dict
-        ``tokens`` of the chunk, ``plain`` and ``precompute`` in milliseconds (medians), tokens a second, ``ratio``.
+        ``tokens`` of the chunk; ``plain`` and ``precompute`` in milliseconds, medians; ``tokens_per_second``;
+        ``ratio``: precompute over plain.
     """
     segment = random_prompt(model.config.vocab_size, chunk_tokens + 96, chunk_tokens).segments(1)[1]
 
     @torch.inference_mode()
     def plain() -> None:
-        float(model(torch.tensor([segment.context + segment.ids]).to(model.device)).logits[0, -1, 0])
+        ids = torch.tensor([segment.context + segment.ids]).to(model.device)
+        float(model(ids).logits[0, -1, 0])
 
     times = measure({"plain": plain, "precompute": partial(compute_segment, model, segment)}, repeats)["p50"]
-    return {"tokens": len(segment.ids), **times, "tokens_per_second": len(segment.ids) / times["precompute"] * 1e3} | {
-        "ratio": times["precompute"] / times["plain"]
+    return {
+        "tokens": len(segment.ids),
+        **times,
+        "tokens_per_second": len(segment.ids) / times["precompute"] * 1e3,
+        "ratio": times["precompute"] / times["plain"],
     }
 
 
@@ -107,8 +114,8 @@ def store_rows(model: PreTrainedModel, tokens: int, store: KVStore, *, chunk_tok
     Returns
     -------
     DataFrame
-        ``what, gbs``: 1e9 bytes a second, by the median time. ``read`` is one layer after the other, ``read ahead``
-        what a prefill on a GPU does, up to the GPU; ``plain read`` reads the files and does nothing else.
+        ``what``, and ``gbs``: 1e9 bytes a second, by the median time. ``read`` takes one layer after the other;
+        ``read ahead`` is what a prefill on a GPU does, up to the GPU; ``plain read`` only reads the files.
     """
     prompt, layout = random_prompt(model.config.vocab_size, tokens, chunk_tokens), Layout.of(model, store.format)
     memory = InMemory.computed(model, prompt)
@@ -134,22 +141,26 @@ def store_rows(model: PreTrainedModel, tokens: int, store: KVStore, *, chunk_tok
 
 
 def attention_rows(config: PretrainedConfig, tokens: int, ratio: float = 0.15) -> pd.DataFrame:
-    """Each backend's attention of one layer, for a share of the tokens, drawn at random, over the keys of all.
+    """Each backend's attention of one layer: queries of a random share of the tokens over the keys of all.
 
     Returns
     -------
     DataFrame
-        ``tokens, backend, ms`` (the median), ``tflops``: operations on keys that are seen, in TFLOP/s.
+        ``tokens, backend``; ``ms``, the median; ``tflops``: 1e12 operations a second, counting only keys that are not
+        masked.
     """
     from triton.testing import do_bench
 
-    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, Shape.of_config(config).head_dim
-    random = torch.Generator("cuda").manual_seed(0)
-    positions = torch.randperm(tokens, generator=random, device="cuda")[: int(ratio * tokens)].sort().values
-    options: dict = {"generator": random, "device": "cuda", "dtype": torch.bfloat16}
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = Shape.of_config(config).head_dim
+    generator = torch.Generator("cuda").manual_seed(0)
+    shuffled = torch.randperm(tokens, generator=generator, device="cuda")
+    positions = shuffled[: int(ratio * tokens)].sort().values
+    options: dict = {"generator": generator, "device": "cuda", "dtype": torch.bfloat16}
     query = torch.randn(1, heads, len(positions), head_dim, **options)
     key, value = torch.randn(2, 1, kv_heads, tokens, head_dim, **options)
-    useful, table = 4 * heads * head_dim * float((positions + 1).sum()), []
+    useful = 4 * heads * head_dim * float((positions + 1).sum())  # operations
+    table = []
     for name, backend in BACKENDS.items():
         if name.startswith("flashinfer") and flashinfer.missing():
             continue

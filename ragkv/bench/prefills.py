@@ -1,6 +1,6 @@
 """TTFT by selector and by where keys and values come from, on models with random weights: latency only.
 
-Called by ``python -m ragkv.bench --shape``. Times go from ids on the host to the first new id on the host.
+Used by ``python -m ragkv.bench --shape``. Times run from token ids on the host to the first new id on the host.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from ragkv.bench.parts import bring
 from ragkv.bench.random_models import random_prompt
-from ragkv.bench.tiers import tier
+from ragkv.bench.tiers import FILES, tier
 from ragkv.bench.timing import measure, nothing
-from ragkv.costs.balance import balance
-from ragkv.costs.prefill import fused, moved
+from ragkv.costs.prefill import BF16_BYTES, bytes_moved, operations
+from ragkv.costs.roofline import FULL, Machine
 from ragkv.costs.shape import Shape
 from ragkv.fusion.prefill import Prefill, fused_prefill
 from ragkv.fusion.workspace import Workspace
@@ -45,9 +45,9 @@ def prefill_rows(
     *,
     chunk_tokens: int,
     repeats: int,
-    limits: dict[str, float],
+    machine: Machine,
 ) -> pd.DataFrame:
-    """TTFT of full prefills and of fused ones, by where keys and values come from.
+    """TTFT of full prefills, and of fused ones by where keys and values come from.
 
     Parameters
     ----------
@@ -55,96 +55,127 @@ def prefill_rows(
         Some of `ragkv.bench.tiers.TIERS`.
     store
         On a local disk, for the tiers of files.
-    limits
-        As `ceilings` gives them.
+    machine
+        With the speeds that `ragkv.bench.parts.ceilings` measured.
 
     Returns
     -------
     DataFrame
-        ``tokens, tier, selector, ratio, hops``; ``p20, p50, p80`` in milliseconds; ``speed-up`` of the faster full
-        prefill over it; the median milliseconds of the stages ``open, load, select`` and of the rest, ``compute``;
-        ``flop`` and ``bytes`` that it needs at least (`ragkv.costs`), ``limit``, the milliseconds that these take
-        at the machine's speed, or loading if that takes longer, and ``reached``, limit over p50. From the host also
-        ``loading``: milliseconds of bringing all layers to the GPU alone; ``overlap``: the share of that, or of the
-        prefill from the GPU if it is less, that is hidden behind the other; and what `ragkv.costs.balance` says:
-        ``bound``, and the ``turning`` ratio.
+        A row per prefill: full prefills first (tier ``""``), then every method from every tier.
+
+        ``tokens, tier, selector, ratio, hops``;
+        ``p20, p50, p80`` in milliseconds, and ``speed-up`` over the faster full prefill, by medians;
+        ``open, load, select`` and, for the rest, ``compute``: medians of the stages in milliseconds;
+        ``flop`` and ``bytes``: what the prefill needs at least (`ragkv.costs.prefill`);
+        ``limit``: the milliseconds that no prefill can beat (`Machine.limit`), and ``reached``: limit over p50.
+
+        Only if keys and values come from the host:
+        ``loading``: milliseconds to copy all layers to the GPU and do nothing else;
+        ``bound`` and ``turning``: what `Machine.balance` says at that speed of loading;
+        ``overlap``: the share of loading, or of the same prefill from the GPU if that is shorter, that is hidden behind
+        the other.
     """
-    prompt, shape = random_prompt(model.config.vocab_size, tokens, chunk_tokens), Shape.of_config(model.config)
-    workspace, memory, table = Workspace(model, tokens + 64), InMemory.computed(model, prompt), []
-    if {"page cache", "disk"} & set(tiers):
+    shape = Shape.of_config(model.config)
+    prompt = random_prompt(model.config.vocab_size, tokens, chunk_tokens)
+    workspace, memory = Workspace(model, tokens + 64), InMemory.computed(model, prompt)
+    if set(FILES) & set(tiers):
         memory.into(store, model)
-    selectors = [get_selector(name, **options) for name, options in METHODS]
-    one_gpu, on_gpu = len(set(workspace.memory.devices)) == 1, [None] * len(selectors)
-    full = _timed({"full_prefill": partial(_prefill, model, prompt, None, get_selector("full_prefill"))}, repeats)
-    if one_gpu:  # transformers runs over several only with hooks of its own
+    one_gpu = len(set(workspace.memory.devices)) == 1
+
+    full = _timed({"full_prefill": partial(_prefill, model, prompt, None, FULL)}, repeats)
+    if one_gpu:  # transformers runs over several GPUs only with hooks of its own
         full |= _timed({"transformers": partial(_plain, model, prompt)}, repeats)
-    best = min(times["p50"] for times in full.values())
-    needed = shape.prefill(tokens, tokens, shape.layers), moved(shape, get_selector("full_prefill"), tokens)
+    fastest = min(times["p50"] for times in full.values())
+    table = []
     for name, times in full.items():
         row = {"tokens": tokens, "tier": "", "selector": name, "ratio": 1.0, "hops": None, **times}
-        table.append(row | _roofline(row, *needed, 0.0, best, limits))
-    for where in tiers:
-        segments, before = tier(where, memory, store, model)
+        table.append(row | _compared(times["p50"], fastest, machine, shape, FULL, tokens))
+
+    selectors = [get_selector(name, **options) for name, options in METHODS]
+    from_gpu: list[float | None] = [None] * len(selectors)  # medians, once they are known
+    for place in tiers:
+        segments, before = tier(place, memory, store, model)
         runs = {str(i): partial(_prefill, model, prompt, segments, s, workspace) for i, s in enumerate(selectors)}
-        timed = _timed(runs, repeats if where != "disk" else max(3, repeats // 4), before)
-        if where == "cuda":
-            on_gpu = [times["p50"] for times in timed.values()]
-        from_host = where != "cuda" and one_gpu and model.device.type == "cuda"
-        loading = _loading(prompt, segments, workspace, before) if from_host else None
-        for (name, _), selector, times, computing in zip(METHODS, selectors, timed.values(), on_gpu, strict=True):
-            row = {"tokens": tokens, "tier": where, "selector": name, "ratio": selector.ratio}
-            row |= {"hops": getattr(selector, "hops", None), **times}
-            needed = fused(shape, selector, tokens), moved(shape, selector, tokens)
-            row |= _roofline(row, *needed, loading or 0.0, best, limits)
+        timed = _timed(runs, max(3, repeats // 4) if place == "disk" else repeats, before)
+        if place == "cuda":
+            from_gpu = [times["p50"] for times in timed.values()]
+        loading = None
+        if place != "cuda" and one_gpu and model.device.type == "cuda":
+            loading = _loading(prompt, segments, workspace, before)
+        for (name, _), selector, times, computing in zip(METHODS, selectors, timed.values(), from_gpu, strict=True):
+            row = {"tokens": tokens, "tier": place, "selector": name, "ratio": selector.ratio}
+            row |= {"hops": selector.passes or None, **times}
+            row |= _compared(times["p50"], fastest, machine, shape, selector, tokens, loading or 0.0)
             if loading is not None:
-                speed = tokens * shape.bytes_per_token(2) / loading / 1e6
-                weighed = balance(shape, selector, tokens, tflops=limits["tflops"], gbs=speed)
-                row |= {"loading": loading, "bound": weighed.bound, "turning": weighed.turning}
+                gbs = tokens * shape.bytes_per_token(BF16_BYTES) / loading / 1e6
+                balance = machine.balance(shape, selector, tokens, gbs)
+                row |= {"loading": loading, "bound": balance.bound, "turning": balance.turning}
                 if computing is not None:
-                    row["overlap"] = (loading + computing - row["p50"]) / min(loading, computing)
+                    hidden = loading + computing - times["p50"]
+                    row["overlap"] = hidden / min(loading, computing)
             table.append(row)
     return pd.DataFrame(table)
 
 
 def _prefill(
-    model: PreTrainedModel, prompt: Prompt, store: Segments | None, selector: Selector, room: Workspace | None = None
+    model: PreTrainedModel,
+    prompt: Prompt,
+    store: Segments | None,
+    selector: Selector,
+    workspace: Workspace | None = None,
 ) -> Prefill:
-    prefill = fused_prefill(model, prompt, store, selector, workspace=room)
+    """A fused prefill up to the next id on the host."""
+    prefill = fused_prefill(model, prompt, store, selector, workspace=workspace)
     int(prefill.logits.argmax())
     return prefill
 
 
 @torch.inference_mode()
 def _plain(model: PreTrainedModel, prompt: Prompt) -> None:
-    """transformers' own prefill."""
+    """A prefill by transformers alone."""
     int(model(torch.tensor([prompt.ids]).to(model.device), logits_to_keep=1).logits[0, -1].argmax())
 
 
 def _timed(runs: Mapping[str, Callable[[], object]], repeats: int, before: Callable[[], object] = nothing) -> dict:
-    """Milliseconds by run: ``p20, p50, p80``, and the medians of its stages where it is a fused prefill."""
-    stages: dict[str, list[dict]] = {name: [] for name in runs}
+    """``p20, p50, p80`` of each run in milliseconds, and the medians of its stages if it is a fused prefill."""
+    timings: dict[str, list[dict]] = {name: [] for name in runs}
 
-    def noted(name: str) -> None:
+    def run_and_note(name: str) -> None:
         if isinstance(prefill := runs[name](), Prefill):
-            stages[name].append(prefill.timings)
+            timings[name].append(prefill.timings)
 
-    times = measure({name: partial(noted, name) for name in runs}, repeats, before)
-    found = {}
+    times = measure({name: partial(run_and_note, name) for name in runs}, repeats, before)
+    result = {}
     for name, row in times[["p20", "p50", "p80"]].iterrows():
-        found[name] = dict(row)
-        if stages[name]:
-            part = pd.DataFrame(stages[name][1:]).reindex(columns=["total", *STAGES]).fillna(0.0).median() * 1e3
-            found[name] |= {stage: part[stage] for stage in STAGES}
-            found[name]["compute"] = part["total"] - part[list(STAGES)].sum()
-    return found
+        result[name] = dict(row)
+        if timings[name]:
+            timed = pd.DataFrame(timings[name][1:])  # the first call was not timed
+            medians = timed.reindex(columns=["total", *STAGES]).fillna(0.0).median() * 1e3
+            result[name] |= {stage: medians[stage] for stage in STAGES}
+            result[name]["compute"] = medians["total"] - medians[list(STAGES)].sum()
+    return result
 
 
-def _roofline(row: dict, flop: float, size: float, loading: float, best: float, limits: dict[str, float]) -> dict:
-    limit = max(flop / limits["tflops"] / 1e9, size / limits["memory_gbs"] / 1e6, loading)
-    reached = {"flop": flop, "bytes": size, "limit": limit, "reached": limit / row["p50"]}
-    return {"speed-up": best / row["p50"], **reached}
+def _compared(
+    p50: float,
+    fastest: float,
+    machine: Machine,
+    shape: Shape,
+    selector: Selector,
+    tokens: int,
+    loading: float = 0.0,
+) -> dict:
+    """A median in milliseconds beside the fastest full prefill's, and beside what the machine can do."""
+    limit = machine.limit(shape, selector, tokens, loading / 1e3) * 1e3
+    return {
+        "speed-up": fastest / p50,
+        "flop": operations(shape, selector, tokens),
+        "bytes": bytes_moved(shape, selector, tokens),
+        "limit": limit,
+        "reached": limit / p50,
+    }
 
 
 def _loading(prompt: Prompt, segments: Segments, workspace: Workspace, before: Callable[[], object]) -> float:
-    """Milliseconds of bringing all layers to the GPU, and nothing else: the median of three."""
+    """Milliseconds to copy all layers to the GPU and do nothing else: the median of three."""
     return measure({"": partial(bring, prompt, segments, workspace)}, 3, before)["p50"].iloc[0]

@@ -1,4 +1,4 @@
-"""Models of real shapes with random weights, and random prompts: for latency, nothing is said."""
+"""Models of real shapes with random weights, and random prompts: good for measuring latency only."""
 
 from random import Random
 
@@ -22,25 +22,27 @@ FAMILY: dict[str, type[PretrainedConfig]] = {
     "qwen2.5-7b": Qwen2Config,
     "llama-3-70b": LlamaConfig,
 }
-QUESTION, PREFIX = 64, 32
+PREFIX, QUESTION = 32, 64  # tokens
 
 
 def random_model(name: str, positions: int, device: str = "auto", layers: int | None = None) -> PreTrainedModel:
-    """A model of that shape with random weights, in bfloat16.
+    """A model with random weights in bfloat16.
 
     Parameters
     ----------
+    name
+        Its shape, one of `FAMILY`.
     positions
-        The longest prompt.
+        Tokens of the longest prompt.
     device
-        Where it goes; ``"auto"``: its layers over all GPUs, as many on each.
+        Where it goes; ``"auto"`` spreads its layers evenly over all GPUs.
     layers
-        So many layers instead of the shape's.
+        The number of layers, if it differs from the shape's.
 
     Raises
     ------
     ValueError
-        No such shape.
+        There is no such shape.
     """
     if name not in FAMILY:
         raise ValueError(f"unknown shape {name!r}: choose one of {', '.join(FAMILY)}")
@@ -50,20 +52,20 @@ def random_model(name: str, positions: int, device: str = "auto", layers: int | 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
     devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if device == "auto" else [device]
-    parts: list[nn.Module] = [*model.model.layers]
-    for index, layer in enumerate(parts):
-        _fill(layer, devices[index * len(devices) // len(parts)])
+    decoder_layers: list[nn.Module] = [*model.model.layers]
+    for index, layer in enumerate(decoder_layers):
+        _fill(layer, devices[index * len(devices) // len(decoder_layers)])
     _fill(model.model.embed_tokens, devices[0])
     _fill(model.model.norm, devices[-1])
     _fill(model.lm_head, devices[-1])
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(devices[0])
-    model.generation_config.eos_token_id = None  # random text has no end
+    model.generation_config.eos_token_id = None  # never stop early
     return model.eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def _fill(module: nn.Module, device: torch.device | str) -> None:
-    """Random weights there; norms stay what they are."""
+    """Random matrices on this device; norms are 1 and biases 0."""
     module.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
     for name, weight in module.named_parameters():
@@ -82,7 +84,7 @@ def random_prompt(
     question: int = QUESTION,
     bos: int | None = 1,
 ) -> Prompt:
-    """A prompt of `tokens` random ids, behind `bos` if there is one: latency does not depend on what is said."""
+    """A prompt of `tokens` random ids, of which `bos` is the first unless it is None."""
     rng = Random(0)
     ids = [rng.randrange(3, vocabulary) for _ in range(tokens)]
     if bos is not None:

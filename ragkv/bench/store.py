@@ -1,10 +1,9 @@
 """``python -m ragkv.bench.store``: the store's speed on this machine, as ratios of times taken in one run.
 
-Checking every file against reading the same files; and segments of a megabyte in a folder, on an S3 server on
-loopback, and there behind a local cache, against plain requests for the same bytes.
+Two comparisons: checking every file with reading the same files; and segments of a megabyte in a folder, on a local S3
+server, and on that server behind a local cache, with plain requests for the same bytes.
 """
 
-import argparse
 import os
 import socket
 import subprocess
@@ -15,10 +14,11 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
+import typer
 
 from ragkv.bench.timing import measure
 from ragkv.prompt import Segment
@@ -28,13 +28,13 @@ from ragkv.store import Cache, KVStore, Layout
 from ragkv.store.verify import verify
 
 LAYOUT = Layout("0" * 64, layers=4, kv_heads=4, head_dim=64, dtype=torch.float32)
-TOKENS = 128  # of 8 KiB each
+TOKENS = 128  # of a segment, 8 KiB each
 VALUES = torch.randn((4, 2, 4, TOKENS, 64), generator=torch.Generator().manual_seed(0))
 CREDENTIALS = {"key": "loopback", "secret": "loopback"}
 
 
 def fill(store: KVStore, segments: list[Segment]) -> None:
-    """Write segments of random keys and values."""
+    """Write these segments with random keys and values."""
     for segment in segments:
         store.write(LAYOUT, segment, VALUES, torch.zeros(TOKENS))
 
@@ -49,7 +49,7 @@ def read(store: KVStore, segments: list[Segment]) -> None:
 
 
 def verify_times(folder: Path, megabytes: int, repeats: int) -> dict[str, pd.DataFrame]:
-    """`verify` against reading the same files one after the other, from the disk and from the system's cache."""
+    """`verify` and reading the same files one after the other, from the disk and from the system's cache."""
     store = KVStore(str(folder))
     fill(store, [Segment((number,) * TOKENS) for number in range(megabytes)])
     files = sorted(folder.rglob("*.safetensors"))
@@ -67,25 +67,16 @@ def verify_times(folder: Path, megabytes: int, repeats: int) -> dict[str, pd.Dat
             file.read_bytes()
 
     def check() -> None:
-        if not (found := verify(store)).whole or found.segments != megabytes:
-            raise RuntimeError(f"the store that was just written is not whole: {found}")
+        result = verify(store)
+        if not result.whole or result.segments != megabytes:
+            raise RuntimeError(f"the store that was just written is not whole: {result}")
 
     runs: dict[str, Callable[[], object]] = {"plain read": plain, "verify": check}
-    cold: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            forget()
-            start = time.perf_counter()
-            run()
-            cold[name].append((time.perf_counter() - start) * 1e3)
-    table = pd.DataFrame({name: pd.Series(times).quantile([0.2, 0.5, 0.8]) for name, times in cold.items()}).T
-    table.columns = pd.Index(["p20", "p50", "p80"])
-    table["speed-up"] = table["p50"].iloc[0] / table["p50"]
-    return {"from the disk": table, "from the system's cache": measure(runs, repeats)}
+    return {"from the disk": measure(runs, repeats, before=forget), "from the system's cache": measure(runs, repeats)}
 
 
 def s3_times(folder: Path, endpoint: str, segments: int, repeats: int) -> dict[str, pd.DataFrame]:
-    """Reading and writing segments of a megabyte, milliseconds for all of them."""
+    """Reading and writing `segments` segments of a megabyte, in milliseconds for all of them."""
     options: dict[str, Any] = CREDENTIALS | {"endpoint_url": endpoint}
     remote = KVStore("s3://ragkv-bench/kv", **options)
     remote.folder.files.mkdir("ragkv-bench")
@@ -124,12 +115,12 @@ def s3_times(folder: Path, endpoint: str, segments: int, repeats: int) -> dict[s
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """An S3 server on loopback, in a process of its own; its URL.
+    """Run an S3 server on this machine in a separate process; yields its URL.
 
     Raises
     ------
     RuntimeError
-        It does not start: moto is not installed.
+        The server does not start: moto is not installed.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -138,8 +129,8 @@ def s3_server() -> Iterator[str]:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while server.poll() is None:
-            with socket.socket() as tried:
-                if tried.connect_ex(("127.0.0.1", port)) == 0:
+            with socket.socket() as connection:
+                if connection.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.05)
         else:
@@ -150,24 +141,24 @@ def s3_server() -> Iterator[str]:
         server.wait()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ragkv.bench.store", description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=512, help="of the store that is checked")
-    parser.add_argument("--segments", type=int, default=16, help="read and written per turn")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=Path, help="also write the results there")
-    arguments = parser.parse_args()
+def store_bench(
+    megabytes: Annotated[int, typer.Option(min=1, help="Size of the store that is checked.")] = 512,
+    segments: Annotated[int, typer.Option(min=1, help="How many segments are read and written per turn.")] = 16,
+    repeats: Annotated[int, typer.Option(min=2, help="How often each run is timed.")] = 9,
+    json: Annotated[Path | None, typer.Option(help="Also write the results to this file.")] = None,
+) -> None:
+    """Measure how fast a store is checked, read and written on this machine, in a folder and on a local S3 server."""
     with TemporaryDirectory(dir=".") as folder, s3_server() as endpoint:
-        tables = verify_times(Path(folder, "verify"), arguments.megabytes, arguments.repeats)
-        tables |= s3_times(Path(folder), endpoint, arguments.segments, arguments.repeats)
+        tables = verify_times(Path(folder, "verify"), megabytes, repeats)
+        tables |= s3_times(Path(folder), endpoint, segments, repeats)
     for name, table in tables.items():
-        print(f"\n{name}, ms\n{table.round(2).to_string()}")
-    if arguments.json:
+        typer.echo(f"\n{name}, ms\n{table.round(2).to_string()}")
+    if json:
         source = {"commit": commit(), "python": sys.version.split()[0], "cores": os.cpu_count()}
-        parameters = {"megabytes": arguments.megabytes, "segments": arguments.segments, "repeats": arguments.repeats}
+        parameters = {"megabytes": megabytes, "segments": segments, "repeats": repeats}
         times = {name: table.to_dict("index") for name, table in tables.items()}
-        write_json(arguments.json, {"provenance": source, "parameters": parameters, "times": times})
+        write_json(json, {"provenance": source, "parameters": parameters, "times": times})
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(store_bench)

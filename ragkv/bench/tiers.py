@@ -11,44 +11,47 @@ from ragkv.loading.memory import InMemory
 from ragkv.loading.segments import Segments
 from ragkv.store import KVStore, Layout
 
-TIERS = ("cuda", "pinned", "page cache", "disk")
+FILES = ("page cache", "disk")  # tiers of files
+TIERS = ("cuda", "pinned", *FILES)
 
 
 def tier(name: str, memory: InMemory, store: KVStore, model: PreTrainedModel) -> tuple[Segments, Callable[[], object]]:
-    """Segments in one of `TIERS`, and what to do before each use so that they are there and nowhere nearer.
+    """Segments in one of `TIERS`, and what to call before each use so that they lie there and nowhere closer.
 
     Parameters
     ----------
+    memory
+        The segments.
     store
-        On a local disk; it holds the segments for the two tiers of files.
+        On a local disk; holds the same segments, for the tiers of files.
 
     Raises
     ------
     ValueError
-        No such tier.
+        There is no such tier.
     """
     if name not in TIERS:
         raise ValueError(f"unknown tier {name!r}: choose among {', '.join(TIERS)}")
-    if name in ("cuda", "pinned"):
+    if name not in FILES:
         return memory.to(name), nothing
     layout = Layout.of(model, store.format)
-    files = [store.path(layout.key(segment)) for segment in memory.segments]
+    paths = [store.path(layout.key(segment)) for segment in memory.segments]
     if name == "disk":
-        return store, partial(_forget, files)
-    _read(files)
+        return store, partial(_drop_from_page_cache, paths)
+    _read_into_page_cache(paths)
     return store, nothing
 
 
-def _read(paths: list[str]) -> None:
-    """Once through the files, after which the page cache holds them, as far as there is room."""
+def _read_into_page_cache(paths: list[str]) -> None:
+    """Read the files once; the page cache then holds as much of them as fits."""
     for path in paths:
         with open(path, "rb", buffering=0) as file:
             while file.read(2**24):
                 pass
 
 
-def _forget(paths: list[str]) -> None:
-    """Let the page cache drop the files."""
+def _drop_from_page_cache(paths: list[str]) -> None:
+    """Write the files to the disk, then let the page cache drop them."""
     for path in paths:
         with open(path, "rb") as file:
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Functions timed in turns, so that what changes on the machine meanwhile meets all of them."""
+"""Functions timed in turns, so that whatever else happens on the machine affects all of them alike."""
 
 from collections.abc import Callable
 from statistics import quantiles
@@ -8,13 +8,13 @@ import pandas as pd
 
 
 def nothing() -> None:
-    """What comes before a run that needs no preparation."""
+    """For a run that needs no preparation."""
 
 
 def measure(
     runs: dict[str, Callable[[], object]], repeats: int, before: Callable[[], object] = nothing
 ) -> pd.DataFrame:
-    """Time each function `repeats` times, in turns, after one call that does not count.
+    """Time each function `repeats` times, in turns, after one call each that is not timed.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def measure(
     Returns
     -------
     DataFrame
-        ``p20, p50, p80`` in milliseconds, and ``speed-up`` of the first over each by the medians; indexed by name.
+        ``p20, p50, p80`` in milliseconds, and ``speed-up`` over the first function, by medians; indexed by name.
     """
     for run in runs.values():
         before()
@@ -36,7 +36,10 @@ def measure(
             start = perf_counter()
             run()
             times[name].append((perf_counter() - start) * 1e3)
-    fifths = {name: quantiles(values, n=10, method="inclusive") for name, values in times.items()}
-    table = pd.DataFrame({name: {"p20": q[1], "p50": q[4], "p80": q[7]} for name, q in fifths.items()}).T
+    rows = {}
+    for name, values in times.items():
+        tenths = quantiles(values, n=10, method="inclusive")
+        rows[name] = {"p20": tenths[1], "p50": tenths[4], "p80": tenths[7]}
+    table = pd.DataFrame.from_dict(rows, orient="index")
     table["speed-up"] = table["p50"].iloc[0] / table["p50"]
     return table

@@ -1,7 +1,7 @@
-"""Planning past one machine: bytes, bandwidths, GPUs and TTFT, and where each tier stops paying.
+"""Planning beyond one machine: bytes, bandwidths, GPUs and TTFT, and where each tier stops paying off.
 
-From formulas (`ragkv.costs.prefill`, `ragkv.costs.roofline`) and one machine's recorded rows. What is not in it:
-decoding, waiting for other requests, several prompts at a time on one GPU, and unpacking of formats.
+Calculated from formulas (`ragkv.costs.prefill`, `ragkv.costs.roofline`) and one machine's recorded rows. Not included:
+decoding, waiting for other requests, several prompts at a time on one GPU, and unpacking of quantised formats.
 """
 
 import math
@@ -17,35 +17,45 @@ PERCENT = [percent / 100 for percent in range(1, 101)]
 
 
 def bandwidth(tier: Tier, machine: Machine) -> float:
-    """Of loading from a tier, in 1e9 bytes a second; infinite where nothing is loaded.
+    """How fast a tier loads, in 1e9 bytes a second; infinite if nothing needs loading.
 
     Raises
     ------
     ValueError
-        It was not measured on this machine.
+        The tier was not measured on this machine.
     """
-    if isinstance(tier.gbs, str):
-        if tier.gbs not in machine.tiers:
-            known = ", ".join(machine.tiers) or "none"
-            raise ValueError(f"the record of {machine.device} has no tier {tier.gbs!r}: give gbs a number, or {known}")
-        return machine.tiers[tier.gbs]
-    return math.inf if tier.gbs is None else tier.gbs
+    if tier.gbs is None:
+        return math.inf
+    if not isinstance(tier.gbs, str):
+        return tier.gbs
+    if tier.gbs not in machine.tiers:
+        known = ", ".join(machine.tiers) or "none"
+        raise ValueError(f"the record of {machine.device} has no tier {tier.gbs!r}: give gbs a number, or {known}")
+    return machine.tiers[tier.gbs]
 
 
-def load(deployment: Deployment, machine: Machine, given: dict[str, float]) -> float:
-    """Seconds to load a prompt's keys and values, a share of them from each tier; the mean over prompts."""
+def load(deployment: Deployment, machine: Machine, shares: dict[str, float]) -> float:
+    """Seconds to load a prompt's keys and values, the mean over prompts.
+
+    Parameters
+    ----------
+    shares
+        The share of requested chunks that comes from each tier.
+    """
     seconds = 0.0
-    for name, share in given.items():
+    for name, share in shares.items():
         tier = deployment.tiers[name]
-        seconds += share * deployment.retrieved * deployment.chunk_bytes / bandwidth(tier, machine) / 1e9
-        seconds += (1 - (1 - share) ** deployment.retrieved) * tier.latency / 1e3  # if any chunk lies there
+        size = share * deployment.retrieved * deployment.chunk_bytes
+        any_chunk = 1 - (1 - share) ** deployment.retrieved  # the probability that some chunk lies there
+        seconds += size / bandwidth(tier, machine) / 1e9
+        seconds += any_chunk * tier.latency / 1e3
     return seconds
 
 
-def ttft(deployment: Deployment, machine: Machine, given: dict[str, float]) -> float:
-    """Seconds to the first token where so large a share of the chunks comes from each tier."""
-    seconds = load(deployment, machine, given)
-    return machine.ttft(deployment.shape, deployment.method, deployment.tokens, seconds, deployment.size)
+def ttft(deployment: Deployment, machine: Machine, shares: dict[str, float]) -> float:
+    """Seconds to the first token, given the share of requested chunks that comes from each tier."""
+    seconds = load(deployment, machine, shares)
+    return machine.ttft(deployment.shape, deployment.method, deployment.tokens, seconds, deployment.number_bytes)
 
 
 def by_corpus(deployment: Deployment, machine: Machine, sizes: list[int]) -> pd.DataFrame:
@@ -54,78 +64,85 @@ def by_corpus(deployment: Deployment, machine: Machine, sizes: list[int]) -> pd.
     Returns
     -------
     DataFrame
-        ``chunks``, ``terabytes`` of the store, ``precompute`` in GPU-hours, ``from <tier>``: its share of the chunks
-        that are asked for, ``ttft`` and ``full_ttft`` in milliseconds, ``gpus`` and ``full_gpus`` for the first tokens,
-        and ``shared_gbs``: what the last tier must give to all GPUs, in 1e9 bytes a second.
+        ``chunks``; ``terabytes`` of the store; ``precompute`` in GPU-hours; ``from <tier>``: the share of requested
+        chunks that comes from it; ``ttft`` and ``full_ttft`` in milliseconds; ``gpus`` and ``full_gpus`` that the first
+        tokens keep busy; ``shared_gbs``: what the last tier must deliver to all GPUs, in 1e9 bytes a second.
     """
-    shape, last = deployment.shape, list(deployment.tiers)[-1]
-    full, chunk = (machine.ttft(shape, FULL, tokens) for tokens in (deployment.tokens, deployment.chunk_tokens))
+    last = list(deployment.tiers)[-1]
+    full = machine.ttft(deployment.shape, FULL, deployment.tokens)
+    one_chunk = machine.ttft(deployment.shape, FULL, deployment.chunk_tokens)
+    requested_gbs = deployment.rate * deployment.retrieved * deployment.chunk_bytes / 1e9
     table = []
     for chunks in sizes:
-        given = deployment.shares(chunks)
-        fused = ttft(deployment, machine, given)
-        asked = deployment.rate * deployment.retrieved * deployment.chunk_bytes / 1e9
-        table.append(
-            {"chunks": chunks, "terabytes": chunks * deployment.chunk_bytes / 1e12, "precompute": chunks * chunk / 3600}
-            | {f"from {name}": share for name, share in given.items()}
-            | {"ttft": fused * 1e3, "full_ttft": full * 1e3}
-            | {"gpus": _gpus(deployment, fused), "full_gpus": _gpus(deployment, full)}
-            | {"shared_gbs": asked * given[last]}
-        )
+        shares = deployment.shares(chunks)
+        fused = ttft(deployment, machine, shares)
+        row = {
+            "chunks": chunks,
+            "terabytes": chunks * deployment.chunk_bytes / 1e12,
+            "precompute": chunks * one_chunk / 3600,
+        }
+        row |= {f"from {name}": share for name, share in shares.items()}
+        row |= {"ttft": fused * 1e3, "full_ttft": full * 1e3}
+        row |= {"gpus": _gpus(deployment, fused), "full_gpus": _gpus(deployment, full)}
+        row |= {"shared_gbs": requested_gbs * shares[last]}
+        table.append(row)
     return pd.DataFrame(table)
 
 
 def _gpus(deployment: Deployment, seconds: float) -> int:
-    """GPUs that are busy for `seconds` with every request."""
+    """GPUs needed if every request keeps one busy for `seconds`."""
     return math.ceil(deployment.rate * seconds / deployment.utilisation)
 
 
 def by_tier(deployment: Deployment, machine: Machine) -> pd.DataFrame:
-    """Where each tier stops paying: when a prompt whose chunks all come from it is no faster than a full prefill.
+    """Where each tier stops paying off: where a prompt loaded from it alone is no faster than a full prefill.
 
     Returns
     -------
     DataFrame
-        ``tier``, the ``chunks`` that it holds, ``gbs``, ``break_even``: the bandwidth above which it pays where it has
-        no latency, ``ttft`` in milliseconds, ``speed-up`` over the full prefill, and ``ratio``: the largest whole
-        percentage of the tokens that can be recomputed while it pays; NaN where it never does.
+        ``tier``; the ``chunks`` that fit in it; ``gbs``; ``break_even``: the bandwidth above which it pays off if it
+        has no latency; ``ttft`` in milliseconds; ``speed-up`` over the full prefill; ``ratio``: the largest whole
+        percentage of tokens that can be recomputed while it pays off, NaN if it never does.
     """
     full = machine.ttft(deployment.shape, FULL, deployment.tokens)
+    break_even = _break_even(deployment, machine)
     table = []
     for name, tier in deployment.tiers.items():
-        seconds = ttft(deployment, machine, {name: 1.0})
-        ratios = [r for r, other in _recomputing(deployment, PERCENT) if ttft(other, machine, {name: 1.0}) < full]
-        table.append(
-            {"tier": name, "chunks": deployment.room(tier)}
-            | {"gbs": bandwidth(tier, machine), "break_even": _break_even(deployment, machine)}
-            | {"ttft": seconds * 1e3, "speed-up": full / seconds, "ratio": max(ratios, default=math.nan)}
-        )
+        alone = {name: 1.0}
+        seconds = ttft(deployment, machine, alone)
+        ratios = [ratio for ratio, other in _at_ratios(deployment, PERCENT) if ttft(other, machine, alone) < full]
+        row = {"tier": name, "chunks": deployment.chunks_in(tier)}
+        row |= {"gbs": bandwidth(tier, machine), "break_even": break_even}
+        row |= {"ttft": seconds * 1e3, "speed-up": full / seconds, "ratio": max(ratios, default=math.nan)}
+        table.append(row)
     return pd.DataFrame(table)
 
 
 def break_evens(
     deployment: Deployment, machine: Machine, ratios: Iterable[float], retrieved: list[int]
 ) -> pd.DataFrame:
-    """The bandwidth above which loading pays, by the share recomputed and the prompt's number of chunks.
+    """The bandwidth above which loading pays off, by ratio and by the number of chunks in the prompt.
 
     Returns
     -------
     DataFrame
-        ``model, ratio, tokens``, and ``gbs`` in 1e9 bytes a second; infinite where reuse is never faster.
+        ``model, ratio, tokens``, and ``gbs`` in 1e9 bytes a second; infinite if reuse is never faster.
     """
-    return pd.DataFrame(
-        {"model": other.model, "ratio": ratio, "tokens": prompt.tokens, "gbs": _break_even(prompt, machine)}
-        for ratio, other in _recomputing(deployment, ratios)
-        for prompt in (other.model_copy(update={"retrieved": count}) for count in retrieved)
-    )
+    table = []
+    for ratio, other in _at_ratios(deployment, ratios):
+        for count in retrieved:
+            prompt = other.model_copy(update={"retrieved": count})
+            gbs = _break_even(prompt, machine)
+            table.append({"model": other.model, "ratio": ratio, "tokens": prompt.tokens, "gbs": gbs})
+    return pd.DataFrame(table)
 
 
 def _break_even(deployment: Deployment, machine: Machine) -> float:
-    return machine.break_even(deployment.shape, deployment.method, deployment.tokens, deployment.size)
+    return machine.break_even(deployment.shape, deployment.method, deployment.tokens, deployment.number_bytes)
 
 
-def _recomputing(deployment: Deployment, ratios: Iterable[float]) -> Iterator[tuple[float, Deployment]]:
-    """The deployment with each of these ratios; as it is where its selector leaves no choice."""
+def _at_ratios(deployment: Deployment, ratios: Iterable[float]) -> Iterator[tuple[float, Deployment]]:
+    """The deployment at each of these ratios, or as it is if its selector has one ratio only."""
     if "ratio" not in selector_options(deployment.selector):
         yield deployment.method.ratio, deployment
         return

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from transformers import AutoConfig, PretrainedConfig
 
-from ragkv.models.load import model_source as source
+from ragkv.models.load import model_source
 
 _8B = dict(
     hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
 )
-SHAPES = {  # so that nothing needs to be there to plan with them
+SHAPES = {  # models that can be planned with although none of their files are here
     "meta-llama/Meta-Llama-3-8B-Instruct": _8B | {"vocab_size": 128256},
     "meta-llama/Llama-3.1-8B-Instruct": _8B | {"vocab_size": 128256},
     "mistralai/Mistral-7B-Instruct-v0.2": _8B | {"vocab_size": 32000},
@@ -42,7 +42,7 @@ SHAPES = {  # so that nothing needs to be there to plan with them
 
 @dataclass(frozen=True)
 class Shape:
-    """What time and memory depend on."""
+    """The sizes that time and memory depend on."""
 
     layers: int
     hidden: int
@@ -54,15 +54,17 @@ class Shape:
 
     @classmethod
     def of(cls, model: str) -> "Shape":
-        """From `SHAPES`, or the checkpoint's own configuration.
+        """From `SHAPES`, or else from the checkpoint's own configuration.
 
         Raises
         ------
         ValueError
             There is neither.
         """
+        if model in SHAPES:
+            return cls.of_config(PretrainedConfig(**SHAPES[model]))
         try:
-            config = PretrainedConfig(**SHAPES[model]) if model in SHAPES else AutoConfig.from_pretrained(source(model))
+            config = AutoConfig.from_pretrained(model_source(model))
         except (OSError, ValueError):
             raise ValueError(
                 f"the shape of {model!r} is not known: its config.json can be read neither as a local folder nor "
@@ -86,24 +88,24 @@ class Shape:
 
     @property
     def layer_weights(self) -> int:
-        """Weights of one layer's matrices."""
+        """The number of weights in one layer's matrices."""
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return attention + 3 * self.hidden * self.intermediate
 
     @property
     def weights(self) -> int:
-        """Weights that are read for every new token."""
+        """The number of weights that are read for every new token."""
         return self.layers * self.layer_weights + self.hidden * self.vocabulary
 
     def weights_read(self, passes: int) -> int:
-        """Weights that a prefill reads: the layers' once a pass, those of the logits once."""
+        """The number of weights that a prefill reads: the layers' in every pass, those of the logits once."""
         return self.weights + (passes - 1) * self.layers * self.layer_weights
 
     def bytes_per_token(self, size: float) -> float:
-        """Of keys and values, `size` bytes a number."""
+        """Bytes of a token's keys and values in all layers, `size` bytes a number."""
         return 2 * self.layers * self.kv_heads * self.head_dim * size
 
     def prefill(self, queries: float, keys: float, layers: float) -> float:
-        """Floating-point operations of `layers` layers for `queries` tokens over `keys` tokens, causally."""
-        seen = keys - queries / 2  # the queries stand at the end
-        return layers * (2 * self.layer_weights * queries + 4 * self.heads * self.head_dim * queries * seen)
+        """Floating-point operations of `layers` layers for the last `queries` of `keys` tokens, causally."""
+        attended = keys - queries / 2  # keys per query, on average
+        return layers * (2 * self.layer_weights * queries + 4 * self.heads * self.head_dim * queries * attended)

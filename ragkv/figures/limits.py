@@ -1,4 +1,4 @@
-"""How near a measurement comes to what the machine can do."""
+"""How close measurements come to what the machine can do."""
 
 from collections.abc import Mapping
 
@@ -7,26 +7,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ragkv.costs.records import ON_GPU
 from ragkv.figures.latency import bench_names
 from ragkv.figures.style import REFERENCE, WIDTH, Look, check_columns, legend_below, lengths_across, looks, styled
-
-ON_GPU = ("", "cuda")  # tiers that load nothing
 
 
 @styled
 def roofline(rows: pd.DataFrame, ceilings: Mapping[str, float], title: str) -> Figure:
-    """Arithmetic intensity against the speed reached, under the two ceilings; markers grow with the prompt's length.
+    """The speed that prefills reach over their arithmetic intensity, under the machine's two ceilings.
 
-    The intensity is the operations that a prefill needs over the bytes that must move through the GPU's memory, the
-    speed the same operations over the median TTFT. Hollow markers are prefills whose keys and values come from outside
-    the GPU: loading them is a third limit, which has no line here.
+    Speed is the operations that a prefill needs over its median TTFT, intensity the same operations over the bytes that
+    must move through the GPU's memory. Larger markers are longer prompts. Hollow markers are prefills whose keys and
+    values come from outside the GPU: loading them is a third limit, which has no line here.
 
     Parameters
     ----------
     rows
-        As `ragkv.bench.prefills.prefill_rows` gives them.
+        As `ragkv.bench.prefills.prefill_rows` returns them.
     ceilings
-        As `ragkv.bench.parts.ceilings` gives them: ``tflops`` and ``memory_gbs``.
+        As `ragkv.bench.parts.ceilings` returns them: ``tflops`` and ``memory_gbs``.
 
     Raises
     ------
@@ -38,26 +37,30 @@ def roofline(rows: pd.DataFrame, ceilings: Mapping[str, float], title: str) -> F
     rows["tflops"] = rows["flop"] / rows["p50"] / 1e9
     sizes = {tokens: 10.0 * 2**place for place, tokens in enumerate(sorted(rows["tokens"].unique()))}  # points^2
     figure = Figure(figsize=(WIDTH, 4.2))
-    axes, shown = figure.subplots(), looks(rows["name"])
+    axes = figure.subplots()
+    styles = looks(rows["name"])
     for (name, tier), points in rows.groupby(["name", "tier"], sort=False):
-        colour, marker = shown[name]["color"], shown[name]["marker"]
-        style: Look = {"marker": marker, "edgecolors": colour, "facecolors": colour if tier in ON_GPU else "white"}
+        colour = styles[name]["color"]
+        fill = colour if tier in ON_GPU else "white"
+        style: Look = {"marker": styles[name]["marker"], "edgecolors": colour, "facecolors": fill}
         axes.plot(points["intensity"], points["tflops"], color=colour, linewidth=0.5)
         axes.scatter(points["intensity"], points["tflops"], s=points["tokens"].map(sizes), zorder=3, **style)
     _roof(axes, ceilings, rows["intensity"])
     axes.set(xscale="log", yscale="log", title=title)
     axes.set(xlabel="operations per byte moved in the GPU's memory", ylabel="TFLOP/s reached")
     axes.grid()
-    methods = [Line2D([], [], linestyle="", label=name, **style) for name, style in shown.items()]
+    handles = [Line2D([], [], linestyle="", label=name, **style) for name, style in styles.items()]
     dots: Look = {"color": "#555555", "marker": "o", "linestyle": ""}
-    lengths = [Line2D([], [], markersize=size**0.5, label=f"{t:,} tokens", **dots) for t, size in sizes.items()]
-    outside = [Line2D([], [], markerfacecolor="white", label="from outside the GPU", **dots)]
-    legend_below(figure, methods + lengths + (outside if set(rows["tier"]) - set(ON_GPU) else []), columns=4)
+    for tokens, size in sizes.items():
+        handles.append(Line2D([], [], markersize=size**0.5, label=f"{tokens:,} tokens", **dots))
+    if set(rows["tier"]) - set(ON_GPU):
+        handles.append(Line2D([], [], markerfacecolor="white", label="from outside the GPU", **dots))
+    legend_below(figure, handles, columns=4)
     return figure
 
 
 def _roof(axes: Axes, ceilings: Mapping[str, float], intensity: pd.Series) -> None:
-    """The memory's ceiling up to where it meets that of matrix products."""
+    """Draw the memory's ceiling up to where it meets that of matrix products, and the latter from there on."""
     speed, bandwidth = ceilings["tflops"], ceilings["memory_gbs"] / 1e3  # TFLOP/s, TB/s
     ridge = speed / bandwidth
     low, high = min(intensity.min(), ridge) / 2, max(intensity.max(), ridge) * 2
@@ -72,19 +75,20 @@ def _roof(axes: Axes, ceilings: Mapping[str, float], intensity: pd.Series) -> No
 
 @styled
 def attention_speed(rows: pd.DataFrame, ceiling: float, title: str) -> Figure:
-    """Each attention backend's useful operations per second over the keys, under those of a matrix product.
+    """Useful operations per second of each attention backend over the number of keys, under the machine's ceiling.
 
     Parameters
     ----------
     rows
-        As `ragkv.bench.parts.attention_rows` gives them.
+        As `ragkv.bench.parts.attention_rows` returns them.
     ceiling
-        What the machine reaches in matrix products, TFLOP/s.
+        The machine's speed in matrix products, in TFLOP/s.
     """
     figure = Figure(figsize=(WIDTH, 3.0))
-    axes, shown = figure.subplots(), looks(rows["backend"])
+    axes = figure.subplots()
+    styles = looks(rows["backend"])
     for backend, points in rows.groupby("backend", sort=False):
-        axes.plot(points["tokens"], points["tflops"], label=backend, **shown[backend])
+        axes.plot(points["tokens"], points["tflops"], label=backend, **styles[backend])
     axes.axhline(ceiling, linestyle="--", label="matrix product", **REFERENCE)
     axes.set(xlabel="keys", ylabel="useful TFLOP/s", title=title, ylim=(0, None))
     lengths_across(axes, rows["tokens"])

@@ -1,7 +1,7 @@
 """Which document tokens to recompute: one small dataclass per method, and a registry by name.
 
-A selector of one's own is a subclass of `ScoringSelector` with a ``scores`` method (or of `Selector` with
-``choose``), decorated with ``@register("its_name")``.
+To write your own, subclass `ScoringSelector` with a ``scores`` method (or `Selector` with ``choose``) and decorate the
+class with ``@register("its_name")``.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ SELECTORS: dict[str, type[Selector]] = {
     "random": RandomTokens,
     "cat": Cat,
 }
-ALIASES = {  # names of the research code that the project comes from
+ALIASES = {  # names used in the research code that this project comes from
     "no": "full_prefill",
     "full": "full_reuse",
     "debug": "a3",
@@ -53,18 +53,18 @@ ALIASES = {  # names of the research code that the project comes from
 
 
 def get_selector(name: str, **options: object) -> Selector:
-    """A selector by name or alias, its fields given as `options`.
+    """The selector with this name or alias, made with `options` as its fields.
 
     Raises
     ------
     ValueError
-        An unknown name or field (the message lists those that exist), or a value that is out of range.
+        The name or an option is unknown (the message lists those that exist), or a value is out of range.
     """
     return build(_kind(name), f"selector {name!r}", options)
 
 
 def selector_options(name: str) -> list[str]:
-    """The options that a selector takes."""
+    """The names of the options that a selector takes."""
     return option_names(_kind(name))
 
 
@@ -78,15 +78,15 @@ def _kind(name: str) -> type[Selector]:
 
 
 def register(name: str) -> Callable[[type[Selector]], type[Selector]]:
-    """Make a selector class known by `name`, for `get_selector` and for the notebooks' parameters.
+    """Register a selector class under `name`, for `get_selector` and the parameters of notebooks.
 
-    Defining a class again under its own name replaces it, as re-running a notebook cell does.
+    Defining the same class again replaces it, so a notebook cell can be run twice.
     """
 
     def add(kind: type[Selector]) -> type[Selector]:
-        known = SELECTORS.get(name)
-        same = known is not None and (known.__module__, known.__qualname__) == (kind.__module__, kind.__qualname__)
-        if name in ALIASES or (known is not None and not same):
+        known = SELECTORS.get(name, kind)
+        redefined = (known.__module__, known.__qualname__) == (kind.__module__, kind.__qualname__)
+        if name in ALIASES or not redefined:
             raise ValueError(f"the selector name {name!r} is taken: choose another")
         SELECTORS[name] = kind
         return kind

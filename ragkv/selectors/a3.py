@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
-from ragkv.selectors.base import Observation, ScoringSelector
+from ragkv.selectors.base import ModelSizes, Observation, ScoringSelector
 
 
 @dataclass(frozen=True)
 class A3(ScoringSelector):
-    """Question attention at an early layer, summed over the question's tokens and smoothed.
+    """Attention of the question at an early layer, summed over the question's tokens and smoothed.
 
     Attributes
     ----------
     kernel
         Width of the average pooling along the document, odd.
     per_head
-        A softmax per head, summed afterwards. By default the heads are concatenated before one softmax.
+        Take a softmax per head and sum the weights. By default the heads are laid side by side before one softmax.
     """
 
     layer: int = 1
@@ -33,6 +33,10 @@ class A3(ScoringSelector):
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"kernel is {self.kernel}: use an odd width of at least 1")
 
+    def operations(self, shape: ModelSizes, tokens: int, question: int) -> float:
+        """Those of the query-key products."""
+        return 2 * shape.heads * shape.head_dim * question * tokens
+
     def scores(self, seen: Observation) -> Tensor:
         attention = question_attention(seen, per_head=self.per_head)
         return avg_pool1d(attention[None], self.kernel, stride=1, padding=self.kernel // 2)[0]
@@ -41,7 +45,7 @@ class A3(ScoringSelector):
 def question_attention(seen: Observation, *, per_head: bool) -> Tensor:
     """How much the question attends to each document token, ``(document,)``, in float32.
 
-    Its queries look at all fresh keys behind the prefix, causally within the question itself.
+    The question's queries attend to all fresh keys behind the prefix, causally within the question itself.
     """
     assert seen.queries is not None and seen.keys is not None
     kv_heads, tokens = seen.keys.shape[1:3]
@@ -50,7 +54,7 @@ def question_attention(seen: Observation, *, per_head: bool) -> Tensor:
     keys = seen.keys[0].float()[:, None]  # (kv_heads, 1, tokens, head_dim)
     if per_head:
         products = (grouped @ keys.mT).flatten(0, 1)  # (heads, question, tokens)
-    else:  # heads side by side: their products add up, and a group shares its keys
+    else:  # heads side by side: their products add up, and the queries of a group share a key
         products = (grouped.sum(1, keepdim=True) @ keys.mT).sum((0, 1))[None]  # (1, question, tokens)
     future = torch.ones(question, tokens, dtype=torch.bool, device=products.device).triu(tokens - question + 1)
     weights = (products * seen.scaling).masked_fill(future, float("-inf")).softmax(-1)

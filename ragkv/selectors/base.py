@@ -1,10 +1,10 @@
-"""What a selector is: a small dataclass that names the document tokens worth recomputing."""
+"""What a selector is: a small dataclass that chooses the document tokens to recompute."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -14,31 +14,32 @@ from ragkv.prompt import Prompt
 
 @dataclass(frozen=True)
 class Observation:
-    """What a selector may look at.
+    """What a selector may base its choice on.
 
     Attributes
     ----------
     prompt
         The prompt.
     surprisal
-        Gives -log p of every document token within its chunk, ``(document,)``, from the store.
+        Returns -log p of every document token within its chunk, ``(document,)``, from the store.
     queries, keys, values
-        Of the selection layer, computed afresh, for selectors that observe one (otherwise None): the question's
-        queries ``(1, heads, question, head_dim)``, and keys and values of the candidates and the question,
+        Computed afresh at the selection layer, for selectors that observe it (otherwise None): the question's queries
+        ``(1, heads, question, head_dim)``, and the keys and values of the candidates and the question,
         ``(1, kv_heads, candidates + question, head_dim)``. Queries and keys are rotated.
     choice
-        The number of this choice, from 0 on, for selectors that choose in several layers.
+        Which choice this is, counted from 0, for selectors that choose in several layers.
     left
-        ``(candidates,)``: the document's tokens that were computed up to this layer; None for all of them.
+        ``(candidates,)``: the document tokens that were computed up to this layer; None if all of them were.
     reused
-        Gives the stored keys (rotated to their places) and values of that layer,
+        Returns the stored keys (rotated to their positions) and values of the selection layer,
         ``(1, kv_heads, document, head_dim)`` each.
     scaling
-        The model's factor of query-key products.
+        The factor by which the model multiplies query-key products.
     look
-        ``look(rows, power)``: a pass of the question and the document's tokens `rows` alone through all layers, over
-        the reused keys and values; gives what they attend to, ``(layers, heads, document)``, the weights raised to
-        `power` and summed. For selectors that choose before the first layer; what is looked with must be chosen.
+        ``look(rows, power)`` runs the question and the document tokens `rows`, and no others, through all layers over
+        the reused keys and values. It returns their attention to the document, ``(layers, heads, document)``: the
+        weights raised to `power`, summed over these tokens. For selectors that choose before the first layer. Tokens
+        passed as `rows` must be among those that are finally chosen.
     """
 
     prompt: Prompt
@@ -54,29 +55,52 @@ class Observation:
 
     @property
     def candidates(self) -> Tensor:
-        """``(candidates,)``: the document's tokens that can be chosen."""
+        """``(candidates,)``: indices within the document of the tokens that can be chosen."""
         return torch.arange(len(self.prompt.document_span)) if self.left is None else self.left
+
+
+class ModelSizes(Protocol):
+    """The sizes of a model that the cost of choosing depends on; `ragkv.costs.shape.Shape` has them."""
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def heads(self) -> int: ...
+
+    @property
+    def kv_heads(self) -> int: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def layer_weights(self) -> int:
+        """The number of weights in one layer's matrices."""
 
 
 @dataclass(frozen=True)
 class Selector(ABC):
     """Chooses document tokens.
 
+    Only `choose` must be written. A selector whose choice takes noticeable time should also say how much, with `passes`
+    and `operations`: planning (`ragkv.costs`) counts them.
+
     Attributes
     ----------
     ratio
         Share of the document's tokens to recompute, from 0 to 1.
     layer
-        Layers below this one are computed for all tokens; at this one the choice is made.
+        The selection layer: layers below it are computed for all tokens, and the choice is made at it.
     """
 
     ratio: float = 0.15
     layer: int = 0
 
-    observes: ClassVar[bool] = False  # needs the selection layer's queries, keys and values
-    compares: ClassVar[bool] = False  # needs also that layer's stored keys and values
-    reuses: ClassVar[bool] = True  # False: nothing is taken from the store
-    recomputes_question: ClassVar[bool] = True  # False: only its last token
+    observes: ClassVar[bool] = False  # needs the selection layer's fresh queries, keys and values
+    compares: ClassVar[bool] = False  # needs that layer's stored keys and values as well
+    reuses: ClassVar[bool] = True  # False: takes nothing from the store
+    recomputes_question: ClassVar[bool] = True  # False: recomputes only the question's last token
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio <= 1:
@@ -86,18 +110,39 @@ class Selector(ABC):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers at which it chooses; from the second on among the tokens that it chose before."""
+        """The layers at which it chooses; each later one chooses among the tokens that the one before it kept."""
         return (self.layer,)
 
+    @property
+    def passes(self) -> int:
+        """How often `Observation.look` is called at most: passes through all layers before the prefill itself."""
+        return 0
+
+    def operations(self, shape: ModelSizes, tokens: int, question: int) -> float:
+        """Floating-point operations that the choice takes at most, its own `passes` included.
+
+        What is computed of the layers below the selection layer belongs to the prefill and is not counted here.
+
+        Parameters
+        ----------
+        shape
+            The model's sizes.
+        tokens
+            Tokens of the prompt.
+        question
+            Tokens of the question.
+        """
+        return 0.0
+
     def budget(self, prompt: Prompt) -> int:
-        """How many document tokens are recomputed: ``floor(ratio * document tokens)``."""
+        """How many document tokens to recompute: ``floor(ratio * document tokens)``."""
         return math.floor(self.ratio * len(prompt.document_span))
 
     @abstractmethod
     def choose(self, seen: Observation) -> Tensor:
         """Indices of the chosen tokens within the document, in any order.
 
-        Each is best named once: a choice that names one twice is right, too, but the prefill is done again for it.
+        Name each token once. Naming one twice gives the same result, but the prefill has to be run a second time.
         """
 
 
@@ -107,19 +152,19 @@ class ScoringSelector(Selector):
 
     @abstractmethod
     def scores(self, seen: Observation) -> Tensor:
-        """A score per document token, ``(document,)``; higher is more worth recomputing."""
+        """A score per document token, ``(document,)``; the higher, the more worth recomputing."""
 
     def choose(self, seen: Observation) -> Tensor:
         return top(self.scores(seen), self.budget(seen.prompt))
 
 
 def top(scores: Tensor, count: int) -> Tensor:
-    """Indices of the `count` highest scores; of equal ones the first."""
+    """Indices of the `count` highest scores; among equal scores the first ones win."""
     return scores.sort(descending=True, stable=True).indices[:count]
 
 
 def share_by_length(budget: int, lengths: Sequence[int]) -> list[int]:
-    """Share `budget` among chunks in proportion to their lengths, with largest remainders."""
+    """Share `budget` among chunks in proportion to their lengths, by the largest-remainder method."""
     total = sum(lengths)
     if total == 0:
         return [0] * len(lengths)
@@ -131,25 +176,25 @@ def share_by_length(budget: int, lengths: Sequence[int]) -> list[int]:
 
 
 def share_evenly(budget: int, lengths: Sequence[int]) -> list[int]:
-    """Share `budget` among chunks one token at a time, earlier chunks first, none more than its length."""
+    """Deal `budget` to chunks one token at a time, earlier chunks first, none more than its length."""
     shares = [0] * len(lengths)
-    left = min(budget, sum(lengths))
-    while left:
+    remaining = min(budget, sum(lengths))
+    while remaining:
         unfilled = [i for i, length in enumerate(lengths) if shares[i] < length]
-        each = max(1, left // len(unfilled))
+        each = max(1, remaining // len(unfilled))
         for i in unfilled:
-            more = min(each, lengths[i] - shares[i], left)
+            more = min(each, lengths[i] - shares[i], remaining)
             shares[i] += more
-            left -= more
+            remaining -= more
     return shares
 
 
 def chunk_indices(prompt: Prompt) -> list[Tensor]:
-    """Each chunk's token indices within the document."""
+    """The indices of each chunk's tokens within the document."""
     offset = len(prompt.prefix)
     return [torch.arange(span.start - offset, span.stop - offset) for span in prompt.chunk_spans]
 
 
 def join(parts: list[Tensor]) -> Tensor:
-    """One tensor of indices, also of no parts at all."""
+    """One tensor of indices; an empty one if there are no parts."""
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)

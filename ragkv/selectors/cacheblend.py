@@ -1,11 +1,11 @@
-"""CacheBlend: the tokens whose values or keys deviate most from the stored ones (arXiv 2405.16444)."""
+"""CacheBlend: the tokens whose fresh values or keys deviate most from the stored ones (arXiv 2405.16444)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ragkv.selectors.base import Observation, ScoringSelector, top
+from ragkv.selectors.base import ModelSizes, Observation, ScoringSelector, top
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class CacheBlend(ScoringSelector):
     gap
         ``"v"`` compares values, ``"k"`` keys.
     checks
-        So many layers, from `layer` on, choose one after the other, each among those that are left (the paper's
-        gradual filtering): the first keeps nearly twice the ratio, the last one the ratio.
+        How many layers choose, from `layer` on, each among the tokens that the one before it kept (the paper's gradual
+        filtering): the first keeps nearly twice the ratio, the last one the ratio.
     """
 
     layer: int = 1
@@ -39,10 +39,14 @@ class CacheBlend(ScoringSelector):
     def layers(self) -> tuple[int, ...]:
         return tuple(range(self.layer, self.layer + self.checks))
 
+    def operations(self, shape: ModelSizes, tokens: int, question: int) -> float:
+        """Those of comparing all tokens in every layer that chooses; all but the first compare fewer."""
+        return self.checks * deviation_operations(shape, tokens)
+
     def choose(self, seen: Observation) -> Tensor:
-        left = self.checks - 1 - seen.choice  # choices that are still to come
+        to_come = self.checks - 1 - seen.choice  # choices after this one
         budget = self.budget(seen.prompt)
-        keep = min(len(seen.prompt.document_span), budget * (self.checks + left) // self.checks)
+        keep = min(len(seen.prompt.document_span), budget * (self.checks + to_come) // self.checks)
         best = top(self.scores(seen), keep)
         return seen.candidates.to(best.device)[best]
 
@@ -58,3 +62,8 @@ def deviation(seen: Observation, gap: str) -> Tensor:
     stored = stored[0, :, seen.candidates.to(stored.device)]  # (kv_heads, candidates, head_dim)
     difference = fresh[0, :, : stored.shape[1]].float() - stored.float()
     return difference.square().sum((0, 2))
+
+
+def deviation_operations(shape: ModelSizes, tokens: int) -> float:
+    """Floating-point operations of `deviation`: a difference, a square and a sum per number."""
+    return 3 * shape.kv_heads * shape.head_dim * tokens

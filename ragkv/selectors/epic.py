@@ -1,4 +1,4 @@
-"""EPIC: the first tokens of each chunk, where computing chunks apart does most harm (arXiv 2410.15332)."""
+"""EPIC: the first tokens of each chunk, which suffer most from computing chunks separately (arXiv 2410.15332)."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from ragkv.selectors.base import Observation, Selector, chunk_indices, join, sha
 
 @dataclass(frozen=True)
 class Epic(Selector):
-    """The budget is shared evenly among the chunks and spent on their beginnings.
+    """Shares the budget evenly among the chunks and spends it on their beginnings.
 
     Attributes
     ----------
     tokens_per_chunk
-        So many tokens of every chunk, instead of a share of the document.
+        Take this many tokens of every chunk instead of a share of the document.
     """
 
     tokens_per_chunk: int | None = None
@@ -26,12 +26,12 @@ class Epic(Selector):
             raise ValueError(f"tokens_per_chunk is {self.tokens_per_chunk}: it cannot be negative")
 
     def shares(self, prompt: Prompt) -> list[int]:
-        """Tokens to recompute per chunk."""
+        """How many tokens to recompute of each chunk."""
         lengths = [len(chunk) for chunk in prompt.chunks]
         if self.tokens_per_chunk is None:
             return share_evenly(self.budget(prompt), lengths)
         return [min(self.tokens_per_chunk, length) for length in lengths]
 
     def choose(self, seen: Observation) -> Tensor:
-        prompt = seen.prompt
-        return join([chunk[:share] for chunk, share in zip(chunk_indices(prompt), self.shares(prompt), strict=True)])
+        chunks = zip(chunk_indices(seen.prompt), self.shares(seen.prompt), strict=True)
+        return join([chunk[:share] for chunk, share in chunks])

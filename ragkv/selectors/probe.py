@@ -1,4 +1,4 @@
-"""Probe: the question looks over the reused keys and values first, before anything is recomputed."""
+"""Probe: the question looks at the reused keys and values first, before anything is recomputed."""
 
 import math
 from dataclasses import dataclass
@@ -6,37 +6,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ragkv.selectors.base import Observation, Selector, top
-
-_NONE = torch.empty(0, dtype=torch.long)
+from ragkv.selectors.base import ModelSizes, Observation, Selector, top
 
 
 @dataclass(frozen=True)
 class Probe(Selector):
-    """What the question attends to in passes of its own, and then what the chosen tokens attend to.
+    """What the question attends to in passes of its own, then what the chosen tokens attend to.
 
-    A pass takes the question through all layers over the reused keys and values, and with it the best tokens that the
-    pass before chose; nothing else is computed, so it costs little. It chooses its share of the budget, and the best of
-    these look on in the next pass together with the question: the value behind an alias, the passage behind a name.
+    A pass runs the question through all layers over the reused keys and values, together with the best tokens that the
+    previous pass chose. Nothing else is computed, so a pass costs little. Each pass chooses its share of the budget,
+    and the best of these tokens look in the next pass: they lead to the value behind an alias, the passage behind a
+    name.
 
     Attributes
     ----------
     hops
-        Passes.
+        The number of passes.
     first_layer
-        Attention below this layer does not count. Which layer is best is a property of the model, see
-        `ragkv.calibrate`.
+        Attention below this layer does not count. Which layer is best depends on the model; `ragkv.calibrate` finds it.
     power
-        Attention weights are raised to it before they are summed over queries, heads and layers: above 1, sharp
+        Attention weights are raised to this power before they are summed over queries, heads and layers: above 1, sharp
         attention counts more than the same amount spread thin.
     following
-        So many tokens behind each chosen one are chosen with it: some models keep there what the token said. As for
-        `first_layer`, the calibration knows.
+        How many tokens behind each chosen one are chosen with it: some models keep there what the token said. Depends
+        on the model, like `first_layer`.
     looking
-        The share of the document's tokens that look on in a pass at most.
+        The largest share of the document's tokens that look in a pass.
     threshold
-        In each pass, only tokens whose score is at least this share of the highest one are chosen: where attention is
-        sharp, fewer than `ratio` are recomputed. 0 spends all of `ratio`.
+        In each pass, only tokens that score at least this share of the highest score are chosen: where attention is
+        sharp, fewer than `ratio` are recomputed. 0 always spends all of `ratio`.
     """
 
     hops: int = 3
@@ -63,34 +61,49 @@ class Probe(Selector):
         if self.layer != 0:
             raise ValueError("layer is not 0: the probe chooses before the first layer")
 
+    @property
+    def passes(self) -> int:
+        return self.hops
+
+    def operations(self, shape: ModelSizes, tokens: int, question: int) -> float:
+        """Those of all passes: the question in each, and in all but the first the tokens that look."""
+        looking = min(self.looking, self.ratio / self.hops) * tokens
+        rows = self.hops * question + (self.hops - 1) * looking
+        return shape.layers * rows * (2 * shape.layer_weights + 4 * shape.heads * shape.head_dim * tokens)
+
     def choose(self, seen: Observation) -> Tensor:
         assert seen.look is not None
-        budget, chosen, new = self.budget(seen.prompt), _NONE, _NONE
+        budget = self.budget(seen.prompt)
         at_most = math.ceil(self.looking * len(seen.prompt.document_span))
+        chosen = newest = torch.empty(0, dtype=torch.long)
         for hop in range(1, self.hops + 1):
             count = budget * hop // self.hops - len(chosen)
-            if count > 0:
-                attention = seen.look(new[:at_most], self.power)  # (layers, heads, document)
-                if self.first_layer >= len(attention):
-                    raise ValueError(f"first_layer is {self.first_layer}: this model has {len(attention)} layers")
-                chosen = chosen.to(attention.device)
-                new = self._more(chosen, attention[self.first_layer :].sum((0, 1)), count)
-                chosen = torch.cat((chosen, new))
+            if count <= 0:
+                continue
+            attention = seen.look(newest[:at_most], self.power)  # (layers, heads, document)
+            if self.first_layer >= len(attention):
+                raise ValueError(f"first_layer is {self.first_layer}: this model has {len(attention)} layers")
+            scores = attention[self.first_layer :].sum((0, 1))
+            chosen = chosen.to(attention.device)
+            newest = self._best(scores, chosen, count)
+            chosen = torch.cat((chosen, newest))
         return chosen
 
-    def _more(self, chosen: Tensor, scores: Tensor, count: int) -> Tensor:
-        """Up to `count` tokens that are not chosen yet: the highest scores, each with what follows it.
+    def _best(self, scores: Tensor, chosen: Tensor, count: int) -> Tensor:
+        """Up to `count` tokens that are not chosen yet: the highest scores, each with the tokens that follow it.
 
-        On a GPU the host waits for nothing, unless a threshold makes their number depend on the scores.
+        The host never waits for a GPU here, unless a threshold makes the number of tokens depend on the scores.
         """
-        best, last = top(scores, len(chosen) + count), len(scores) - 1  # enough, even if the chosen ones are the best
+        last = len(scores) - 1
+        best = top(scores, len(chosen) + count)  # enough even if all chosen tokens are among the best
         spans = best[:, None] + torch.arange(self.following + 1, device=best.device)  # each token and those behind it
-        order = torch.arange(spans.numel(), device=best.device).view(spans.shape)
-        counts = (scores[best] >= self.threshold * scores.max())[:, None] & (spans <= last)
-        place = torch.full_like(scores, spans.numel(), dtype=torch.long)  # of each token in that order; the end is none
-        order, spans = order.where(counts, spans.numel()), spans.clamp(max=last)
-        place.scatter_reduce_(0, spans.flatten(), order.flatten(), "amin")
-        place[chosen] = spans.numel()
-        places, found = place.sort(stable=True)
-        found = found[:count]
-        return found[places[:count] < spans.numel()] if self.threshold else found
+        eligible = (scores[best] >= self.threshold * scores.max())[:, None] & (spans <= last)
+        # Each token's place in the order in which the spans name it; `nowhere` sorts behind all places.
+        nowhere = spans.numel()
+        order = torch.arange(nowhere, device=best.device).view(spans.shape).where(eligible, nowhere)
+        place = torch.full_like(scores, nowhere, dtype=torch.long)
+        place.scatter_reduce_(0, spans.clamp(max=last).flatten(), order.flatten(), "amin")
+        place[chosen] = nowhere
+        places, tokens = place.sort(stable=True)
+        tokens = tokens[:count]
+        return tokens[places[:count] < nowhere] if self.threshold else tokens

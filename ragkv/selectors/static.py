@@ -1,4 +1,4 @@
-"""Selectors that look at nothing but places: baselines and the two ends of the scale."""
+"""Selectors that depend on positions alone: baselines, and the two ends of the scale."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -11,7 +11,7 @@ from ragkv.selectors.base import Observation, ScoringSelector, Selector
 
 @dataclass(frozen=True)
 class FullPrefill(Selector):
-    """Everything is computed, nothing reused: what the other selectors are measured against."""
+    """Computes everything and reuses nothing: what the other selectors are measured against."""
 
     ratio: float = field(default=1.0, init=False)
 
@@ -23,7 +23,7 @@ class FullPrefill(Selector):
 
 @dataclass(frozen=True)
 class FullReuse(Selector):
-    """Only the question is computed; all of the document is taken as stored."""
+    """Computes the question only; the whole document is taken as stored."""
 
     ratio: float = field(default=0.0, init=False)
 
@@ -33,14 +33,14 @@ class FullReuse(Selector):
 
 @dataclass(frozen=True)
 class Cat(FullReuse):
-    """Only the last token is computed: the question's K/V, too, come from a pass of their own."""
+    """Computes the last token only: the question, too, gets its keys and values from a separate pass."""
 
     recomputes_question: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
 class Tail(ScoringSelector):
-    """The document's last tokens, those next to the question."""
+    """The document's last tokens, which stand next to the question."""
 
     def scores(self, seen: Observation) -> Tensor:
         return torch.arange(len(seen.prompt.document_span))

@@ -1,4 +1,4 @@
-"""Surprisal: the tokens that their own chunk did not foresee, known offline."""
+"""Surprisal: the tokens that were least predictable within their own chunk, known offline."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,11 @@ from ragkv.selectors.base import Observation, Selector, chunk_indices, join, sha
 
 @dataclass(frozen=True)
 class Surprisal(Selector):
-    """The budget is shared among chunks by length (largest remainders), and goes to the highest -log p in each."""
+    """Shares the budget among chunks by length (largest remainders); takes the highest -log p of each chunk."""
 
     def choose(self, seen: Observation) -> Tensor:
-        prompt, scores = seen.prompt, seen.surprisal()
-        shares = share_by_length(self.budget(prompt), [len(chunk) for chunk in prompt.chunks])
-        chunks = zip(chunk_indices(prompt), shares, strict=True)
+        scores = seen.surprisal()
+        lengths = [len(chunk) for chunk in seen.prompt.chunks]
+        shares = share_by_length(self.budget(seen.prompt), lengths)
+        chunks = zip(chunk_indices(seen.prompt), shares, strict=True)
         return join([chunk[top(scores[chunk], share)] for chunk, share in chunks])

@@ -8,6 +8,7 @@ from ragkv import fused_prefill, precompute
 from ragkv.bench.prefills import METHODS, prefill_rows
 from ragkv.bench.random_models import random_model
 from ragkv.bench.random_models import random_prompt as prompt_of
+from ragkv.costs.roofline import Machine
 from ragkv.loading.memory import InMemory
 from ragkv.loading.segments import SegmentInMemory
 from ragkv.models.checks import check_prompt
@@ -39,13 +40,15 @@ def test_random_prompts_have_the_length_asked_for(llama, tokens):
 
 
 def test_rows_say_how_often_faster_than_the_faster_full_prefill(llama, tmp_path):
-    limits = {"tflops": 1.0, "memory_gbs": 1.0}
+    machine = Machine("made up", tflops=1.0, memory_gbs=1.0)
     tiers = ["page cache", "disk"]
-    rows = prefill_rows(llama, 200, tiers, KVStore(tmp_path), chunk_tokens=64, repeats=3, limits=limits)
+    rows = prefill_rows(llama, 200, tiers, KVStore(tmp_path), chunk_tokens=64, repeats=3, machine=machine)
     assert rows["selector"].tolist()[:2] == ["full_prefill", "transformers"]
     assert rows["tier"].tolist() == ["", ""] + [tier for tier in tiers for _ in METHODS]
-    stages = rows[["open", "load", "select", "compute"]].iloc[2:]
-    assert (stages >= 0).all(axis=None)
+    fused = rows.iloc[2:]
+    assert (fused[["open", "load", "select"]] >= 0).all(axis=None)
+    assert fused["compute"].notna().all()
+    assert fused["hops"].fillna(0).tolist() == [0, 1, 2, 3, 1, 3, 0] * 2
     slower = rows[["flop", "bytes"]].mul([1e-9, 1e-6]).max(axis=1)
     assert rows["limit"].tolist() == pytest.approx(slower.tolist())
     assert rows["reached"].tolist() == pytest.approx((rows["limit"] / rows["p50"]).tolist())

@@ -1,4 +1,4 @@
-"""Estimates against what models and stores really have."""
+"""Estimates, compared with what models and stores really have."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from helpers import FAMILIES, ROOT, make_model, memory_store, random_prompt, sha
 from torch.utils.flop_counter import FlopCounterMode
 
 from ragkv import fused_prefill, load_model, precompute
-from ragkv.costs.prefill import fused, moved, selection
+from ragkv.costs.prefill import bytes_moved, operations, precompute_operations
 from ragkv.costs.shape import SHAPES, Shape
 from ragkv.experiment.experiment import Experiment
 from ragkv.experiment.profile import load_profile
@@ -77,17 +77,17 @@ def test_operations_of_choosing_are_at_most_those_that_are_counted(name, options
     chooser = Observing if selector.observes else Given
     known, again = counted(chooser(layer=selector.layer, tokens=tuple(document)))
     assert torch.equal(selected, again)
-    estimate = selection(shape_of(llama), selector, len(prompt.ids), 8)
+    estimate = selector.operations(shape_of(llama), len(prompt.ids), 8)
     assert 0 <= total - known <= 1.05 * estimate
 
 
 def test_choosing_takes_a_small_share():
     """At the lengths and shapes that fused prefills are for, choosing takes at most 5 % of a full prefill."""
     for model in SHAPES:
-        shape, length = Shape.of(model), 8192
+        shape, length, question = Shape.of(model), 8192, 32
         for selector in ("probe", "a3", "cacheblend", "a3_blend"):
             chosen = get_selector(selector, ratio=0.02)
-            assert selection(shape, chosen, length) <= 0.05 * shape.prefill(length, length, shape.layers)
+            assert chosen.operations(shape, length, question) <= 0.05 * shape.prefill(length, length, shape.layers)
 
 
 def test_bytes_are_those_that_are_stored(llama):
@@ -98,8 +98,8 @@ def test_bytes_are_those_that_are_stored(llama):
 
 def test_recomputing_less_takes_less():
     shape = Shape.of("tiny-llama")
-    full = fused(shape, get_selector("full_prefill"), 1000)
-    some = [fused(shape, get_selector("a3", ratio=ratio), 1000) for ratio in (0.05, 0.15, 0.5)]
+    full = operations(shape, get_selector("full_prefill"), 1000)
+    some = [operations(shape, get_selector("a3", ratio=ratio), 1000) for ratio in (0.05, 0.15, 0.5)]
     assert full == pytest.approx(shape.prefill(1000, 1000, shape.layers))
     assert some == sorted(some)
     assert some[-1] < full
@@ -126,7 +126,8 @@ def test_bytes_moved_are_those_counted_by_hand(name, options):
     read_from_the_store = prefill.cache_bytes if selector.reuses else 0
     expected = read_from_the_store + prefill.cache_bytes + len(passes) * (layers + prefill.cache_bytes)
     expected += len(asked) * head.weight.nbytes
-    assert moved(Shape.of("tiny-llama"), selector, len(prompt.ids), size=4) == expected
+    assert len(passes) == 1 + selector.passes
+    assert bytes_moved(Shape.of("tiny-llama"), selector, len(prompt.ids), size=4) == expected
 
 
 def test_every_way_of_storing_takes_its_room(tmp_path):
@@ -153,6 +154,42 @@ def test_ready_profiles_can_be_planned_without_their_weights(model):
     assert (table[["hours", "gigabytes"]] > 0).all().all()
     twice = plan(experiment, tflops=800, bandwidth=5)
     assert twice["hours"].sum() == pytest.approx(table["hours"].sum() / 2)
+
+
+def test_precomputing_takes_a_prefill_for_each_chunk():
+    shape = Shape.of("tiny-llama")
+    one = shape.prefill(100, 100, shape.layers)
+    assert precompute_operations(shape, 700, 100) == pytest.approx(7 * one)
+    assert precompute_operations(shape, 100, 512) == pytest.approx(one)  # shorter than a chunk
+
+
+def test_a_selector_of_your_own_need_not_say_what_it_costs():
+    """Its prefill then takes what its recomputed tokens take."""
+    shape, mine = Shape.of("tiny-llama"), Given(ratio=0.2)
+    assert (mine.passes, mine.operations(shape, 1000, 32)) == (0, 0)
+    assert operations(shape, mine, 1000) == operations(shape, get_selector("epic", ratio=0.2), 1000)
+
+
+@dataclass(frozen=True)
+class Costly(Given):
+    """Says what choosing takes."""
+
+    @property
+    def passes(self):
+        return 2
+
+    def operations(self, shape, tokens, question):
+        return 1e6 * tokens + question
+
+
+def test_what_a_selector_says_of_its_cost_is_counted():
+    shape, plain, costly = Shape.of("tiny-llama"), Given(ratio=0.2), Costly(ratio=0.2)
+    more = operations(shape, costly, 1000, question=50) - operations(shape, plain, 1000, question=50)
+    assert more == pytest.approx(1e6 * 1000 + 50)
+    layers = shape.layers * shape.layer_weights
+    assert bytes_moved(shape, costly, 1000) - bytes_moved(shape, plain, 1000) == 2 * (
+        2 * layers + 1000 * shape.bytes_per_token(2)
+    )
 
 
 def test_an_unknown_shape_is_an_error():

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragkv import precompute
-from ragkv.bench.command import UP_TO
-from ragkv.costs.roofline import COMPUTED, FULL, Machine, check, own_rows, shape_of
+from ragkv.bench.tiers import FILES
+from ragkv.costs.prefill import BF16_BYTES, bytes_moved, operations
+from ragkv.costs.records import own_rows, prefills_of, shape_of
+from ragkv.costs.roofline import FULL, Machine, check
 from ragkv.costs.shape import SHAPES, Shape
 from ragkv.selectors import get_selector
 from ragkv.store.quantize import FORMATS, number_size
@@ -53,12 +55,39 @@ def record(times=(1.2, 2.0, 5.0), lengths=(4096, 8192), tiers=None):
 def test_recorded_rows_are_predicted_from_other_lengths(name):
     """Half of the rows within a tenth of what was measured, and nearly all within a quarter, from files a third."""
     found = check(RECORDS[name])
-    from_files = found["tier"].isin(UP_TO)
+    from_files = found["tier"].isin(FILES)
     assert (~from_files).sum() >= 10
     for errors, bound in ((found["error"][~from_files].abs(), 0.25), (found["error"][from_files].abs(), 0.35)):
         if len(errors):
             assert errors.median() <= 0.1
             assert errors.quantile(0.9) <= bound
+
+
+def ceilings_of(found, tokens):
+    """A record's ceilings; a second run that added the longest rows has its own."""
+    second = "ceilings of the second run" in found and tokens == 131_072
+    return found["ceilings of the second run" if second else "ceilings"]
+
+
+@pytest.mark.parametrize("name", [name for name, found in RECORDS.items() if "flop" in found["rows"][0]])
+def test_what_was_recorded_beside_the_times_is_what_the_formulas_give(name):
+    found = RECORDS[name]
+    shape, rows = shape_of(found), own_rows(found)
+    for row, (selector, tokens) in zip(rows.to_dict("records"), prefills_of(rows), strict=True):
+        speeds = ceilings_of(found, tokens)
+        machine = Machine("recorded", speeds["tflops"], speeds["memory_gbs"])
+        loading = row.get("loading")  # milliseconds
+        loaded = loading is not None and not math.isnan(loading)
+        limit = machine.limit(shape, selector, tokens, loading / 1e3 if loaded else 0.0) * 1e3
+        assert row["flop"] == pytest.approx(operations(shape, selector, tokens))
+        assert row["bytes"] == pytest.approx(bytes_moved(shape, selector, tokens))
+        assert row["limit"] == pytest.approx(limit)
+        assert row["reached"] == pytest.approx(limit / row["p50"])
+        if loaded:
+            gbs = tokens * shape.bytes_per_token(2) / loading / 1e6
+            balance = machine.balance(shape, selector, tokens, gbs)
+            assert row["bound"] == balance.bound
+            assert row["turning"] == pytest.approx(balance.turning)
 
 
 @settings(max_examples=15)
@@ -87,14 +116,23 @@ def test_limits_are_the_bytes_that_models_and_stores_hold(llama):
     prompt, store = random_prompt(Random(0), chunks=(400,), question=3, prefix=None), memory_store()
     stored = precompute(llama, [prompt], store).bytes / 2  # in float32, half of that in two bytes a number
     _, weights, states = machine.parts(shape, get_selector("full_reuse"), 400)
-    assert weights == COMPUTED * matrices
+    assert weights == BF16_BYTES * matrices
     assert states == pytest.approx(3 * stored, rel=0.06)  # read, written and attended to
     _, weights, states = machine.parts(shape, get_selector("probe", hops=3), 400)
-    assert weights == COMPUTED * (4 * matrices - 3 * llama.lm_head.weight.numel())
+    assert weights == BF16_BYTES * (4 * matrices - 3 * llama.lm_head.weight.numel())
     assert states == pytest.approx(6 * stored, rel=0.06)
     operations, _, states = machine.parts(shape, FULL, 400)
     assert operations == pytest.approx(shape.prefill(400, 400, shape.layers))
     assert states == 0
+
+
+@given(st.sampled_from([name for name, _ in METHODS]), st.integers(100, 100_000), st.floats(0, 2), TIMES)
+def test_no_prediction_beats_the_limit(name, tokens, load, times):
+    machine, shape, selector = Machine("made up", 500.0, 3000.0, {}, times), Shape.of(LLAMA), get_selector(name)
+    limit = machine.limit(shape, selector, tokens, load)
+    computing, moving = operations(shape, selector, tokens) / 500e12, bytes_moved(shape, selector, tokens) / 3e12
+    assert limit == pytest.approx(max(computing, moving, load))
+    assert limit <= machine.ttft(shape, selector, tokens, load) * (1 + 1e-9)
 
 
 @given(
@@ -109,7 +147,7 @@ def test_at_the_break_even_both_take_as_long(model, method, ratio, tokens, forma
     name, options = method
     options = options if name == "full_reuse" else options | {"ratio": ratio}
     machine, shape = Machine("made up", 500.0, 3000.0, {}, times), Shape.of(model)
-    selector, size = get_selector(name, **options), number_size(format, COMPUTED)
+    selector, size = get_selector(name, **options), number_size(format, BF16_BYTES)
     full = machine.ttft(shape, FULL, tokens)
     gbs = machine.break_even(shape, selector, tokens, size)
     if math.isinf(gbs):
