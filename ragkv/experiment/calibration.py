@@ -1,17 +1,121 @@
-"""A model's calibration on disk: the probe's options that were found for it."""
+"""A model's calibration: the options of the probe that suit it, found without labels, and kept in a file.
 
+The best options are those with which a fused prefill's next token is closest to a full prefill's. They are searched for
+on prompts made for the purpose, of RULER's variable tracking, the task for which most must be recomputed.
+"""
+
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
-from transformers import PreTrainedModel
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ragkv.benchmarks.ruler import TINY, Ruler
+from ragkv.experiment.items import make_item
+from ragkv.experiment.profile import Profile
+from ragkv.fusion.prefill import fused_prefill
+from ragkv.loading.segments import Segments
 from ragkv.models.fingerprint import fingerprint
+from ragkv.models.load import embedded_models
+from ragkv.prompt import Prompt
 from ragkv.results.files import read_json, write_json
 from ragkv.results.provenance import provenance
+from ragkv.selectors import Selector, get_selector
+
+OPTIONS = ["first_layer", "following", "hops", "threshold"]
+START = {"hops": 3, "threshold": 0.0}
+SEED = 1_000_003  # no profile uses it
+
+
+def calibrate(
+    model: PreTrainedModel, prompts: Sequence[Prompt], store: Segments, *, ratio: float = 0.02, progress: bool = False
+) -> pd.DataFrame:
+    """Compare the probe's next token with a full prefill's, over the options that depend on the model.
+
+    Two rounds: every layer as `first_layer`, with and without `following`; then `hops` and `threshold` for the best of
+    these.
+
+    Parameters
+    ----------
+    prompts
+        Other prompts than those that results are reported on; precomputed in `store`.
+    ratio
+        The probe's ratio.
+
+    Returns
+    -------
+    DataFrame
+        ``first_layer, following, hops, threshold``, and ``divergence``: the mean Kullback-Leibler divergence of the
+        next token's distribution from the full prefill's, in nats; the best options first.
+    """
+    full_prefill = get_selector("full_prefill")
+    expected = [_log_probabilities(model, prompt, None, full_prefill) for prompt in prompts]
+
+    def divergence(options: dict) -> float:
+        probe = get_selector("probe", ratio=ratio, **options)
+        total = 0.0
+        for prompt, full in zip(prompts, expected, strict=True):
+            fused = _log_probabilities(model, prompt, store, probe)
+            total += (full.exp() * (full - fused)).sum().item()
+        return total / len(prompts)
+
+    rounds: list[dict] = [
+        {"first_layer": range(model.config.num_hidden_layers), "following": (0, 1)},
+        {"hops": (2, 3, 4), "threshold": (0.0, 0.05, 0.15)},
+    ]
+    rows: list[dict] = []
+    best: dict = START
+    for values in rounds:
+        combinations = list(product(*values.values()))
+        for combination in tqdm(combinations, "calibrate", unit="option", disable=not progress):
+            options = best | dict(zip(values, combination, strict=True))
+            already_tried = any(options.items() <= row.items() for row in rows)
+            if not already_tried:
+                rows.append(options | {"divergence": divergence(options)})
+        rows.sort(key=lambda row: row["divergence"])
+        best = {name: rows[0][name] for name in OPTIONS}
+    return pd.DataFrame(rows)[[*OPTIONS, "divergence"]]
+
+
+def _log_probabilities(model: PreTrainedModel, prompt: Prompt, store: Segments | None, selector: Selector) -> Tensor:
+    """Of the next token, in double precision: ``(1, vocab)``."""
+    return fused_prefill(model, prompt, store, selector).logits.double().log_softmax(-1)
+
+
+def calibration_prompts(name: str, tokenizer: PreTrainedTokenizerBase, count: int, length: int) -> list[Prompt]:
+    """Prompts of RULER's variable tracking, with a seed that no profile uses.
+
+    Parameters
+    ----------
+    name
+        The model's.
+    length
+        Tokens of a prompt.
+    """
+    tiny = name in embedded_models()
+    task = "vt_3" if tiny else "vt"
+    parameters = {
+        "source": TINY if tiny else "generated",
+        "tasks": {task: {"prompts": count, "lengths": [length], "seed": SEED}},
+    }
+    ruler = Ruler.model_validate(parameters)
+    profile = Profile.model_validate(
+        {
+            "models": [name],
+            "benchmarks": {"ruler": parameters},
+            "methods": [{"selector": "probe"}],
+            "chunk_tokens": 64 if tiny else 512,
+        }
+    )
+    examples, _ = ruler.examples(task, tokenizer, Path())
+    return [make_item(tokenizer, example, ruler.task(task), profile).prompt for example in examples]
 
 
 def write_calibration(path: Path, model: PreTrainedModel, table: pd.DataFrame) -> None:
-    """Keep the best options for this model, with all that they were compared with."""
+    """Keep the best options for this model, together with all that they were compared with."""
     compared = table.to_dict("records")
     best = {name: value for name, value in compared[0].items() if name != "divergence"}
     write_json(path, {"options": best, "compared": compared, "provenance": provenance(model)})
@@ -23,15 +127,15 @@ def read_calibration(path: Path, model: PreTrainedModel) -> dict:
     Raises
     ------
     ValueError
-        No such file, or it is another model's.
+        There is no such file, or it was made for another model.
     """
-    run = f"run `python -m ragkv.calibrate MODEL --out {path}`"
+    advice = f"run `python -m ragkv.calibrate MODEL --out {path}`"
     if not path.exists():
-        raise ValueError(f"there is no calibration {path}: {run}")
-    found = read_json(path, "")
-    made_for = found["provenance"]["model"]
-    if made_for != fingerprint(model):
+        raise ValueError(f"there is no calibration {path}: {advice}")
+    calibration = read_json(path, "")
+    made_for, current = calibration["provenance"]["model"], fingerprint(model)
+    if made_for != current:
         raise ValueError(
-            f"{path} was made for another model ({made_for[:12]}..., this one is {fingerprint(model)[:12]}...): {run}"
+            f"{path} was made for another model ({made_for[:12]}..., this one is {current[:12]}...): {advice}"
         )
-    return found["options"]
+    return calibration["options"]

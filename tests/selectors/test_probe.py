@@ -7,8 +7,7 @@ import torch
 from helpers import fuse, make_model, memory_store, plain, random_prompt, relative_error
 
 from ragkv import fused_prefill, precompute
-from ragkv.calibrate import calibrate
-from ragkv.experiment.calibration import read_calibration, write_calibration
+from ragkv.experiment.calibration import calibrate, read_calibration, write_calibration
 from ragkv.selectors import Selector, get_selector
 
 
