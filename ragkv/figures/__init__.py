@@ -1,4 +1,4 @@
-"""Every figure, drawn from a results table; one style, readable by the colour-blind and in grey."""
+"""Every figure, drawn from a table of results; one style, readable in grey and by the colour-blind."""
 
 from ragkv.figures.accuracy import accuracy_over_ratio, score_by_method
 from ragkv.figures.capacity import break_even_over_length, over_corpus, predicted_over_measured

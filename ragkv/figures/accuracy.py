@@ -1,4 +1,4 @@
-"""How accurate answers are, by method and by how much is recomputed."""
+"""The accuracy of answers, by method and by how much is recomputed."""
 
 from collections.abc import Mapping
 
@@ -14,14 +14,15 @@ AXIS = "recomputed document tokens (%)"
 
 @styled
 def accuracy_over_ratio(rows: pd.DataFrame, title: str) -> Figure:
-    """Mean score over the share of document tokens to recompute, a line per method with its 95 % intervals."""
+    """Mean score over the share of document tokens to recompute: a line per method, with 95 % intervals."""
     figure = Figure(figsize=(WIDTH, 3.4))
-    axes, summary = figure.subplots(), summarise(rows)
+    axes = figure.subplots()
+    summary = summarise(rows)
     for method, style in BASELINES.items():
         for score in summary.loc[summary["method"] == method, "score"]:
             axes.axhline(score, linestyle=style, label=method, **REFERENCE)
-    several = at_several_ratios(summary)
-    scores_over(axes, several, looks(best_first(several)), several["ratio"] * 100, AXIS)
+    curves = at_several_ratios(summary)
+    scores_over(axes, curves, looks(best_first(curves)), curves["ratio"] * 100, AXIS)
     axes.set(ylabel="accuracy, 95 % interval", ylim=(-0.03, 1.05), title=title)
     figure.legend(loc="outside right center")
     return figure
@@ -29,12 +30,12 @@ def accuracy_over_ratio(rows: pd.DataFrame, title: str) -> Figure:
 
 @styled
 def score_by_method(summary: pd.DataFrame, title: str) -> Figure:
-    """Mean score of each method and ratio with its 95 % interval; one panel, full prefill marked.
+    """Mean score of each method and ratio with its 95 % interval; the full prefill's score is marked.
 
     Parameters
     ----------
     summary
-        As `ragkv.results.comparison.summarise` gives it.
+        As `ragkv.results.comparison.summarise` returns it.
     """
     figure = Figure(figsize=(WIDTH, 0.8 + 0.2 * len(summary)))
     axes = figure.subplots()
@@ -49,9 +50,9 @@ def score_by_method(summary: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def scores_over(axes: Axes, summary: pd.DataFrame, shown: Mapping[str, Look], cost: pd.Series, axis: str) -> None:
-    """Scores with their intervals over a cost, a line per method that is shown, with its look."""
-    for method, style in shown.items():
+def scores_over(axes: Axes, summary: pd.DataFrame, styles: Mapping[str, Look], cost: pd.Series, axis: str) -> None:
+    """Draw scores with their intervals over a cost: a line for each method that has a style."""
+    for method, style in styles.items():
         points = summary[summary["method"] == method].sort_values("ratio")
         whiskers: Look = {"yerr": _spread(points), "capsize": 2, "elinewidth": 0.7}
         axes.errorbar(cost[points.index], points["score"], label=method, **style, **whiskers)
@@ -60,16 +61,16 @@ def scores_over(axes: Axes, summary: pd.DataFrame, shown: Mapping[str, Look], co
 
 
 def at_several_ratios(summary: pd.DataFrame) -> pd.DataFrame:
-    """The methods that have a curve."""
+    """The rows of methods that have a curve."""
     return summary.groupby("method", sort=False).filter(lambda part: len(part) > 1)
 
 
 def best_first(summary: pd.DataFrame) -> list[str]:
-    """The methods by their mean score."""
+    """The methods, the highest mean score first."""
     means = summary.groupby("method", sort=False)["score"].mean()
     return list(means.sort_values(ascending=False, kind="stable").index)
 
 
 def _spread(summary: pd.DataFrame) -> list[pd.Series]:
-    """How far the interval's ends are from the score."""
+    """The distances of the interval's ends from the score."""
     return [summary["score"] - summary["low"], summary["high"] - summary["score"]]

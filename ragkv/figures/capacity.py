@@ -1,4 +1,4 @@
-"""Figures of a deployment: predictions beside measurements, what loading needs to pay, and a corpus that grows."""
+"""Figures of a deployment: predictions beside measurements, the bandwidth that pays off, a growing corpus."""
 
 import math
 from collections.abc import Mapping
@@ -17,15 +17,18 @@ def predicted_over_measured(rows: pd.DataFrame, title: str) -> Figure:
     Parameters
     ----------
     rows
-        As `ragkv.costs.roofline.check` gives them.
+        As `ragkv.costs.roofline.check` returns them.
     """
     figure = Figure(figsize=(WIDTH, 4.4))
-    axes, tiers, shown = figure.subplots(), list(rows["tier"].unique()), looks(rows["selector"])
+    axes = figure.subplots()
+    tiers = list(rows["tier"].unique())
+    styles = looks(rows["selector"])
     for (tier, selector), points in rows.groupby(["tier", "selector"], sort=False):
-        style = {"color": COLOURS[tiers.index(tier) % len(COLOURS)], "marker": shown[selector]["marker"]}
+        style = {"color": COLOURS[tiers.index(tier) % len(COLOURS)], "marker": styles[selector]["marker"]}
         name = f"{selector}, {tier}" if tier else selector
         axes.plot(points["measured"], points["predicted"], linestyle="", label=name, **style)
-    ends = [rows[["measured", "predicted"]].min().min() * 0.9, rows[["measured", "predicted"]].max().max() * 1.1]
+    times = rows[["measured", "predicted"]]
+    ends = [times.min().min() * 0.9, times.max().max() * 1.1]
     axes.plot(ends, ends, **REFERENCE)
     axes.fill_between(ends, [0.9 * end for end in ends], [1.1 * end for end in ends], color="#DDDDDD", zorder=0)
     axes.set(xscale="log", yscale="log", xlabel="measured TTFT (ms)", ylabel="predicted TTFT (ms)", title=title)
@@ -36,14 +39,14 @@ def predicted_over_measured(rows: pd.DataFrame, title: str) -> Figure:
 
 @styled
 def break_even_over_length(rows: pd.DataFrame, tiers: Mapping[str, float], title: str) -> Figure:
-    """The bandwidth above which loading pays over the prompt's length, a line for each ratio, and the tiers' own.
+    """The bandwidth above which loading pays off, over the prompt's length, beside the tiers' own bandwidths.
 
     Parameters
     ----------
     rows
-        As `ragkv.costs.capacity.break_evens` gives them, of one model.
+        As `ragkv.costs.capacity.break_evens` returns them, for one model; each ratio gets a line.
     tiers
-        1e9 bytes a second by name; those that load nothing are not drawn.
+        Bandwidths by name, in 1e9 bytes a second; infinite ones are not drawn.
     """
     figure = Figure(figsize=(WIDTH, 4))
     axes = figure.subplots()
@@ -64,12 +67,12 @@ def break_even_over_length(rows: pd.DataFrame, tiers: Mapping[str, float], title
 
 @styled
 def over_corpus(rows: pd.DataFrame, title: str) -> Figure:
-    """Where requested chunks come from, TTFT and GPUs, over the corpus; a full prefill's dashed.
+    """Where requested chunks come from, TTFT and GPUs, over the size of the corpus; full prefills are dashed.
 
     Parameters
     ----------
     rows
-        As `ragkv.costs.capacity.by_corpus` gives them.
+        As `ragkv.costs.capacity.by_corpus` returns them.
     """
     figure = Figure(figsize=(WIDTH, 2.8))
     origin, times, gpus = figure.subplots(1, 3)

@@ -1,4 +1,4 @@
-"""Figures on disk: the same results give the same bytes."""
+"""Figures as files: the same results give the same bytes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,23 +11,26 @@ from ragkv.version import __version__
 
 @styled
 def save(figure: Figure, path: Path, source: Mapping[str, object]) -> Path:
-    """Write a figure as PNG, to be shown, and as PDF, to be printed; both say in their metadata where it comes from.
+    """Write a figure as PNG for the screen and as PDF for print, with its source in the metadata of both.
 
     Parameters
     ----------
     path
-        Where the PNG goes, ``<name>.png``; ``<name>.pdf`` lies beside it.
+        The PNG's path, ``<name>.png``; the PDF is written beside it.
     source
-        What the figure was drawn from: results file, provenance. In the PNG as ``Source``, in the PDF as ``Subject``.
+        What the figure was drawn from: results file, provenance. Stored as ``Source`` in the PNG and as ``Subject`` in
+        the PDF.
 
     Returns
     -------
     Path
-        The PNG's. No file holds a date, so drawing the same results again changes nothing.
+        The PNG's. Neither file holds a date, so drawing the same results again changes nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    described, maker = ", ".join(f"{key} {value}" for key, value in source.items()), f"ragkv {__version__}"
-    figure.savefig(path, dpi=160, metadata={"Title": path.stem, "Software": maker, "Source": described})
-    printed = {"Title": path.stem, "Creator": maker, "Subject": described, "CreationDate": None}
-    figure.savefig(path.with_suffix(".pdf"), metadata=printed)
+    described = ", ".join(f"{key} {value}" for key, value in source.items())
+    software = f"ragkv {__version__}"
+    of_png = {"Title": path.stem, "Software": software, "Source": described}
+    of_pdf = {"Title": path.stem, "Creator": software, "Subject": described, "CreationDate": None}
+    figure.savefig(path, dpi=160, metadata=of_png)
+    figure.savefig(path.with_suffix(".pdf"), metadata=of_pdf)
     return path

@@ -1,4 +1,4 @@
-"""The time to the first token: over the prompt's length, and by what it goes into."""
+"""The time to the first token: over the prompt's length, and by stage."""
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ BARS = {  # colour and hatching of a stage
 
 
 def bench_names(rows: pd.DataFrame) -> pd.Series:
-    """What a bench's rows are called: selector, ratio and hops."""
+    """A name for each of a bench's rows: selector, ratio and hops."""
     parts = zip(rows["selector"], rows["ratio"], rows["hops"].fillna(0), strict=True)
     return pd.Series([_name(selector, ratio, int(hops)) for selector, ratio, hops in parts], rows.index)
 
@@ -37,19 +37,22 @@ def bench_names(rows: pd.DataFrame) -> pd.Series:
 def _name(selector: str, ratio: float, hops: int) -> str:
     if ratio in (0, 1):
         return selector
-    return f"{selector} {ratio:.0%}" + ("" if not hops else ", 1 hop" if hops == 1 else f", {hops} hops")
+    name = f"{selector} {ratio:.0%}"
+    if hops:
+        name += ", 1 hop" if hops == 1 else f", {hops} hops"
+    return name
 
 
 @styled
 def ttft_over_length(rows: pd.DataFrame, title: str) -> Figure:
-    """Median TTFT over the prompt's length, a panel for each place that keys and values come from.
+    """Median TTFT over the prompt's length, a panel for each tier that keys and values come from.
 
-    Full prefills, which load none, are dashed in every panel.
+    Full prefills, which load none, are shown dashed in every panel.
 
     Parameters
     ----------
     rows
-        As `ragkv.bench.prefills.prefill_rows` gives them.
+        As `ragkv.bench.prefills.prefill_rows` returns them.
 
     Raises
     ------
@@ -58,54 +61,62 @@ def ttft_over_length(rows: pd.DataFrame, title: str) -> Figure:
     """
     check_columns(rows, "tokens", "p50")
     rows = rows.assign(name=bench_names(rows))
-    tiers, shown = [tier for tier in rows["tier"].unique() if tier], looks(rows["name"])
+    tiers = [tier for tier in rows["tier"].unique() if tier]
+    styles = looks(rows["name"])
     figure = Figure(figsize=(WIDTH, 3.4))
     panels: list = list(figure.subplots(1, max(1, len(tiers)), sharey=True, squeeze=False).flat)
     for panel, tier in zip(panels, tiers or [""], strict=True):
-        for (where, name), points in rows[rows["tier"].isin(["", tier])].groupby(["tier", "name"], sort=False):
-            panel.plot(points["tokens"], points["p50"], linestyle="-" if where else "--", label=name, **shown[name])
+        in_panel = rows[rows["tier"].isin(["", tier])]
+        for (own_tier, name), points in in_panel.groupby(["tier", "name"], sort=False):
+            line = "-" if own_tier else "--"
+            panel.plot(points["tokens"], points["p50"], linestyle=line, label=name, **styles[name])
         panel.set(yscale="log", title=f"from {FROM.get(tier, tier)}" if tier else "", xlabel="prompt (tokens)")
         lengths_across(panel, rows["tokens"])
     panels[0].set(ylabel="median TTFT (ms)")
     figure.suptitle(title)
     lines = rows.groupby("name", sort=False)["tier"].first().map(lambda tier: "-" if tier else "--")
-    legend_below(figure, [Line2D([], [], linestyle=lines[name], label=name, **style) for name, style in shown.items()])
+    handles = [Line2D([], [], linestyle=lines[name], label=name, **style) for name, style in styles.items()]
+    legend_below(figure, handles)
     return figure
 
 
 @styled
 def stages(rows: pd.DataFrame, tokens: int, title: str) -> Figure:
-    """What the TTFT goes into at one length, stacked by stage, a bar per method and tier.
+    """TTFT at one prompt length, stacked by stage, a bar per method and tier.
 
     Parameters
     ----------
     rows
-        As `ragkv.bench.prefills.prefill_rows` gives them; a row without stages is one bar of its median.
+        As `ragkv.bench.prefills.prefill_rows` returns them; a row without stages is drawn as its median.
+    tokens
+        The prompt's length.
 
     Raises
     ------
     ValueError
-        Columns are missing, or no prompt was that long.
+        Columns are missing, or no prompt had this length.
     """
     check_columns(rows, *STAGES)
-    at = rows[rows["tokens"] == tokens]
-    if at.empty:
+    selected = rows[rows["tokens"] == tokens]
+    if selected.empty:
         raise ValueError(f"no prompt of {tokens} tokens was measured: choose one of {rows['tokens'].unique().tolist()}")
-    parts = at[list(STAGES)].fillna(0.0)
-    parts["not split"] = at["p50"].where(at[list(STAGES)].isna().all(axis=1), 0.0)
-    names = [f"{name}, {tier}" if tier else name for name, tier in zip(bench_names(at), at["tier"], strict=True)]
-    full = at.loc[at["selector"] == "full_prefill", "p50"]
+    parts = selected[list(STAGES)].fillna(0.0)
+    without_stages = selected[list(STAGES)].isna().all(axis=1)
+    parts["not split"] = selected["p50"].where(without_stages, 0.0)
+    named = zip(bench_names(selected), selected["tier"], strict=True)
+    names = [f"{name}, {tier}" if tier else name for name, tier in named]
+    full = selected.loc[selected["selector"] == "full_prefill", "p50"]
     return _stacked(parts.set_axis(names), full, f"{title}, {tokens:,} tokens")
 
 
 @styled
 def ttft_by_method(rows: pd.DataFrame, title: str) -> Figure:
-    """Median TTFT of each method and ratio of a benchmark, with the time to load and to select.
+    """Median TTFT of each method and ratio in a benchmark, with its time to load and to select.
 
     Parameters
     ----------
     rows
-        As `ragkv.experiment.evaluation.evaluate` gives them.
+        As `ragkv.experiment.evaluation.evaluate` returns them.
     """
     table = rows.groupby(["method", "ratio"], sort=False)[["ttft", "load", "select"]].median() * 1e3
     parts = table[["load", "select"]].assign(compute=table["ttft"] - table["load"] - table["select"])
@@ -114,9 +125,10 @@ def ttft_by_method(rows: pd.DataFrame, title: str) -> Figure:
 
 
 def _stacked(parts: pd.DataFrame, full: pd.Series, title: str) -> Figure:
-    """Milliseconds by stage, a bar per row; a line where full prefill ends."""
+    """Milliseconds by stage, a bar per row; the full prefill's time is a dashed line."""
     figure = Figure(figsize=(WIDTH, 0.9 + 0.19 * len(parts)))
-    axes, left, rows = figure.subplots(), np.zeros(len(parts)), range(len(parts))
+    axes = figure.subplots()
+    rows, left = range(len(parts)), np.zeros(len(parts))
     for name in (stage for stage in parts if parts[stage].any()):
         colour, hatch = BARS[name]
         style: Look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0, "height": 0.7}

@@ -1,4 +1,4 @@
-"""Where a needle is found: scores over its depth and the text's length."""
+"""Where needles are found: scores over the needle's depth and the text's length."""
 
 from collections.abc import Mapping
 from textwrap import fill
@@ -8,17 +8,17 @@ from matplotlib.figure import Figure
 
 from ragkv.figures.style import WIDTH, label, styled
 
-ACROSS = 4  # panels
+ACROSS = 4  # panels in a row
 
 
 @styled
 def heat_maps(grids: Mapping[tuple[str, float], pd.DataFrame], title: str) -> Figure:
-    """Scores over depth and length, a panel per method and ratio with the mean in its title.
+    """Scores over depth and length: a panel per method and ratio, with its mean in the title.
 
     Parameters
     ----------
     grids
-        As `ragkv.results.comparison.grid` gives them.
+        As `ragkv.results.comparison.grid` returns them.
     """
     across = min(ACROSS, len(grids))
     down = -(-len(grids) // across)

@@ -1,4 +1,4 @@
-"""What all figures have in common: sizes, fonts, and how a method looks wherever it is drawn."""
+"""What all figures have in common: sizes, fonts, and the colour and marker of each method."""
 
 from collections.abc import Iterable
 from itertools import count
@@ -10,17 +10,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.style import context
 
-Look = dict[str, Any]  # keywords of matplotlib
+Look = dict[str, Any]  # keyword arguments of matplotlib
 
-WIDTH = 7.0  # inches: a page's text from margin to margin
-# Okabe and Ito's colours for the colour-blind, with grey in the place of yellow, which is pale on paper.
+WIDTH = 7.0  # inches: the width of a page's text
+# Okabe and Ito's colours for the colour-blind, with grey instead of yellow, which is too pale on paper.
 COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999"]
 MARKERS = "osD^vP*X"
 BASELINES = {"full_prefill": "--", "full_reuse": ":"}  # methods without a ratio: a line across
-REFERENCE: Look = {"color": "#555555", "linewidth": 1.0}  # what methods are compared with
+REFERENCE: Look = {"color": "#555555", "linewidth": 1.0}  # of lines that methods are compared with
 USUAL = ("a3", "probe", "cacheblend", "epic", "surprisal", "random", "full_reuse", "full_prefill", "transformers")
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # matplotlib's own: the same file on every machine
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
     "font.size": 8,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -35,43 +35,44 @@ STYLE: Any = {
     "lines.linewidth": 1.3,
     "lines.markersize": 4.5,
     "hatch.linewidth": 0.6,
-    "pdf.fonttype": 42,  # text stays text
+    "pdf.fonttype": 42,  # TrueType, so that text can be selected
 }
-styled = context(["default", STYLE])  # decorates a function: drawn in this style, whatever the session's settings are
+styled = context(["default", STYLE])  # a decorator: draw in this style, whatever the session's settings are
 
 
 def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """Colour and marker of each method: the usual ones look the same in all figures, others take what is free.
+    """The colour and marker of each method: the usual ones look the same in all figures, others take what is free.
 
-    A method at some setting (``"a3 15%"``) looks like the plain one where that is not shown.
+    A method with a setting (``"a3 15%"``) looks like the plain method, unless that is in the same figure.
     """
-    names, places = list(dict.fromkeys(methods)), dict[str, int]()
-    for name in sorted(names, key=lambda name: name not in USUAL):
-        kind = name.split(" ")[0]
-        if kind in USUAL and USUAL.index(kind) not in places.values():
-            places[name] = USUAL.index(kind)
+    names = list(dict.fromkeys(methods))
+    places: dict[str, int] = {}
+    for name in sorted(names, key=lambda name: name not in USUAL):  # plain methods first
+        method = name.split(" ")[0]
+        if method in USUAL and USUAL.index(method) not in places.values():
+            places[name] = USUAL.index(method)
     free = (place for place in count() if place not in places.values())
     return {name: look(places[name] if name in places else next(free)) for name in names}
 
 
 def look(place: int) -> Look:
-    """The colour and marker of that place; no two of the first 64 share both."""
+    """The colour and marker number `place`; no two of the first 64 share both."""
     size = len(COLOURS)
     return {"color": COLOURS[place % size], "marker": MARKERS[(place + place // size) % size]}
 
 
 def label(method: str, ratio: float) -> str:
-    """A method at a ratio, in a figure or a table's head."""
+    """The name of a method at a ratio, for figures and tables."""
     return method if method in BASELINES else f"{method} {ratio:.0%}"
 
 
 def legend_below(figure: Figure, handles: Iterable[Line2D], columns: int = 5) -> None:
-    """One legend for all panels, under them."""
+    """One legend for all panels, below them."""
     figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
 
 
 def lengths_across(axes: Axes, tokens: pd.Series) -> None:
-    """A logarithmic axis with just these lengths."""
+    """Make the x axis logarithmic, with ticks at just these lengths."""
     lengths = sorted(tokens.unique())
     axes.set_xscale("log")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=30)
@@ -80,7 +81,7 @@ def lengths_across(axes: Axes, tokens: pd.Series) -> None:
 
 
 def check_columns(rows: pd.DataFrame, *columns: str) -> None:
-    """Results of an older version may lack what a figure shows.
+    """Check that results have what a figure shows; those of an older version may lack it.
 
     Raises
     ------

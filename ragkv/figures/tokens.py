@@ -1,4 +1,4 @@
-"""One prompt, token by token: what each method recomputes, and what the question attends to."""
+"""One prompt, token by token: what each method recomputes and what the question attends to."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,9 +14,9 @@ EVIDENCE = "#D55E00"
 def recomputed_tokens(
     selected: Mapping[str, Sequence[int]], document: int, chunks: Sequence[int], evidence: Sequence[int], title: str
 ) -> Figure:
-    """Which document tokens each method recomputes in one prompt, with chunk boundaries and evidence.
+    """The document tokens that each method recomputes in one prompt, with chunk boundaries and evidence.
 
-    Tokens of the evidence are drawn longer and in another colour than those beside it.
+    Tokens of the evidence are drawn longer than others, and in another colour.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def recomputed_tokens(
     document
         The document's length in tokens.
     chunks
-        Where chunks begin.
+        Index of each chunk's first token.
     evidence
         Indices of the tokens that the answer follows from.
     """
@@ -36,7 +36,8 @@ def recomputed_tokens(
         axes.axvline(start, color="#AAAAAA", linewidth=0.6, zorder=0)
     for row, tokens in enumerate(lines.values()):
         hits = set(tokens) & set(evidence)
-        axes.eventplot(sorted(set(tokens) - hits), lineoffsets=row, linelengths=0.45, linewidths=0.8, colors="#7FA3BB")
+        others = set(tokens) - hits
+        axes.eventplot(sorted(others), lineoffsets=row, linelengths=0.45, linewidths=0.8, colors="#7FA3BB")
         axes.eventplot(sorted(hits), lineoffsets=row, linelengths=0.9, linewidths=1.1, colors=EVIDENCE)
     axes.set(yticks=range(len(lines)), yticklabels=list(lines), title=title)
     axes.set(xlim=(0, document), xlabel="token of the document (chunks begin at the grey lines)")
@@ -46,11 +47,11 @@ def recomputed_tokens(
 
 @styled
 def attention_map(attention: np.ndarray, chunks: Sequence[int], evidence: Sequence[int], title: str) -> Figure:
-    """The question's attention over the document, ``(layers, document)``, each layer to its own maximum."""
+    """The question's attention to the document, ``(layers, document)``; each layer is scaled to its own maximum."""
     figure = Figure(figsize=(WIDTH, 2.4))
     axes = figure.subplots()
-    shown = attention / attention.max(axis=1, keepdims=True)
-    image = axes.imshow(np.sqrt(shown), aspect="auto", cmap="cividis", interpolation="nearest", origin="lower")
+    scaled = attention / attention.max(axis=1, keepdims=True)
+    image = axes.imshow(np.sqrt(scaled), aspect="auto", cmap="cividis", interpolation="nearest", origin="lower")
     for start in chunks:
         axes.axvline(start, color="white", linewidth=0.4, alpha=0.6)
     axes.plot(evidence, [len(attention) - 0.2] * len(evidence), "|", color=EVIDENCE, markersize=6, clip_on=False)
