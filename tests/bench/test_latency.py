@@ -1,4 +1,4 @@
-"""The bench on shapes of real models, as far as it runs without a GPU."""
+"""The parts of the bench of shapes that run without a GPU."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_segments_in_memory_are_those_of_the_store(model, rng):
 
 
 @pytest.mark.parametrize("tokens", [200, 1000])
-def test_random_prompts_have_the_length_asked_for(llama, tokens):
+def test_random_prompts_have_the_given_length(llama, tokens):
     prompt = prompt_of(llama.config.vocab_size, tokens, 64)
     assert len(prompt.ids) == tokens
     assert max(map(len, prompt.chunks)) == 64
@@ -39,7 +39,7 @@ def test_random_prompts_have_the_length_asked_for(llama, tokens):
         check_prompt(llama, prompt, prompt.segments(llama.config.bos_token_id))
 
 
-def test_rows_say_how_often_faster_than_the_faster_full_prefill(llama, tmp_path):
+def test_rows_compare_with_the_faster_full_prefill_and_with_the_limit(llama, tmp_path):
     machine = Machine("made up", tflops=1.0, memory_gbs=1.0)
     tiers = ["page cache", "disk"]
     rows = prefill_rows(llama, 200, tiers, KVStore(tmp_path), chunk_tokens=64, repeats=3, machine=machine)

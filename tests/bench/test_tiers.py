@@ -17,7 +17,7 @@ from ragkv.store import Layout
 
 
 @pytest.mark.parametrize("name", ["page cache", "disk"])
-def test_files_give_what_memory_holds(model, rng, tmp_path, name):
+def test_files_hold_the_same_segments_as_memory(model, rng, tmp_path, name):
     prompt, store = random_prompt(rng), KVStore(tmp_path)
     memory, layout = InMemory.computed(model, prompt), Layout.of(model)
     memory.into(store, model)
@@ -59,7 +59,7 @@ def can_drop_files(folder):
     return share_in_memory(path) == 0
 
 
-def test_files_of_the_disk_tier_are_out_of_the_page_cache_and_those_of_the_other_in_it(llama, rng, tmp_path):
+def test_the_page_cache_holds_all_or_nothing_of_the_files(llama, rng, tmp_path):
     if not can_drop_files(tmp_path):
         pytest.skip("files cannot be dropped from memory on this file system")
     prompt, store = random_prompt(rng, chunks=(200, 200)), KVStore(tmp_path)
@@ -83,7 +83,7 @@ def test_an_unknown_tier_names_those_that_exist(llama, rng, tmp_path, name):
 
 
 def test_a_tier_of_files_needs_the_files(llama, rng, tmp_path):
-    """Before anything is timed: a store that lacks them is no tier."""
+    """A store without them is an error before anything is timed."""
     memory = InMemory.computed(llama, random_prompt(rng))
     with pytest.raises(FileNotFoundError):
         tier("page cache", memory, KVStore(tmp_path), llama)

@@ -1,4 +1,4 @@
-"""Planning past one machine, against sums, draws and definitions."""
+"""Planning past one machine, compared with sums, random draws and definitions."""
 
 import math
 
@@ -25,18 +25,18 @@ TIERS = {
 }
 
 
-def deployment(**given):
-    return Deployment(**{"model": LLAMA, "rate": 50.0, "options": {"ratio": 0.15}, "tiers": TIERS} | given)
+def deployment(**changes):
+    return Deployment(**{"model": LLAMA, "rate": 50.0, "options": {"ratio": 0.15}, "tiers": TIERS} | changes)
 
 
 @given(st.integers(1, 20_000), st.floats(0, 1), st.floats(0, 2) | st.just(1.0) | st.floats(1 - 1e-9, 1 + 1e-9))
-def test_the_most_asked_for_get_the_sum_of_their_shares(chunks, part, zipf):
+def test_popular_chunks_get_the_sum_of_their_shares(chunks, part, zipf):
     first = int(part * chunks)
     weights = np.arange(1, chunks + 1, dtype=float) ** -zipf
     assert popular(first, chunks, zipf) == pytest.approx(weights[:first].sum() / weights.sum(), abs=1e-6)
 
 
-def test_a_billion_chunks_are_counted_at_once():
+def test_a_billion_chunks_agree_with_the_harmonic_numbers():
     assert popular(10**8, 10**9, 0.0) == pytest.approx(0.1)
     assert popular(10**8, 10**9, 1.0) == pytest.approx(  # the harmonic number's expansion
         (math.log(1e8) + np.euler_gamma) / (math.log(1e9) + np.euler_gamma), rel=1e-8
@@ -44,38 +44,38 @@ def test_a_billion_chunks_are_counted_at_once():
 
 
 @given(st.integers(1, 10**9), st.floats(0, 1.5), st.lists(st.floats(0, 1e6), max_size=4))
-def test_tiers_share_all_requests(chunks, zipf, rooms):
-    tiers = {str(i): {"gigabytes": room, "gbs": 1.0} for i, room in enumerate(rooms)} | {"last": {"gbs": 1.0}}
-    asked = deployment(tiers=tiers, zipf=zipf)
-    shares = asked.shares(chunks)
+def test_the_shares_of_all_tiers_add_up(chunks, zipf, sizes):
+    tiers = {str(i): {"gigabytes": size, "gbs": 1.0} for i, size in enumerate(sizes)} | {"last": {"gbs": 1.0}}
+    planned = deployment(tiers=tiers, zipf=zipf)
+    shares = planned.shares(chunks)
     assert sum(shares.values()) == pytest.approx(1)
     assert min(shares.values()) >= 0
-    if rooms and not zipf:
-        assert shares["0"] == pytest.approx(min(1, rooms[0] * 1e9 / asked.chunk_bytes / chunks))
+    if sizes and not zipf:
+        assert shares["0"] == pytest.approx(min(1, sizes[0] * 1e9 / planned.chunk_bytes / chunks))
 
 
-def test_loading_is_the_mean_over_drawn_prompts():
-    """Chunks drawn by popularity, each looked up in the tier that its rank puts it in."""
-    asked, chunks = deployment(zipf=0.8), 100_000
+def test_the_time_to_load_is_the_mean_over_drawn_prompts():
+    """Chunks are drawn by popularity, and each is loaded from the tier that its rank puts it in."""
+    planned, chunks = deployment(zipf=0.8), 100_000
     weights = np.arange(1, chunks + 1) ** -0.8
-    drawn = np.random.default_rng(0).choice(chunks, (20_000, asked.retrieved), p=weights / weights.sum())
+    drawn = np.random.default_rng(0).choice(chunks, (20_000, planned.retrieved), p=weights / weights.sum())
     held = np.array([80, 280, 4280, math.inf]) * 1e9 / (512 * Shape.of(LLAMA).bytes_per_token(2))
     tier = np.searchsorted(held, drawn)  # of every chunk of every prompt
     megabytes = 512 * Shape.of(LLAMA).bytes_per_token(2) / 1e6
     seconds = (megabytes / np.array([math.inf, 55e3, 7e3, 1.5e3]))[tier].sum(1) + 0.02 * (tier == 3).any(1)
-    assert load(asked, MACHINE, asked.shares(chunks)) == pytest.approx(seconds.mean(), rel=0.01)
+    assert load(planned, MACHINE, planned.shares(chunks)) == pytest.approx(seconds.mean(), rel=0.01)
 
 
-def test_gpus_are_busy_for_the_share_that_was_asked_for():
-    asked, sizes = deployment(zipf=0.8, utilisation=0.6), [10**power for power in range(3, 10)]
-    table = by_corpus(asked, MACHINE, sizes)
+def test_gpus_are_as_few_as_the_utilisation_allows():
+    planned, sizes = deployment(zipf=0.8, utilisation=0.6), [10**power for power in range(3, 10)]
+    table = by_corpus(planned, MACHINE, sizes)
     assert table["chunks"].tolist() == sizes
     for gpus, time in ((table["gpus"], table["ttft"]), (table["full_gpus"], table["full_ttft"])):
         busy = 50 * time / 1e3
         assert (gpus * 0.6 >= busy).all()
         assert ((gpus - 1) * 0.6 < busy).all()
     assert table["ttft"].is_monotonic_increasing
-    assert table["ttft"].iloc[0] == pytest.approx(1e3 * ttft(asked, MACHINE, {"GPU": 1.0}))  # all fits in there
+    assert table["ttft"].iloc[0] == pytest.approx(1e3 * ttft(planned, MACHINE, {"GPU": 1.0}))  # everything fits there
     last = table.iloc[-1]
     bytes_of_a_prompt = 16 * 512 * Shape.of(LLAMA).bytes_per_token(2)
     assert last["terabytes"] == pytest.approx(1e9 * bytes_of_a_prompt / 16 / 1e12)
@@ -97,20 +97,20 @@ def test_smaller_formats_take_less_of_everything():
 @pytest.mark.parametrize(
     ("selector", "options"), [("a3", {"ratio": 0.15}), ("probe", {"ratio": 0.05}), ("full_reuse", {})]
 )
-def test_a_tier_pays_above_its_break_even_only(selector, options):
-    asked = deployment(selector=selector, options=options)
-    gbs = by_tier(asked, MACHINE)["break_even"].iloc[0]
+def test_a_tier_pays_off_only_above_its_break_even(selector, options):
+    planned = deployment(selector=selector, options=options)
+    gbs = by_tier(planned, MACHINE)["break_even"].iloc[0]
     tiers = {"above": {"gigabytes": 1, "gbs": gbs * 1.01}, "below": {"gigabytes": 1, "gbs": gbs / 1.01}}
     tiers["late"] = {"gbs": gbs * 1.01, "latency": 1e3}
-    table = by_tier(asked.model_copy(update={"tiers": deployment(tiers=tiers).tiers}), MACHINE).set_index("tier")
+    table = by_tier(planned.model_copy(update={"tiers": deployment(tiers=tiers).tiers}), MACHINE).set_index("tier")
     assert table["speed-up"]["above"] > 1 > table["speed-up"]["below"] > table["speed-up"]["late"]
     assert not math.isnan(table["ratio"]["above"])
 
 
-def test_a_tier_pays_up_to_its_ratio():
-    asked = deployment(selector="probe")
-    table = by_tier(asked, MACHINE).set_index("tier")
-    full = MACHINE.ttft(Shape.of(LLAMA), FULL, asked.tokens)
+def test_a_tier_pays_off_up_to_its_ratio():
+    planned = deployment(selector="probe")
+    table = by_tier(planned, MACHINE).set_index("tier")
+    full = MACHINE.ttft(Shape.of(LLAMA), FULL, planned.tokens)
     for name, ratio in table["ratio"].dropna().items():
         largest, more = (deployment(selector="probe", options={"ratio": ratio + step}) for step in (0, 0.01))
         assert ttft(largest, MACHINE, {name: 1.0}) < full
@@ -119,7 +119,7 @@ def test_a_tier_pays_up_to_its_ratio():
     assert math.isnan(table["ratio"]["object store"])
 
 
-def test_break_evens_are_those_of_each_prompt_and_ratio():
+def test_break_evens_are_those_of_each_ratio_and_length_alone():
     table = break_evens(deployment(selector="probe"), MACHINE, [0.05, 0.3], [8, 32])
     assert table["tokens"].tolist() == [4096, 16384] * 2
     for row in table.to_dict("records"):
@@ -129,7 +129,7 @@ def test_break_evens_are_those_of_each_prompt_and_ratio():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("parameters", "message"),
     [
         ({"tiers": {"disk": {"gigabytes": 1, "gbs": 7.0}}}, "the last tier must hold every chunk"),
         ({"tiers": {}}, "the last tier must hold every chunk"),
@@ -143,27 +143,27 @@ def test_break_evens_are_those_of_each_prompt_and_ratio():
         ({"chunks": 5}, "Extra inputs are not permitted"),
     ],
 )
-def test_what_cannot_be_planned_is_an_error(given, message):
+def test_what_cannot_be_planned_is_an_error(parameters, message):
     with pytest.raises(ValueError, match=message):
-        deployment(**given)
+        deployment(**parameters)
 
 
 def test_a_tier_that_was_not_measured_is_an_error():
-    asked = deployment(tiers={"disk": {"gbs": "disk"}})
+    planned = deployment(tiers={"disk": {"gbs": "disk"}})
     with pytest.raises(ValueError, match="the record of made up has no tier 'disk': give gbs a number, or pinned"):
-        by_tier(asked, MACHINE)
+        by_tier(planned, MACHINE)
 
 
 def test_the_figures_show_every_row():
-    asked = deployment(zipf=0.8, selector="probe")
-    growing = by_corpus(asked, MACHINE, [10**3, 10**6, 10**9])
+    planned = deployment(zipf=0.8, selector="probe")
+    growing = by_corpus(planned, MACHINE, [10**3, 10**6, 10**9])
     origin, times, gpus = over_corpus(growing, "made up").axes
     assert len(origin.collections) == 4
     assert len({to_hex(area.get_facecolor()[0]) for area in origin.collections}) == 4
     assert [list(line.get_ydata()) for line in times.lines] == [list(growing["ttft"]), list(growing["full_ttft"])]
     assert [list(line.get_ydata()) for line in gpus.lines] == [list(growing["gpus"]), list(growing["full_gpus"])]
 
-    needed = break_evens(asked, MACHINE, [0.05, 0.3], [8, 32])
+    needed = break_evens(planned, MACHINE, [0.05, 0.3], [8, 32])
     (axes,) = break_even_over_length(needed, {"GPU": math.inf, "disk": 7.0}, "made up").axes
     lines = [list(line.get_ydata()) for line in axes.lines]
     assert lines == [list(needed["gbs"][:2]), list(needed["gbs"][2:]), [7.0, 7.0]]

@@ -45,8 +45,8 @@ def test_weights_are_those_of_the_matrices(family):
     assert shape_of(model).weights == matrices
 
 
-def test_operations_are_those_that_are_counted():
-    """By PyTorch's counter, in plain matrix products: attention over all pairs, of which a causal one needs half."""
+def test_operations_agree_with_a_counter():
+    """PyTorch counts the matrix products, and attention over all pairs, of which causal attention needs half."""
     llama, tokens = make_model("llama", attn_implementation="eager"), 48
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         llama.model(torch.arange(3, 3 + tokens)[None])
@@ -60,8 +60,8 @@ def test_operations_are_those_that_are_counted():
     ("name", "options"),
     [("probe", {"hops": 3}), ("probe", {"hops": 4, "looking": 0.01}), ("cacheblend", {}), ("a3", {})],
 )
-def test_operations_of_choosing_are_at_most_those_that_are_counted(name, options):
-    """The difference between a selector and one that knows its choice beforehand, by PyTorch's counter."""
+def test_choosing_takes_at_most_the_operations_that_are_planned(name, options):
+    """PyTorch counts the difference between a selector and one that knows its choice beforehand."""
     llama = make_model("llama")
     prompt, store = random_prompt(Random(0), chunks=(100, 100), question=8, prefix=1), memory_store()
     precompute(llama, [prompt], store)
@@ -82,7 +82,7 @@ def test_operations_of_choosing_are_at_most_those_that_are_counted(name, options
 
 
 def test_choosing_takes_a_small_share():
-    """At the lengths and shapes that fused prefills are for, choosing takes at most 5 % of a full prefill."""
+    """At most 5 % of a full prefill, at the lengths and shapes that fused prefills are meant for."""
     for model in SHAPES:
         shape, length, question = Shape.of(model), 8192, 32
         for selector in ("probe", "a3", "cacheblend", "a3_blend"):
@@ -90,7 +90,7 @@ def test_choosing_takes_a_small_share():
             assert chosen.operations(shape, length, question) <= 0.05 * shape.prefill(length, length, shape.layers)
 
 
-def test_bytes_are_those_that_are_stored(llama):
+def test_a_stored_prompt_has_the_planned_bytes(llama):
     store, prompt = memory_store(), random_prompt(Random(0), chunks=(400,), question=3, prefix=None)
     done = precompute(llama, [prompt], store)
     assert done.bytes == pytest.approx(400 * shape_of(llama).bytes_per_token(4), rel=0.05)
@@ -110,7 +110,7 @@ def test_recomputing_less_takes_less():
     [("full_prefill", {}), ("full_reuse", {}), ("a3", {}), ("probe", {"hops": 1}), ("probe", {"hops": 3})],
 )
 def test_bytes_moved_are_those_counted_by_hand(name, options):
-    """In passes that are counted as they run, over tensors of the sizes that are there."""
+    """Passes are counted as they run, and bytes are those of the real tensors."""
     model, _ = load_model("tiny-llama", device="cpu")
     prompt, store = random_prompt(Random(0), chunks=(50, 60), question=9), memory_store()
     precompute(model, [prompt], store)
@@ -130,8 +130,8 @@ def test_bytes_moved_are_those_counted_by_hand(name, options):
     assert bytes_moved(Shape.of("tiny-llama"), selector, len(prompt.ids), size=4) == expected
 
 
-def test_every_way_of_storing_takes_its_room(tmp_path):
-    """Planned in two bytes a number: fp8 adds half of that, int4 a quarter, another context in fp8 a half again."""
+def test_every_format_and_context_takes_its_share_of_the_store(tmp_path):
+    """On top of two bytes a number, fp8 adds a half, int4 a quarter, and another context in fp8 one more half."""
     (tmp_path / "params").mkdir()
 
     def gigabytes(*ways):
@@ -164,7 +164,7 @@ def test_precomputing_takes_a_prefill_for_each_chunk():
 
 
 def test_a_selector_of_your_own_need_not_say_what_it_costs():
-    """Its prefill then takes what its recomputed tokens take."""
+    """Its prefill is then planned from its recomputed tokens alone."""
     shape, mine = Shape.of("tiny-llama"), Given(ratio=0.2)
     assert (mine.passes, mine.operations(shape, 1000, 32)) == (0, 0)
     assert operations(shape, mine, 1000) == operations(shape, get_selector("epic", ratio=0.2), 1000)
@@ -172,7 +172,7 @@ def test_a_selector_of_your_own_need_not_say_what_it_costs():
 
 @dataclass(frozen=True)
 class Costly(Given):
-    """Says what choosing takes."""
+    """Makes two passes, and says how much choosing takes."""
 
     @property
     def passes(self):

@@ -1,4 +1,4 @@
-"""Predicted TTFT against recorded rows, against rows that are made up, and against what models really hold."""
+"""Predicted times, compared with recorded rows, with made-up rows, and with what models and stores really hold."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from ragkv.store.quantize import FORMATS, number_size
 
 REFERENCE = ROOT / "outputs/reference"
 RECORDS = {path.stem: json.loads(path.read_text()) for path in sorted(REFERENCE.glob("bench-*-*.json"))}
-QUIET = [  # nothing else ran on the machine; and several lengths, one of which is predicted from the others
+QUIET = [  # nothing else ran on the machine, and there are several lengths to predict from each other
     name
     for name, found in RECORDS.items()
     if "meanwhile" not in found and len({row["tokens"] for row in found["rows"]}) > 1
@@ -34,7 +34,7 @@ TIMES = st.tuples(*[st.floats(1, 10)] * 3)
 
 
 def record(times=(1.2, 2.0, 5.0), lengths=(4096, 8192), tiers=None):
-    """A record of a machine that takes exactly so many times its limits, and loads from its tiers at these speeds."""
+    """The record of a machine that takes exactly these multiples of its limits and loads at these speeds."""
     machine, shape, rows = Machine("made up", 500.0, 3000.0, tiers or {}, times), Shape.of(LLAMA), []
     for tokens in lengths:
         places = [("", 0.0), ("cuda", 0.0)]
@@ -53,7 +53,7 @@ def record(times=(1.2, 2.0, 5.0), lengths=(4096, 8192), tiers=None):
 
 @pytest.mark.parametrize("name", QUIET)
 def test_recorded_rows_are_predicted_from_other_lengths(name):
-    """Half of the rows within a tenth of what was measured, and nearly all within a quarter, from files a third."""
+    """Half of the rows are within a tenth of the measured time, nearly all within a quarter, from files a third."""
     found = check(RECORDS[name])
     from_files = found["tier"].isin(FILES)
     assert (~from_files).sum() >= 10
@@ -70,7 +70,7 @@ def ceilings_of(found, tokens):
 
 
 @pytest.mark.parametrize("name", [name for name, found in RECORDS.items() if "flop" in found["rows"][0]])
-def test_what_was_recorded_beside_the_times_is_what_the_formulas_give(name):
+def test_recorded_limits_and_balances_follow_from_the_formulas(name):
     found = RECORDS[name]
     shape, rows = shape_of(found), own_rows(found)
     for row, (selector, tokens) in zip(rows.to_dict("records"), prefills_of(rows), strict=True):
@@ -91,8 +91,8 @@ def test_what_was_recorded_beside_the_times_is_what_the_formulas_give(name):
 
 
 @settings(max_examples=15)
-@given(TIMES, st.floats(0.2, 2))  # slow enough that loading hides behind nothing
-def test_what_a_machine_takes_is_found_again(times, gbs):
+@given(TIMES, st.floats(0.2, 2))  # GB/s: too slow for loading to be hidden
+def test_the_speeds_behind_a_record_are_recovered(times, gbs):
     found = record(times, tiers={"pinned": 2 * gbs, "disk": gbs})
     machine = Machine.recorded(found)
     assert machine.times == pytest.approx(times, rel=1e-3)
@@ -109,7 +109,7 @@ def test_a_length_is_not_predicted_from_itself():
     assert before[4096].tolist() != after[4096].tolist()
 
 
-def test_limits_are_the_bytes_that_models_and_stores_hold(llama):
+def test_parts_are_the_bytes_that_models_and_stores_hold(llama):
     machine = Machine("one operation and one byte a second", 1e-12, 1e-9, {})
     shape = Shape.of_config(llama.config)
     matrices = sum(w.numel() for name, w in llama.named_parameters() if w.dim() == 2 and "embed" not in name)
@@ -143,7 +143,7 @@ def test_no_prediction_beats_the_limit(name, tokens, load, times):
     st.sampled_from(FORMATS),
     TIMES,
 )
-def test_at_the_break_even_both_take_as_long(model, method, ratio, tokens, format, times):
+def test_at_the_break_even_both_take_equally_long(model, method, ratio, tokens, format, times):
     name, options = method
     options = options if name == "full_reuse" else options | {"ratio": ratio}
     machine, shape = Machine("made up", 500.0, 3000.0, {}, times), Shape.of(model)
@@ -159,7 +159,7 @@ def test_at_the_break_even_both_take_as_long(model, method, ratio, tokens, forma
         assert machine.ttft(shape, selector, tokens, load * 2, size) > full
 
 
-def test_loading_hides_behind_the_first_pass():
+def test_loading_is_hidden_by_the_first_pass():
     machine, shape = Machine("made up", 500.0, 3000.0, {}), Shape.of(LLAMA)
     probe, a3 = get_selector("probe", ratio=0.15), get_selector("a3", ratio=0.15)
     for selector, hidden in ((a3, 0.03), (probe, 0.004)):
@@ -176,22 +176,22 @@ def test_a_tier_of_one_length_is_not_predicted():
     assert set(check(found)["tier"]) == {"", "cuda", "pinned"}
 
 
-def test_what_loads_faster_than_can_be_seen_has_no_limit():
-    """Rows that take no longer than from the GPU say nothing of the bandwidth."""
+def test_loading_too_fast_to_measure_has_no_limit():
+    """Rows that take no longer than from the GPU say nothing about the bandwidth."""
     found = record(tiers={"pinned": 50.0})
     for row in found["rows"]:
         row["p50"] *= 0.01 if row["tier"] == "pinned" else 1
     assert Machine.recorded(found).tiers == {"pinned": math.inf}
 
 
-def test_the_shape_is_the_record_s_own():
+def test_the_shape_is_the_one_that_was_recorded():
     found = record()
     assert shape_of(found) == Shape.of(LLAMA)
     found["parameters"]["layers"] = "4"
     assert shape_of(found).layers == 4
 
 
-def test_rows_of_other_code_are_left_out():
+def test_rows_of_transformers_are_left_out():
     found = record()
     other = deepcopy(found)
     other["rows"].append(found["rows"][0] | {"selector": "transformers", "p50": 1.0})

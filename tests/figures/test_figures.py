@@ -70,7 +70,7 @@ DRAWN = {
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_the_same_results_give_the_same_files(name, tmp_path):
-    """Also where the session's settings differ, which drawing leaves as they are."""
+    """Also if the session's settings differ; drawing does not change them."""
     first = figures.save(DRAWN[name](), tmp_path / "one" / "f.png", SOURCE)
     with matplotlib.rc_context({"font.size": 23, "axes.grid": True, "savefig.dpi": 30, "lines.linewidth": 9}):
         before = dict(matplotlib.rcParams)
@@ -88,7 +88,7 @@ def test_both_files_say_where_they_come_from(name, tmp_path):
         assert image.text["Source"] == "results p/m/b/t.parquet, commit 0123abc"
     assert re.search(rb"/Subject \((.*?)\)", printed)[1] == b"results p/m/b/t.parquet, commit 0123abc"
     assert b"CreationDate" not in printed
-    assert b"/FontFile2" in printed or b"/Type0" in printed  # TrueType: text stays text
+    assert b"/FontFile2" in printed or b"/Type0" in printed  # TrueType: its text can be selected
 
 
 @given(st.lists(st.sampled_from([*USUAL, "mine", "a3 at layer 2", "probe on fp8", "other", "third"]), unique=True))
@@ -103,8 +103,8 @@ def luminance(colour) -> float:
     return float(np.dot(to_rgb(colour), (0.299, 0.587, 0.114)))
 
 
-def test_what_stands_together_differs_in_grey():
-    """Eight methods by markers, stages that touch by hatching or by how dark they are, scores from dark to light."""
+def test_neighbours_differ_in_grey():
+    """Eight methods by marker, adjacent stages by hatching or brightness, scores by brightness."""
     assert len({style["marker"] for style in looks(USUAL[:8]).values()}) == 8
     for (one, hatch), (other, next_hatch) in pairwise(BARS.values()):
         assert hatch != next_hatch or abs(luminance(one) - luminance(other)) > 0.15

@@ -1,4 +1,4 @@
-"""The highlighted document: it is the document, marked where it was recomputed, and nothing in it is markup."""
+"""The highlighted document is the document's text, marked where it was recomputed, with its own markup escaped."""
 
 import re
 from html import unescape
@@ -24,7 +24,7 @@ def paragraphs(page):
 
 
 def marks(page):
-    """What is marked as recomputed, and what as evidence, in the document itself."""
+    """The texts marked as recomputed and those marked as evidence, in the document itself."""
     return [
         [plain_text(text) for text in re.findall(rf"<{tag} [^>]*>(.*?)</{tag}>", "".join(paragraphs(page)), re.S)]
         for tag in ("mark", "u")
@@ -32,7 +32,7 @@ def marks(page):
 
 
 def test_the_highlighted_document_is_the_document():
-    """Without its tags the HTML is the text, chunk by chunk; what was recomputed is marked, and only that."""
+    """Without its tags the HTML is the text, chunk by chunk; only recomputed tokens are marked."""
     tokenizer = load_tokenizer("tiny-llama")
     chunks = [encode(tokenizer, text) for text in TEXTS]
     prompt = Prompt([1], chunks, [5])
@@ -50,7 +50,7 @@ def test_the_highlighted_document_is_the_document():
 
 @given(st.text(max_size=30), st.data())
 def test_any_text_comes_out_as_it_is(text, data):
-    """Characters of several tokens, markup and white space included; all that was recomputed is under a mark."""
+    """Also characters of several tokens, markup and white space."""
     tokenizer = byte_level_bpe()
     ids = encode(tokenizer, f"x{text}")
     chosen = data.draw(st.sets(st.integers(0, len(ids) - 1)))
@@ -77,7 +77,7 @@ def test_markup_in_a_document_is_shown_as_text():
 
 
 def test_strips_show_attention_chunk_by_chunk():
-    """Each token's part of its chunk's strip is the brighter, the more it is attended to, in the document's scale."""
+    """A strip is brighter where tokens get more attention, on a scale for the whole document."""
     tokenizer = load_tokenizer("tiny-llama")
     prompt = Prompt([1], [[10, 11, 12, 13], [14, 15]], [5])
     page = highlight(tokenizer, prompt, [], attention=torch.tensor([0.0, 0.0, 0.25, 0.0, 0.0, 1.0]))
@@ -108,7 +108,7 @@ def contrast(one, two):
 
 
 def test_marks_are_readable_on_light_and_dark_pages():
-    """Marked text at 7:1 on its ground; the line under evidence at 3:1 on the ground and on both pages."""
+    """7:1 for marked text on its background; 3:1 for the line under evidence, on that and on both pages."""
     page = highlight(load_tokenizer("tiny-llama"), Prompt([], [[10]], [5]), [0], evidence=[0])
     ground, text = re.search(r"background:(#\w{6});color:(#\w{6})", page).groups()
     (line,) = set(re.findall(r"solid (#\w{6})", page))

@@ -1,4 +1,4 @@
-"""The probe, against the model's own attention and against the same tokens chosen otherwise; its calibration."""
+"""The probe, compared with the model's own attention and with another selector of the same tokens; calibration."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ from ragkv.selectors import Selector, get_selector
 
 
 def eager_attention(model, prompt):
-    """The model's own weights of the question's tokens over the document, (layers, heads, question, document)."""
+    """The model's own attention of the question to the document, ``(layers, heads, question, document)``."""
     eager = type(model)._from_config(model.config, attn_implementation="eager").eval()
     eager.load_state_dict(model.state_dict())
     with torch.inference_mode():
@@ -24,7 +24,7 @@ def eager_attention(model, prompt):
 @pytest.mark.parametrize("power", [1.0, 2.0])
 @pytest.mark.parametrize("first_layer", [0, 1, 2])
 def test_the_probe_sees_what_the_model_attends_to(model, rng, power, first_layer):
-    """With one chunk and no prefix nothing is missing from the reused cache: the model's own attention says it."""
+    """With one chunk and no prefix the reused cache is exact, so the attention is the model's own."""
     prompt = random_prompt(rng, chunks=(40,), prefix=None)
     scores = eager_attention(model, prompt)[first_layer:].pow(power).sum((0, 1, 2))
     chosen = fuse(model, prompt, "probe", ratio=0.2, hops=1, first_layer=first_layer, power=power).selected
@@ -34,7 +34,7 @@ def test_the_probe_sees_what_the_model_attends_to(model, rng, power, first_layer
 
 @pytest.mark.parametrize("hops", [1, 2, 3, 7])
 def test_what_the_probe_did_not_choose_stays_as_it_was_stored(llama, rng, hops):
-    """Passes leave nothing behind: their keys and values are only where tokens were chosen."""
+    """Passes leave no keys and values behind, except those of chosen tokens."""
     prompt = random_prompt(rng)
     found, reused = (fuse(llama, prompt, "probe", ratio=0.3, hops=hops), fuse(llama, prompt, "full_reuse"))
     left = [p for p in prompt.document_span if p not in found.selected.tolist()]
@@ -44,7 +44,7 @@ def test_what_the_probe_did_not_choose_stays_as_it_was_stored(llama, rng, hops):
         assert torch.equal(mine.values[:, :, left], stored.values[:, :, left])
 
 
-def test_the_chosen_tokens_are_computed_after_the_passes_as_without_them(llama, rng):
+def test_passes_do_not_change_how_the_chosen_tokens_are_computed(llama, rng):
     """The probe only chooses: the same tokens chosen by another selector give the same logits."""
 
     @dataclass(frozen=True)
@@ -65,18 +65,18 @@ def test_the_chosen_tokens_are_computed_after_the_passes_as_without_them(llama, 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [({"hops": 0}, "hops is 0"), ({"power": 0}, "power is 0"), ({"first_layer": -1}, "count from 0"),
      ({"following": -1}, "following is -1"), ({"looking": 2}, "looking is 2"), ({"threshold": 1.5}, "threshold is 1.5"),
      ({"layer": 1}, "before the first layer"), ({"first_layer": 3}, "this model has 3 layers")],
 )  # fmt: skip
-def test_bad_options_of_the_probe(llama, rng, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_options_of_the_probe(llama, rng, options, message):
+    with pytest.raises(ValueError, match=message):
         fuse(llama, random_prompt(rng), "probe", **options)
 
 
 def test_what_follows_a_token_comes_with_it(llama, rng):
-    """Each token that one pass chooses brings the one behind it; the budget holds all the same."""
+    """Each chosen token brings the one behind it, within the same budget."""
     prompt = random_prompt(rng)
     alone, along = (fuse(llama, prompt, "probe", ratio=r, hops=1, following=f) for r, f in ((0.15, 0), (0.3, 1)))
     first = set(alone.selected.tolist())
@@ -85,7 +85,7 @@ def test_what_follows_a_token_comes_with_it(llama, rng):
     assert len(along.selected) == int(0.3 * len(prompt.document_span)) + len(prompt.question)
 
 
-def test_a_threshold_takes_only_what_comes_near_the_best(model, rng):
+def test_a_threshold_takes_only_scores_near_the_highest(model, rng):
     """With one chunk, no prefix and one pass the scores are the model's own attention."""
     prompt = random_prompt(rng, chunks=(40,), prefix=None)
     scores = eager_attention(model, prompt).pow(2.0).sum((0, 1, 2))
@@ -95,7 +95,7 @@ def test_a_threshold_takes_only_what_comes_near_the_best(model, rng):
         assert [p for p in chosen if p in prompt.document_span] == expected.tolist()
 
 
-def test_few_tokens_look_on(llama, rng):
+def test_few_tokens_look_in_a_pass(llama, rng):
     """The probe's passes compute the question and at most the given share of the document."""
     prompt, passes = random_prompt(rng, chunks=(50, 50)), []
     hook = llama.model.layers[0].input_layernorm.register_forward_hook(lambda _, x, __: passes.append(x[0].shape[1]))
@@ -114,7 +114,7 @@ def test_calibration_finds_the_layer_at_which_the_fused_prefill_is_nearest(llama
     assert (table["divergence"] > -1e-9).all()
     everything = calibrate(llama, prompts, store, ratio=1.0).query("threshold == 0")
     assert everything["divergence"].abs().max() < 1e-6  # all recomputed: no difference
-    for row in table.iloc[[0, -1]].to_dict("records"):  # the numbers are what they are said to be
+    for row in table.iloc[[0, -1]].to_dict("records"):  # each divergence, computed from the probabilities
         said, distance = row.pop("divergence"), 0.0
         for prompt in prompts:
             full = plain(llama, prompt)[0].double().softmax(-1)
@@ -123,7 +123,7 @@ def test_calibration_finds_the_layer_at_which_the_fused_prefill_is_nearest(llama
         assert distance == pytest.approx(said, rel=1e-3, abs=1e-6)
 
 
-def test_a_calibration_is_one_models(llama, rng, tmp_path):
+def test_a_calibration_is_for_one_model_only(llama, rng, tmp_path):
     prompts, store, path = [random_prompt(rng, chunks=(20, 20))], memory_store(), tmp_path / "llama.json"
     precompute(llama, prompts, store)
     table = calibrate(llama, prompts, store, ratio=0.2)

@@ -1,4 +1,4 @@
-"""Every selector against a slow, obvious version, and the registry."""
+"""Every selector, compared with a slow and obvious version; and the registry."""
 
 import math
 from dataclasses import dataclass
@@ -153,7 +153,7 @@ def test_epic_deals_the_budget_to_the_chunks_beginnings(seen, ratio):
 
 
 @given(seen=observations(), count=st.integers(0, 12))
-def test_epic_takes_so_many_tokens_of_every_chunk(seen, count):
+def test_epic_takes_a_number_of_tokens_of_every_chunk(seen, count):
     chosen = get_selector("epic", tokens_per_chunk=count).choose(seen).tolist()
     assert chosen == [i for chunk in offsets(seen.prompt) for i in chunk[:count]]
 
@@ -161,11 +161,9 @@ def test_epic_takes_so_many_tokens_of_every_chunk(seen, count):
 @examples
 @given(seen=observations(), ratio=ratios)
 def test_surprisal_takes_the_highest_of_each_chunk(seen, ratio):
-    budget, lengths, scores = (
-        math.floor(ratio * document_of(seen)),
-        list(map(len, seen.prompt.chunks)),
-        seen.surprisal(),
-    )
+    budget = math.floor(ratio * document_of(seen))
+    lengths = list(map(len, seen.prompt.chunks))
+    scores = seen.surprisal()
     exact = [budget * n / sum(lengths) for n in lengths]
     shares = [math.floor(e) for e in exact]
     by_remainder = sorted(range(len(lengths)), key=lambda i: (round(shares[i] - exact[i], 9), i))
@@ -300,9 +298,8 @@ def test_other_values_out_of_range_are_refused(name, options):
 
 
 @pytest.fixture
-def clean_registry(monkeypatch):
-    for name in SELECTORS.copy():
-        monkeypatch.setitem(SELECTORS, name, SELECTORS[name])
+def clean_registry():
+    """Forget afterwards what a test registers."""
     before = dict(SELECTORS)
     yield
     SELECTORS.clear()
@@ -316,7 +313,7 @@ def prefill_with(model, selector):
 
 
 @pytest.mark.usefixtures("clean_registry")
-def test_a_selector_of_ones_own(llama):
+def test_a_selector_of_your_own(llama):
     @register("every_third")
     @dataclass(frozen=True)
     class EveryThird(ScoringSelector):
@@ -327,13 +324,9 @@ def test_a_selector_of_ones_own(llama):
 
     selected = prefill_with(llama, get_selector("every_third", ratio=0.2, offset=2)).selected.tolist()
     assert selected == [4 + i for i in range(2, 24, 3)] + list(range(44, 50))
-    register("every_third")(EveryThird)  # the cell is run again
+    register("every_third")(EveryThird)  # as if its notebook cell were run again
     with pytest.raises(ValueError, match="'every_third' is taken"):
         register("every_third")(SELECTORS["a3"])
-
-
-def test_the_registry_was_left_clean():
-    assert "every_third" not in SELECTORS
 
 
 @pytest.mark.parametrize("name", ["a3", *ALIASES])
@@ -344,7 +337,7 @@ def test_a_taken_name_is_refused(name):
 
 @dataclass(frozen=True)
 class Given(Selector):
-    """Chooses what it is told to."""
+    """Chooses the tokens that it was made with."""
 
     chosen: tuple[int, ...] = ()
 
@@ -358,13 +351,13 @@ def test_a_choice_outside_the_document_is_refused(llama, chosen):
         prefill_with(llama, Given(chosen=chosen))
 
 
-def test_choices_may_come_twice_and_in_any_order(llama):
+def test_tokens_may_be_named_twice_and_in_any_order(llama):
     assert prefill_with(llama, Given(chosen=(39, 0, 7, 0))).selected.tolist() == [4, 11, 43, *range(44, 50)]
 
 
 @pytest.mark.parametrize("gap", ["v", "k"])
-def test_gradual_filtering_chooses_among_those_that_are_left(model, rng, gap):
-    """Three checks keep 5/3, 4/3 and 1 of the ratio, each the largest deviations of the model's own fresh values."""
+def test_gradual_filtering_chooses_among_the_tokens_it_kept(model, rng, gap):
+    """Three checks keep 5/3, 4/3 and 1 times the ratio, each the tokens with the largest deviations."""
     prompt, store = random_prompt(rng, chunks=(20, 20, 20)), memory_store()
     precompute(model, [prompt], store)
     seen = []
