@@ -1,10 +1,134 @@
-"""``ragkv``: the command line."""
+"""``ragkv``: the command line. A command's module is imported only when that command is called.
+
+So ``ragkv --help`` answers at once, although most commands import PyTorch.
+"""
+
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_group
 
-from ragkv.doctor.command import doctor
-from ragkv.store.commands import store
+from ragkv.version import __version__
 
-app = typer.Typer(help="Attention-aware KV cache fusion for retrieval-augmented generation.", no_args_is_help=True)
-app.command()(doctor)
-app.add_typer(store, name="store")
+
+class Source(NamedTuple):
+    """Where a command is defined, and what ``ragkv --help`` says about it.
+
+    Attributes
+    ----------
+    module, name
+        A function with typer's annotations, or a `typer.Typer` with commands of its own.
+    extra
+        The extra in pyproject.toml whose packages the module imports.
+    help
+        The first line of the function's docstring.
+    """
+
+    module: str
+    name: str
+    extra: str | None
+    help: str
+
+
+COMMANDS = {
+    "run": Source("ragkv.run", "run", "evaluation", "Run all of a profile in this process, up to its report."),
+    "answer": Source(
+        "ragkv.rag.command",
+        "answer_command",
+        "rag",
+        "Answer a question from documents, with their keys and values reused.",
+    ),
+    "plan": Source(
+        "ragkv.planning",
+        "plan_command",
+        "evaluation",
+        "Estimate a profile's GPU-hours and gigabytes, task by task, from above.",
+    ),
+    "calibrate": Source("ragkv.calibrate", "calibrate_command", "evaluation", "Find the probe's options for a model."),
+    "bench": Source("ragkv.bench.command", "bench", "evaluation", "Measure speed on this machine."),
+    "bench-store": Source(
+        "ragkv.bench.store", "store_bench", "evaluation", "Measure the speed of stores on this machine."
+    ),
+    "store": Source("ragkv.store.commands", "store", None, "Look after a store of keys and values."),
+    "doctor": Source(
+        "ragkv.doctor.command",
+        "doctor",
+        None,
+        "Look at what ragkv needs here, and say what to do where it is not fine (exit code 1 if there is a problem).",
+    ),
+    "tiny": Source("ragkv.tiny.command", "tiny", None, "Train an embedded model from scratch."),
+}
+
+
+def load(command: str) -> Any:
+    """Import a command and make it ready to be called.
+
+    Raises
+    ------
+    ImportError
+        A package is missing; the message names the extra that installs it.
+    """
+    source = COMMANDS[command]
+    try:
+        defined = getattr(import_module(source.module), source.name)
+    except ModuleNotFoundError as error:
+        if source.extra is None or (error.name or "").startswith("ragkv"):
+            raise
+        raise ImportError(
+            f"`ragkv {command}` needs an optional package: pip install 'ragkv[{source.extra}]' ({error})"
+        ) from error
+    holder = typer.Typer(add_completion=False, callback=lambda: None)
+    if isinstance(defined, typer.Typer):
+        holder.add_typer(defined, name=command)
+    else:
+        holder.command(command)(defined)
+    return get_group(holder).commands[command]
+
+
+class LazyCommand(TyperCommand):
+    """A command's name and help; the command itself is imported when it is called."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        assert self.name is not None
+        return load(self.name).make_context(info_name, args, parent=parent, **extra)
+
+
+class Commands(TyperGroup):
+    """All commands of `COMMANDS`. Errors that tell the user what to do are printed as one line, without a traceback."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        for name, source in COMMANDS.items():
+            self.add_command(LazyCommand(name, help=source.help))
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            if ctx.params.get("traceback"):
+                raise
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ragkv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def ragkv(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the code an error arose.")] = False,
+) -> None:
+    """Attention-aware KV cache fusion for retrieval-augmented generation."""

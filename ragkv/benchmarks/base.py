@@ -1,13 +1,15 @@
-"""What a benchmark gives: examples (a document, a question, its answers) and how a prediction is scored."""
+"""What a benchmark provides: examples (a document, a question, its answers) and how predictions are scored."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
+from ragkv.options import Registry
 from ragkv.parameters import Parameters
 
 
@@ -104,13 +106,23 @@ class TaskParameters(Parameters):
 class Benchmark(Parameters, ABC):
     """A benchmark as a profile describes it: where its data come from, and its tasks.
 
+    A new benchmark is a subclass decorated with ``@register("its_name")``. A profile names the file that holds it in
+    ``modules``, and gives its parameters in ``benchmarks``.
+
     Attributes
     ----------
     tasks
-        What to run.
+        The tasks to run, by name.
     max_tokens
-        Longer prompts lose the middle of their document.
+        A longer prompt loses the middle of its document.
+    notebook
+        The notebook in notebooks/ that evaluates and shows this benchmark. The default fits any benchmark.
+    label
+        The example label (``"length"``) by which tables tell a task's results apart; None: one column per task.
     """
+
+    notebook: ClassVar[str] = "03_benchmark"
+    label: ClassVar[str | None] = None
 
     tasks: Mapping[str, TaskParameters] = Field(min_length=1)
     max_tokens: int | None = Field(default=None, ge=16)
@@ -144,3 +156,7 @@ class Benchmark(Parameters, ABC):
     @abstractmethod
     def sizes(self, name: str) -> list[tuple[int, int]]:
         """(prompts, tokens) of the task, at most: for planning, before any data is read."""
+
+
+BENCHMARKS: Registry[Benchmark] = Registry("benchmark")
+register = BENCHMARKS.register

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters
+from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters, register
 from ragkv.benchmarks.longbench_tasks import BUCKETS, LONGBENCH_E, TASKS, WORDINGS, Wording
 from ragkv.benchmarks.records import read_records, require
 from ragkv.options import choose
@@ -21,6 +22,7 @@ class LongBenchTask(TaskParameters):
     length: int = Field(default=1024, ge=128)
 
 
+@register("longbench")
 class LongBench(Benchmark):
     """LongBench, its 21 tasks, and as ``<task>_e`` the 13 of LongBench-E.
 
@@ -31,6 +33,8 @@ class LongBench(Benchmark):
     prompts_file
         The benchmark's own ``dataset2prompt.json``, to use its wordings instead of this project's.
     """
+
+    notebook: ClassVar = "03_longbench"
 
     source: str
     prompts_file: str | None = None

@@ -5,13 +5,13 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from random import Random
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from ragkv.benchmarks import metrics
-from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters
+from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters, register
 from ragkv.benchmarks.haystack import GENERATED, fill, sentences
 from ragkv.options import choose
 from ragkv.prompt.templates import encode
@@ -66,6 +66,7 @@ class NeedleTask(TaskParameters):
         return self
 
 
+@register("needle")
 class Needle(Benchmark):
     """Needle in a Haystack.
 
@@ -77,6 +78,9 @@ class Needle(Benchmark):
     tasks
         Any names.
     """
+
+    notebook: ClassVar = "04_needle"
+    label: ClassVar = "length"
 
     haystack: Text = GENERATED
     tasks: Mapping[str, NeedleTask] = Field(min_length=1)

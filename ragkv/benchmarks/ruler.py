@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 from transformers import PreTrainedTokenizerBase
 
 from ragkv.benchmarks import haystack, ruler_questions
-from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters
+from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters, register
 from ragkv.benchmarks.metrics import string_match_all, string_match_part
 from ragkv.benchmarks.ruler_files import official_examples, one_folder_each
 from ragkv.benchmarks.ruler_retrieval import RETRIEVAL
@@ -50,6 +50,7 @@ class RulerTask(TaskParameters):
         return given
 
 
+@register("ruler")
 class Ruler(Benchmark):
     """RULER's thirteen tasks.
 
@@ -65,6 +66,9 @@ class Ruler(Benchmark):
         The files that the questions of ``qa_1`` and ``qa_2`` come from. No question is asked twice, so that there may
         be fewer prompts than asked for.
     """
+
+    notebook: ClassVar = "05_ruler"
+    label: ClassVar = "length"
 
     source: str = GENERATED
     haystack: str = haystack.GENERATED

@@ -3,11 +3,12 @@
 from ragkv.eviction.base import Eviction, evict
 from ragkv.eviction.snapkv import SnapKV
 from ragkv.eviction.streaming import StreamingLLM
-from ragkv.options import build
+from ragkv.options import Registry
 
-__all__ = ["EVICTIONS", "Eviction", "SnapKV", "StreamingLLM", "evict", "get_eviction"]
+__all__ = ["EVICTIONS", "Eviction", "SnapKV", "StreamingLLM", "evict", "get_eviction", "register"]
 
-EVICTIONS: dict[str, type[Eviction]] = {"streaming": StreamingLLM, "snapkv": SnapKV}
+EVICTIONS: Registry[Eviction] = Registry("eviction", {"streaming": StreamingLLM, "snapkv": SnapKV})
+register = EVICTIONS.register
 
 
 def get_eviction(name: str, **options: object) -> Eviction:
@@ -18,6 +19,4 @@ def get_eviction(name: str, **options: object) -> Eviction:
     ValueError
         An unknown name or field (the message lists those that exist), or a value that is out of range.
     """
-    if name not in EVICTIONS:
-        raise ValueError(f"unknown eviction {name!r}: choose one of {', '.join(EVICTIONS)}")
-    return build(EVICTIONS[name], f"eviction {name!r}", options)
+    return EVICTIONS.build(name, options)

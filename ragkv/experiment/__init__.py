@@ -1,1 +1,1 @@
-"""A profile run on a model: prompts, precompute, evaluation."""
+"""A profile run on a model: prompts, precompute, evaluation, one prompt looked at closely, the oracle."""

@@ -1,4 +1,4 @@
-"""What a notebook works on: a profile and one of its models, its prompts, and where their results lie."""
+"""A profile and one of its models: its prompts, its store, and where its results lie."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ragkv.benchmarks import TaskParameters
 from ragkv.experiment.calibration import read_calibration
 from ragkv.experiment.items import Item, make_item, read_items, write_items
+from ragkv.experiment.modules import code_of, import_modules
 from ragkv.experiment.profile import MethodParameters, Profile, load_profile
+from ragkv.models.load import embedded_models, load_model, load_tokenizer
 from ragkv.options import choose
 from ragkv.parameters import Parameters
 from ragkv.prompt import Prompt
@@ -23,7 +25,19 @@ from ragkv.store.precompute import Precomputed, precompute
 
 
 class Experiment(Parameters):
-    """A profile and one of its models: what a notebook runs."""
+    """A profile and one of its models.
+
+    Attributes
+    ----------
+    name
+        The profile's name.
+    root
+        The folder that holds params/ and outputs/. Relative paths in a profile start there.
+    model
+        As the profile names it.
+    profile
+        Its parameters.
+    """
 
     name: str
     root: Path
@@ -47,28 +61,65 @@ class Experiment(Parameters):
             )
         return cls(name=profile, root=Path(root), model=chosen, profile=parameters)
 
+    @classmethod
+    def load_all(cls, profile: str, *, root: str | Path = ".") -> list["Experiment"]:
+        """One experiment for each of a profile's models; errors as in `load`."""
+        first = cls.load(profile, root=root)
+        return [first.model_copy(update={"model": model}) for model in first.profile.models]
+
     @property
     def outputs(self) -> Outputs:
         return Outputs(self.root / "outputs", self.name, self.model)
 
+    @property
+    def model_source(self) -> str:
+        """What `load_model` takes: a folder below the root, or the model's name as it is."""
+        folder = self.root / self.model
+        if self.model not in embedded_models() and folder.is_dir():
+            return str(folder)
+        return self.model
+
+    def load_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model and its tokenizer, on the profile's device and in its dtype; errors as in `ragkv.load_model`."""
+        return load_model(self.model_source, device=self.profile.device, dtype=self.profile.dtype)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer alone."""
+        return load_tokenizer(self.model_source)
+
+    @property
+    def module_files(self) -> list[Path]:
+        """The files of the profile's `modules`."""
+        return import_modules(self.profile.modules, self.root)
+
+    def modules_code(self) -> str:
+        """A hash of the code in the profile's `modules`; empty without any."""
+        files = self.module_files
+        return code_of(files) if files else ""
+
     def store(self, format: str = "model") -> KVStore:
         """The profile's store, for segments in that format."""
-        given, url = self.profile.store, self.outputs.store
-        if given.url is not None:
-            url = given.url if "://" in given.url else str(self.root / given.url)
-        cache = Cache(self.root / given.cache, given.cache_gigabytes * 1e9) if given.cache else None
+        parameters = self.profile.store
+        url = parameters.url or self.outputs.store
+        if parameters.url is not None and "://" not in parameters.url:
+            url = str(self.root / parameters.url)
+        cache = None
+        if parameters.cache:
+            cache = Cache(self.root / parameters.cache, parameters.cache_gigabytes * 1e9)
         return KVStore(url, format=format, cache=cache)
 
     def precompute(self, model: PreTrainedModel, *, shard: str | None = None, progress: bool = False) -> Precomputed:
         """Compute and store what all prompts need, in every way that some method wants it; or a `shard` (``"0/2"``).
 
-        The store's manifest says afterwards what that is; what is there already is not evicted meanwhile.
+        The store's manifest lists it afterwards. Segments that exist already are not evicted meanwhile.
         """
         part = Shard.parse(shard)
-        prompts, done = [item.prompt for task in self.tasks for item in self.items(*task)], []
-        manifest, store = self.manifest(model), self.store()
-        with suppress(ReadOnlyError):  # all may be there
+        prompts = [item.prompt for task in self.tasks for item in self.items(*task)]
+        manifest = self.manifest(model)
+        store = self.store()
+        with suppress(ReadOnlyError):  # a read-only store may hold everything already
             store.manifests.write(self.outputs.manifest, manifest)
+        done = []
         with store.hold(manifest.references, f"precompute {self.name}, {self.model}"):
             for offline in self.profile.offline:
                 placed = (offline.prompt(prompt, model.config.bos_token_id) for prompt in prompts)
@@ -76,12 +127,12 @@ class Experiment(Parameters):
         return sum(done[1:], done[0])
 
     def manifest(self, model: PreTrainedModel) -> Manifest:
-        """Which segments every task's prompts need, in every way that some method wants them."""
+        """The segments that every task's prompts need, in every way that some method wants them."""
         tasks = {"/".join(task): (item.prompt for item in self.items(*task)) for task in self.tasks}
         return Manifest.of({task: self.keys(model, prompts) for task, prompts in tasks.items()})
 
     def keys(self, model: PreTrainedModel, prompts: Iterable[Prompt]) -> list[str]:
-        """The names in the store of what these prompts need, each as often as they do."""
+        """The names in the store of the segments that these prompts need, each as often as they need it."""
         layouts = {offline: Layout.of(model, offline.format) for offline in self.profile.offline}
         bos = model.config.bos_token_id
         return [
@@ -93,7 +144,7 @@ class Experiment(Parameters):
 
     @contextmanager
     def holding(self, model: PreTrainedModel, prompts: Iterable[Prompt], job: str) -> Iterator[None]:
-        """While a job runs, what these prompts need is not evicted, and counts as used."""
+        """While a job runs, the segments that these prompts need are not evicted, and count as used."""
         store = self.store()
         with store.hold(self.keys(model, prompts), f"{job}, {self.name}, {self.model}"):
             with suppress(ReadOnlyError):
@@ -102,19 +153,19 @@ class Experiment(Parameters):
 
     @property
     def calibration(self) -> Path:
-        """Where the model's calibration lies."""
+        """The file with the model's calibration."""
         return self.root / "params" / "calibration" / f"{self.outputs.folder.name}.json"
 
     def selectors(self, method: MethodParameters, ratios: list[float], model: PreTrainedModel) -> list[Selector]:
-        """A method's selector at each ratio, with what its model was calibrated to where the profile wants that.
+        """A method's selector at each ratio, with the model's calibration where the profile wants it.
 
         Raises
         ------
         ValueError
             There is no calibration, or it is another model's.
         """
-        found = read_calibration(self.calibration, model) if method.calibrated else None
-        return method.selectors(ratios, self.model, found)
+        calibration = read_calibration(self.calibration, model) if method.calibrated else None
+        return method.selectors(ratios, self.model, calibration)
 
     @property
     def tasks(self) -> list[tuple[str, str]]:
@@ -122,11 +173,11 @@ class Experiment(Parameters):
         return [(name, task) for name, benchmark in self.profile.benchmarks.items() for task in benchmark.tasks]
 
     def parameters(self, benchmark: str, task: str) -> TaskParameters:
-        """What the profile says of a task."""
+        """The profile's parameters of a task."""
         return choose(f"task of {benchmark} in this profile", task, self.profile.benchmark(benchmark).tasks)
 
     def chunk(self, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
-        """Build every task's prompts and write them for the notebooks that follow.
+        """Build every task's prompts and write them for the steps that follow. Files that would not change are kept.
 
         Returns
         -------
@@ -147,11 +198,17 @@ class Experiment(Parameters):
             write_items(self.outputs.prompts(name, task), items, skipped)
             longest = max((item.prompt for item in items), key=lambda prompt: len(prompt.ids))
             table.append(
-                {"benchmark": name, "task": task, "prompts": len(items), "skipped": len(skipped)}
-                | {"chunks": len(longest.chunks), "document_tokens": len(longest.document_span)}
-                | {"question_tokens": len(longest.question)}
+                {
+                    "benchmark": name,
+                    "task": task,
+                    "prompts": len(items),
+                    "skipped": len(skipped),
+                    "chunks": len(longest.chunks),
+                    "document_tokens": len(longest.document_span),
+                    "question_tokens": len(longest.question),
+                }
             )
-        write_json(self.outputs.chunking, table)
+        write_json(self.outputs.chunking, table, keep_unchanged=True)
         return pd.DataFrame(table)
 
     def items(self, benchmark: str, task: str) -> list[Item]:

@@ -1,4 +1,4 @@
-"""What the methods see and choose in one prompt: the question's attention layer by layer, and the selected tokens."""
+"""One prompt looked at closely: the question's attention layer by layer, and the tokens that each method selects."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -18,7 +18,7 @@ from ragkv.store import KVStore
 
 @dataclass(frozen=True)
 class _Watch(Selector):
-    """Recomputes everything, and keeps the question's attention at each of `depth` layers."""
+    """Recomputes everything, and keeps the question's attention at each of the first `depth` layers."""
 
     ratio: float = 1.0
     depth: int = 1
@@ -36,9 +36,10 @@ class _Watch(Selector):
 
 
 def attention_by_layer(model: PreTrainedModel, prompt: Prompt, store: KVStore) -> Tensor:
-    """The question's attention over the document in a full prefill, ``(layers, document)``.
+    """The question's attention to the document in a full prefill, ``(layers, document)``.
 
-    Summed over heads (each with its own softmax over the tokens behind the prefix) and over the question's tokens.
+    It is summed over heads and over the question's tokens. Each head has a softmax of its own, over the tokens that
+    follow the prefix.
     """
     watch = _Watch(depth=model.config.num_hidden_layers)
     fused_prefill(model, prompt, store, watch)
@@ -48,16 +49,24 @@ def attention_by_layer(model: PreTrainedModel, prompt: Prompt, store: KVStore) -
 def look_at(
     experiment: Experiment, benchmark: str, task: str, number: int, ratio: float, model: PreTrainedModel
 ) -> dict:
-    """One evaluated prompt closely, as the figures and the report want it, written to the experiment's outputs.
+    """Everything that figures and report show of one evaluated prompt, also written to the experiment's outputs.
+
+    Parameters
+    ----------
+    number
+        Which prompt of the task, from 0.
+    ratio
+        The evaluated ratio whose selected tokens are shown.
 
     Returns
     -------
     dict
         ``benchmark, task, prompt, question, answers, ratio``; and as indices within the document: ``document`` (its
-        length), ``chunks`` (where they begin), ``evidence``, ``selected`` (by method), ``attention``
-        (`attention_by_layer`). Read from the file that was written: what is drawn is what lies on disk.
+        length), ``chunks`` (where each begins), ``evidence``, ``selected`` (by method), ``attention``
+        (`attention_by_layer`). It is read back from the file, so that what is drawn is what was written.
     """
-    item, rows = experiment.items(benchmark, task)[number], experiment.rows(benchmark, task)
+    item = experiment.items(benchmark, task)[number]
+    rows = experiment.rows(benchmark, task)
     rows = rows[(rows["prompt"] == item.id) & (rows["ratio"] == ratio)]
     span = item.prompt.document_span
     view = {

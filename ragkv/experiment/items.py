@@ -1,4 +1,4 @@
-"""A benchmark's examples made ready to run: prompts as token ids, with what their evaluation needs."""
+"""A benchmark's examples, ready to run: prompts as token ids, with what their evaluation needs."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -17,16 +17,16 @@ from ragkv.results.files import read_json, write_json
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt and how its answer is judged.
+    """A prompt, and what its answer is scored against.
 
     Attributes
     ----------
     id, answers, classes, labels
-        The example's own.
+        As in the benchmark's `Example`.
     prompt
-        As token ids.
+        The prompt as token ids.
     question
-        The text after the document, to be shown.
+        The text after the document, for display.
     evidence
         Indices within the document of the tokens that the answer follows from.
     """
@@ -43,7 +43,7 @@ class Item:
 def make_item(
     tokenizer: PreTrainedTokenizerBase, example: Example, task: Task, profile: Profile, max_tokens: int | None = None
 ) -> Item:
-    """The example as token ids in the tokenizer's chat template, its document cut as the profile says.
+    """The example as token ids in the tokenizer's chat template, its document cut into chunks as the profile says.
 
     Parameters
     ----------
@@ -51,21 +51,23 @@ def make_item(
         The longest prompt; a longer one loses the middle of its document.
     """
     prefix, question = chat_parts(tokenizer, example.before, example.after, example.answer_prefix, chat=task.chat)
-    room = None if max_tokens is None else max_tokens - len(prefix) - len(question)
-    cut = chunk_document(tokenizer, example.document, by=profile.chunk_by, tokens=profile.chunk_tokens, max_tokens=room)
+    longest = None if max_tokens is None else max_tokens - len(prefix) - len(question)
+    document = chunk_document(
+        tokenizer, example.document, by=profile.chunk_by, tokens=profile.chunk_tokens, max_tokens=longest
+    )
     return Item(
-        example.id,
-        Prompt(prefix, cut.chunks, question),
-        example.after.strip(),
-        tuple(example.answers),
-        tuple(example.classes),
-        dict(example.labels),
-        tuple(_evidence(tokenizer, example, cut.kept)),
+        id=example.id,
+        prompt=Prompt(prefix, document.chunks, question),
+        question=example.after.strip(),
+        answers=tuple(example.answers),
+        classes=tuple(example.classes),
+        labels=dict(example.labels),
+        evidence=tuple(_evidence(tokenizer, example, document.kept)),
     )
 
 
 def _evidence(tokenizer: PreTrainedTokenizerBase, example: Example, kept: list[int]) -> Iterable[int]:
-    """Which of the document's tokens, counted among those kept, the evidence covers."""
+    """The tokens that the evidence covers, as indices among the document's tokens that were kept."""
     if not example.evidence or not isinstance(example.document, str):
         return []
     spans = encode_with_spans(tokenizer, example.document)[1]
@@ -77,8 +79,9 @@ def _evidence(tokenizer: PreTrainedTokenizerBase, example: Example, kept: list[i
 
 
 def write_items(path: Path, items: list[Item], skipped: list[str]) -> None:
-    """Write a task's items, and what was left out."""
-    write_json(path, {"skipped": skipped, "items": [asdict(item) for item in items]}, indent=None)
+    """Write a task's items, and what was skipped; a file that would not change is kept."""
+    content = {"skipped": skipped, "items": [asdict(item) for item in items]}
+    write_json(path, content, indent=None, keep_unchanged=True)
 
 
 def read_items(path: Path) -> list[Item]:
@@ -87,12 +90,12 @@ def read_items(path: Path) -> list[Item]:
     Raises
     ------
     FileNotFoundError
-        The chunking notebook was not run yet.
+        The prompts were not made yet.
     """
     return [_item(**fields) for fields in read_json(path, "01_chunking.ipynb")["items"]]
 
 
-def _item(prompt: dict, answers: list[str], classes: list[str], evidence: list[int], **rest: Any) -> Item:
+def _item(prompt: dict, answers: list[str], classes: list[str], evidence: list[int], **others: Any) -> Item:
     return Item(
-        prompt=Prompt(**prompt), answers=tuple(answers), classes=tuple(classes), evidence=tuple(evidence), **rest
+        prompt=Prompt(**prompt), answers=tuple(answers), classes=tuple(classes), evidence=tuple(evidence), **others
     )

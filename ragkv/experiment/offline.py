@@ -1,4 +1,4 @@
-"""What is done ahead of a question: what each chunk is computed behind, and in which format it is stored."""
+"""What is done before a question is known: what each chunk is computed behind, and in which format it is stored."""
 
 from typing import Literal
 
@@ -10,15 +10,17 @@ from ragkv.prompt.similar import behind_similar
 
 
 class Offline(Parameters):
-    """How a method's chunks were computed and stored.
+    """How a method's chunks are computed and stored.
 
     Attributes
     ----------
     context
-        What a chunk is computed behind: BOS alone, the prompt's prefix, or the `similar` other chunks of its document
-        that are most like it (`ragkv.prompt.similar`).
+        What a chunk is computed behind: BOS alone, the prompt's prefix, or similar chunks of its document
+        (`ragkv.prompt.similar`).
+    similar
+        How many similar chunks, if `context` is ``"similar"``.
     format
-        How keys and values are stored: as the model computed them, or smaller (`ragkv.store.quantize`).
+        How keys and values are stored: in the model's dtype, or quantised (`ragkv.store.quantize`).
     """
 
     context: Literal["bos", "prefix", "similar"] = "bos"
@@ -26,7 +28,9 @@ class Offline(Parameters):
     format: Literal["model", "fp8", "int8", "int4"] = "model"
 
     def prompt(self, prompt: Prompt, bos: int | None) -> Prompt:
-        """The prompt, its chunks to be computed behind this context; `bos` is the model's id, None without one."""
+        """The prompt with its chunks to be computed behind this context; `bos` is the model's BOS id, if it has one."""
         if self.context == "prefix":
             return prompt.behind_prefix()
-        return behind_similar(prompt, self.similar, bos) if self.context == "similar" else prompt
+        if self.context == "similar":
+            return behind_similar(prompt, self.similar, bos)
+        return prompt

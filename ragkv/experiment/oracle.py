@@ -1,4 +1,4 @@
-"""How much accuracy a method has for what it costs, and how near its choice is to one that knows what is wrong."""
+"""How close a method's choice of tokens comes to that of an oracle, which knows what is wrong with reused K/V."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,16 @@ from ragkv.experiment.inspection import attention_by_layer
 from ragkv.fusion.prefill import fused_prefill
 from ragkv.prompt import Prompt
 from ragkv.results.comparison import GROUP
+from ragkv.results.files import write_json
 from ragkv.selectors import get_selector
 from ragkv.store import KVStore
 
-OVERLAP = [*GROUP, "change", "effect", "evidence"]
+ORACLES = ("change", "effect")
+OVERLAP = [*GROUP, *ORACLES, "evidence"]
 
 
 def deviations(model: PreTrainedModel, prompt: Prompt, store: KVStore) -> tuple[Tensor, Tensor]:
-    """How far each document token's stored keys and values are from a full prefill's.
+    """How far each document token's stored keys and values are from those of a full prefill.
 
     Returns
     -------
@@ -29,42 +31,66 @@ def deviations(model: PreTrainedModel, prompt: Prompt, store: KVStore) -> tuple[
     effect
         ``(document,)``: the values' difference, times how much the question attends to the token, summed over layers.
     """
-    full, reused = (fused_prefill(model, prompt, store, get_selector(n)).cache for n in ("full_prefill", "full_reuse"))
-    attention, span = attention_by_layer(model, prompt, store), prompt.document_span  # (layers, document)
-    change = effect = torch.zeros(len(span))
+    full = fused_prefill(model, prompt, store, get_selector("full_prefill")).cache
+    reused = fused_prefill(model, prompt, store, get_selector("full_reuse")).cache
+    attention = attention_by_layer(model, prompt, store)  # (layers, document)
+    span = prompt.document_span
+
+    def difference(right: Tensor, wrong: Tensor) -> Tensor:
+        """Per document token, of ``(batch, kv_heads, tokens, head_dim)``."""
+        gap = right[0, :, span.start : span.stop] - wrong[0, :, span.start : span.stop]
+        return gap.float().square().sum((0, 2)).cpu()
+
+    change = torch.zeros(len(span))
+    effect = torch.zeros(len(span))
     for weights, right, wrong in zip(attention, full.layers, reused.layers, strict=True):
-        keys, values = (
-            (a[0, :, span.start : span.stop] - b[0, :, span.start : span.stop]).float().square().sum((0, 2)).cpu()
-            for a, b in ((right.keys, wrong.keys), (right.values, wrong.values))
-        )
-        change, effect = change + keys + values, effect + weights * values.sqrt()
+        keys = difference(right.keys, wrong.keys)
+        values = difference(right.values, wrong.values)
+        change = change + keys + values
+        effect = effect + weights * values.sqrt()
     return change, effect
 
 
 def oracle_overlap(
     experiment: Experiment, benchmark: str, task: str, model: PreTrainedModel, prompts: int
 ) -> pd.DataFrame:
-    """Which share of a method's tokens are among as many that an oracle would take, over the first `prompts` prompts.
+    """The share of a method's tokens that an oracle would also take, given as many, over the first `prompts` prompts.
 
     Returns
     -------
     DataFrame
-        ``method, ratio``, and the mean share by two oracles: ``change``, the tokens whose keys and values are most
-        wrong, and ``effect``, those whose wrong values the question attends to most; ``evidence``: the share of the
-        evidence that was recomputed. Methods that recompute nothing or everything are not in it.
+        ``method, ratio``, and the mean share for two oracles: ``change`` takes the tokens whose keys and values are
+        most wrong, ``effect`` those whose wrong values the question attends to most. ``evidence`` is the share of the
+        evidence that was recomputed. Methods that recompute nothing or everything are left out.
     """
-    rows, table = experiment.rows(benchmark, task), []
+    rows = experiment.rows(benchmark, task)
+    table = []
     for item in experiment.items(benchmark, task)[:prompts]:
-        span, oracles = item.prompt.document_span, deviations(model, item.prompt, experiment.store())
+        span = item.prompt.document_span
+        oracles = dict(zip(ORACLES, deviations(model, item.prompt, experiment.store()), strict=True))
         for row in rows[rows["prompt"] == item.id].itertuples():
             chosen = {int(position) - span.start for position in row.recomputed if position in span}
             if not 0 < len(chosen) < len(span):
                 continue
-            best = [set(scores.topk(len(chosen)).indices.tolist()) for scores in oracles]
-            shares = dict(zip(("change", "effect"), (len(chosen & b) / len(chosen) for b in best), strict=True))
-            table.append({"method": row.method, "ratio": row.ratio} | shares | _found(chosen, item.evidence))
+            line = {"method": row.method, "ratio": row.ratio}
+            for name, scores in oracles.items():
+                best = set(scores.topk(len(chosen)).indices.tolist())
+                line[name] = len(chosen & best) / len(chosen)
+            line["evidence"] = _covered(chosen, item.evidence)
+            table.append(line)
     return pd.DataFrame(table, columns=OVERLAP).groupby(GROUP, sort=False).mean().reset_index()
 
 
-def _found(chosen: set[int], evidence: Sequence[int]) -> dict[str, float]:
-    return {"evidence": len(chosen & set(evidence)) / len(evidence) if evidence else np.nan}
+def write_oracle(
+    experiment: Experiment, benchmark: str, task: str, model: PreTrainedModel, prompts: int
+) -> pd.DataFrame:
+    """`oracle_overlap`, also written to the experiment's outputs."""
+    overlap = oracle_overlap(experiment, benchmark, task, model, prompts)
+    content = {"benchmark": benchmark, "task": task, "overlap": overlap.to_dict("records")}
+    write_json(experiment.outputs.oracle, content)
+    return overlap
+
+
+def _covered(chosen: set[int], evidence: Sequence[int]) -> float:
+    """The share of the evidence among the chosen tokens; NaN without evidence."""
+    return len(chosen & set(evidence)) / len(evidence) if evidence else np.nan

@@ -4,10 +4,19 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ragkv.benchmarks import BENCHMARKS, Benchmark
 from ragkv.eviction import EVICTIONS, Eviction, get_eviction
+from ragkv.experiment.modules import import_modules
 from ragkv.experiment.offline import Offline
 from ragkv.options import choose
 from ragkv.parameters import Parameters
@@ -18,18 +27,24 @@ Kind = TypeVar("Kind", bound=Parameters)
 
 
 class MethodParameters(Parameters):
-    """A selector and its options; those with a ratio run once per ratio of the task.
+    """A selector and its options. A selector that takes a ratio runs once per ratio of the task.
 
     Attributes
     ----------
+    selector, label
+        The selector's name, and the method's own name in tables where the selector's would not be unique.
+    options
+        The selector's options.
     options_by_model
-        Options of single models, over `options`.
+        Options for single models; they override `options`.
+    calibrated
+        Also take the options in the model's own file in params/calibration, see `ragkv.calibrate`.
+    ratios
+        Ratios to run instead of the task's.
     offline
-        ``{context: similar, format: fp8}``: how its chunks were computed and stored, see `ragkv.experiment.offline`.
+        ``{context: similar, format: fp8}``: how chunks are computed and stored, see `ragkv.experiment.offline`.
     eviction
         ``{name: snapkv, capacity_ratio: 0.25}``: what leaves the cache after the prefill, see `ragkv.eviction`.
-    calibrated
-        Also take the options of the model's own file in params/calibration, see `ragkv.calibrate`.
     """
 
     selector: str
@@ -43,31 +58,37 @@ class MethodParameters(Parameters):
 
     @field_validator("eviction")
     @classmethod
-    def _fits(cls, given: dict[str, Any] | None) -> dict[str, Any] | None:
-        if given is not None:
-            _eviction(given)
-        return given
+    def _check_eviction(cls, options: dict[str, Any] | None) -> dict[str, Any] | None:
+        if options is not None:
+            _make_eviction(options)
+        return options
 
     @property
     def name(self) -> str:
         return self.label or self.selector
 
-    def selectors(self, ratios: list[float], model: str, found: dict[str, Any] | None = None) -> list[Selector]:
-        """The selector at each ratio, with its options for this model; `found` are those of its calibration."""
-        options = (found or {}) | self.options | self.options_by_model.get(model, {})
+    def selectors(self, ratios: list[float], model: str, calibration: dict[str, Any] | None = None) -> list[Selector]:
+        """The selector at each ratio, with its options for this model.
+
+        Parameters
+        ----------
+        calibration
+            Options that the model was calibrated to; those of the profile override them.
+        """
+        options = (calibration or {}) | self.options | self.options_by_model.get(model, {})
         if "ratio" not in selector_options(self.selector):
             return [get_selector(self.selector, **options)]
-        return [get_selector(self.selector, ratio=r, **options) for r in self.ratios or ratios]
+        return [get_selector(self.selector, ratio=ratio, **options) for ratio in self.ratios or ratios]
 
     def evicts(self) -> Eviction | None:
-        """What leaves the cache after the prefill, if anything."""
-        return None if self.eviction is None else _eviction(self.eviction)
+        """The eviction to apply after the prefill, if any."""
+        return None if self.eviction is None else _make_eviction(self.eviction)
 
 
-def _eviction(given: dict[str, Any]) -> Eviction:
-    if "name" not in given:
+def _make_eviction(options: dict[str, Any]) -> Eviction:
+    if "name" not in options:
         raise ValueError(f"an eviction needs a name: one of {', '.join(EVICTIONS)}")
-    return get_eviction(**given)
+    return get_eviction(**options)
 
 
 class StoreParameters(Parameters):
@@ -76,10 +97,10 @@ class StoreParameters(Parameters):
     Attributes
     ----------
     url
-        A folder, relative to the root, or any fsspec URL (``s3://bucket/kv``); None is the profile's own folder below
+        A folder, relative to the root, or any fsspec URL (``s3://bucket/kv``); None is the profile's own folder in
         outputs/.
     cache, cache_gigabytes
-        A local folder in front of a remote store, and the most that it takes.
+        A local folder that caches a remote store, and the most that the cache may hold.
     """
 
     url: str | None = None
@@ -92,20 +113,24 @@ class Profile(Parameters):
 
     Attributes
     ----------
+    modules
+        Python files (relative to the root) or importable modules with benchmarks, selectors or evictions of your own.
+        They are imported, so their code runs, whenever the profile is loaded.
     models
-        Embedded ones by name, local folders, or hub ids.
+        Names of embedded models, local folders, or hub ids.
     benchmarks
         Each with its tasks, see `ragkv.benchmarks`.
     methods
         The selectors to compare.
     chunk_tokens, chunk_by
-        How documents are cut, see `ragkv.prompt.chunking`.
+        How documents are cut into chunks, see `ragkv.prompt.chunking`.
     store
-        Where segments are stored, by default below outputs/.
+        Where segments are stored, by default in outputs/.
     device, dtype, backend
         Where and how models run.
     """
 
+    modules: list[str] = Field(default_factory=list)
     models: list[str] = Field(min_length=1)
     benchmarks: dict[str, SerializeAsAny[Benchmark]] = Field(min_length=1)
     methods: list[MethodParameters] = Field(min_length=1)
@@ -118,15 +143,15 @@ class Profile(Parameters):
 
     @field_validator("benchmarks", mode="before")
     @classmethod
-    def _by_name(cls, given: Any) -> Any:
-        """Each benchmark's parameters are its own."""
-        if not isinstance(given, dict):
-            return given
-        return {name: _validated(choose("benchmark", name, BENCHMARKS), name, some) for name, some in given.items()}
+    def _make_benchmarks(cls, benchmarks: Any) -> Any:
+        """Validate each benchmark's parameters by its own class."""
+        if not isinstance(benchmarks, dict):
+            return benchmarks
+        return {name: _validated(BENCHMARKS.find(name), name, given) for name, given in benchmarks.items()}
 
     @model_validator(mode="after")
-    def _methods_fit(self) -> "Profile":
-        """Every method takes its options and ratios; methods can be told apart."""
+    def _check_methods(self) -> "Profile":
+        """Every method accepts its options and ratios, and has a name of its own."""
         for method in self.methods:
             if others := set(method.options_by_model) - set(self.models):
                 raise ValueError(f"{method.name} has options for {', '.join(sorted(others))}: not in models")
@@ -140,9 +165,17 @@ class Profile(Parameters):
             raise ValueError(f"methods named {', '.join(twice)} more than once: give each a label of its own")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_empty_modules(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A profile without modules is written without the parameter."""
+        values = serialize(self)
+        if not self.modules:
+            values.pop("modules", None)
+        return values
+
     @property
     def offline(self) -> list[Offline]:
-        """Every way in which chunks are computed and stored for some method; the plain one is always there."""
+        """Every way in which some method wants chunks computed and stored; the default one always comes first."""
         return list(dict.fromkeys([Offline(), *(method.offline for method in self.methods)]))
 
     def benchmark(self, name: str) -> Benchmark:
@@ -150,14 +183,29 @@ class Profile(Parameters):
 
 
 def load_profile(name: str, folder: Path) -> Profile:
-    """Read ``<folder>/<name>.yaml``; where it says ``extends: <other>``, it changes parameters of that file.
+    """Read ``<folder>/<name>.yaml``; with ``extends: <other>`` it changes parameters of that other file.
+
+    The files in its ``modules``, relative to the parent of `folder`, are imported first: their code runs.
 
     Raises
     ------
     ValueError
-        No such file, or a parameter that is unknown or out of range; the message says which and what is allowed.
+        No such file, a module that cannot be imported, or a parameter that is unknown or out of range; the message
+        says which and what is allowed.
     """
-    return _validated(Profile, str(folder / f"{name}.yaml"), _read(name, folder, []))
+    path = folder / f"{name}.yaml"
+    given = _read(name, folder, [])
+    try:
+        import_modules(_checked_modules(given.get("modules")), folder.parent)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return _validated(Profile, str(path), given)
+
+
+def _checked_modules(modules: Any) -> list[str]:
+    """The modules to import; none if they are not a list of texts, which validation reports afterwards."""
+    valid = isinstance(modules, list) and all(isinstance(module, str) for module in modules)
+    return modules if valid else []
 
 
 def _read(name: str, folder: Path, extended_by: list[str]) -> dict:
@@ -178,8 +226,8 @@ def _read(name: str, folder: Path, extended_by: list[str]) -> dict:
     return given if other is None else _read(other, folder, [*extended_by, name]) | given
 
 
-def _validated(kind: type[Kind], where: str, given: Any) -> Kind:
-    """Pydantic's errors as one line: where, what."""
+def _validated(kind: type[Kind], name: str, given: Any) -> Kind:
+    """The validated parameters; pydantic's errors become one line that says where and what."""
     try:
         return kind.model_validate(given)
     except ValidationError as error:
@@ -188,7 +236,8 @@ def _validated(kind: type[Kind], where: str, given: Any) -> Kind:
     for problem in problems:
         unknown = problem["type"] == "extra_forbidden"
         what = "there is no such parameter" if unknown else problem["msg"].removeprefix("Value error, ")
-        lines.append(": ".join(filter(None, [".".join(map(str, problem["loc"])), what])))
+        place = ".".join(map(str, problem["loc"]))
+        lines.append(f"{place}: {what}" if place else what)
     if any(problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1 for problem in problems):
         lines.append(f"the parameters here are {', '.join(kind.model_fields)}")
-    raise ValueError(f"{where}: {'; '.join(lines)}")
+    raise ValueError(f"{name}: {'; '.join(lines)}")

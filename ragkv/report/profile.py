@@ -5,8 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 from ragkv.experiment.experiment import Experiment
+from ragkv.experiment.profile import Profile
 from ragkv.report.render import render
-from ragkv.report.section import LABELS, Rows, Section
+from ragkv.report.section import Rows, Section
 from ragkv.report.tables import write_table
 from ragkv.results.comparison import scores_by_task
 
@@ -24,14 +25,15 @@ def write_report(profile: str, root: str | Path) -> Path:
     FileNotFoundError
         Some results do not exist yet; the message says which notebook computes them.
     """
-    models = Experiment.load(profile, root=root).profile.models
-    experiments = [Experiment.load(profile, model=model, root=root) for model in models]
+    experiments = Experiment.load_all(profile, root=root)
     results = {
         e.model: {b: {t: e.rows(b, t) for t in s.tasks} for b, s in e.profile.benchmarks.items()} for e in experiments
     }
     sections = [Section(experiment, results[experiment.model]).whole() for experiment in experiments]
     outputs = experiments[0].outputs
-    overview = write_table(_overview(results), outputs.report_folder / "overview", {"profile": profile})
+    overview = write_table(
+        _overview(results, experiments[0].profile), outputs.report_folder / "overview", {"profile": profile}
+    )
     return render(
         "report.html.jinja",
         outputs.report,
@@ -43,10 +45,10 @@ def write_report(profile: str, root: str | Path) -> Path:
     )
 
 
-def _overview(results: dict[str, dict[str, Rows]]) -> pd.DataFrame:
+def _overview(results: dict[str, dict[str, Rows]], profile: Profile) -> pd.DataFrame:
     """The average of each benchmark for each model, by method and the ratios that all of them were run with."""
     columns = {
-        f"{Path(model).name}, {benchmark}": scores_by_task(rows, LABELS[benchmark])["average"]
+        f"{Path(model).name}, {benchmark}": scores_by_task(rows, profile.benchmark(benchmark).label)["average"]
         for model, benchmarks in results.items()
         for benchmark, rows in benchmarks.items()
     }

@@ -1,5 +1,7 @@
 """One model's part of a report, with its tables and figures written as files beside the page."""
 
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,6 @@ from ragkv.results.files import read_json
 from ragkv.results.frontier import areas, costs
 
 Rows = dict[str, pd.DataFrame]  # a benchmark's results by task
-LABELS = {"longbench": None, "needle": "length", "ruler": "length"}  # what a task's results are told apart by
 
 
 @dataclass(frozen=True)
@@ -57,23 +58,26 @@ class Section:
         main = max(rows, key=lambda task: len(rows[task]))
         closely, source = rows[main], self._source(self.outputs.rows(name, main), name, main)
         all_tasks = source | {"results": self._relative(self.outputs.rows(name, main).parent)}
-        several = bool(closely.groupby("method")["ratio"].nunique().max() > 1)
+        several = has_ratios(closely)
         title = f"{self.name}, {name}, {main}, {closely['prompt'].nunique()} prompts"
-        scores = scores_by_task(rows, LABELS[name])
+        benchmark = self.experiment.profile.benchmark(name)
+        scores = scores_by_task(rows, benchmark.label)
         ttft = figures.ttft_by_method(closely, f"{title}, {source['device']}")
         found = {
             "name": name,
+            "label": benchmark.label,
+            "over_depth": has_depths(closely),
             "main": main,
             "prompts": closely["prompt"].nunique(),
             "scores": self._table(f"{name}-scores", scores, all_tasks, turned=scores.shape[1] > scores.shape[0]),
             "intervals": self._table(f"{name}-{main}", intervals(closely), source),
             "metrics": self._table(f"{name}-metrics", metrics(closely), source),
             "times": self._table(f"{name}-times", times(closely), source),
-            "figure": self._drawing(name, _scores(closely, several, title), source),
+            "figure": self._drawing(name, score_figure(closely, title), source),
             "ttft": self._drawing(f"{name}-ttft", ttft, source),
             "areas": None,
             "frontier": None,
-            "parameters": self.experiment.profile.benchmark(name).model_dump(),
+            "parameters": benchmark.model_dump(),
             "provenance": source,
             "summaries": {task: self._relative(self.outputs.summary(name, task)) for task in rows},
             "command": self._command(self.outputs.rows(name, main)),
@@ -116,13 +120,26 @@ class Section:
         return {"profile": self.experiment.name, "results": self._relative(results)} | summary["provenance"]
 
     def _command(self, results: Path) -> str:
-        """A command that computes a results file again, and everything it needs that is missing."""
-        path = results.relative_to(self.experiment.root).as_posix()
-        return f'snakemake -s workflow/Snakefile --cores 2 --config profile={self.experiment.name} -f "$PWD/{path}"'
+        """A shell command that computes a results file again, and everything it needs that is missing."""
+        profile = shlex.quote(f"profile={self.experiment.name}")
+        path = re.sub(r'([\\"$`])', r"\\\1", results.relative_to(self.experiment.root).as_posix())
+        return f'snakemake -s workflow/Snakefile --cores 2 --config {profile} -f "$PWD/{path}"'
 
 
-def _scores(rows: pd.DataFrame, several: bool, title: str) -> Figure:
+def score_figure(rows: pd.DataFrame, title: str) -> Figure:
     """The figure that suits a task: heat maps over depth and length, curves over ratios, or intervals by method."""
-    if "depth" in rows:
+    if has_depths(rows):
         return figures.heat_maps(grid(rows), title)
-    return figures.accuracy_over_ratio(rows, title) if several else figures.score_by_method(summarise(rows), title)
+    if has_ratios(rows):
+        return figures.accuracy_over_ratio(rows, title)
+    return figures.score_by_method(summarise(rows), title)
+
+
+def has_depths(rows: pd.DataFrame) -> bool:
+    """Whether results have a depth and a length each."""
+    return {"depth", "length"} <= set(rows)
+
+
+def has_ratios(rows: pd.DataFrame) -> bool:
+    """Whether some method ran at several ratios."""
+    return bool(rows.groupby("method")["ratio"].nunique().max() > 1)

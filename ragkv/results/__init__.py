@@ -1,1 +1,1 @@
-"""Results on disk: where they lie, how they are written and read, and how methods compare."""
+"""Results: where they lie, how they are written and read, what they depend on, and how methods are compared."""

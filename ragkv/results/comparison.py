@@ -8,16 +8,16 @@ GROUP = ["method", "ratio"]
 
 
 def summarise(rows: pd.DataFrame, by: list[str] | None = None, baseline: str = "full_prefill") -> pd.DataFrame:
-    """Each method and ratio in one row, in the order of the results.
+    """One row per method and ratio, in the order of the results.
 
     Parameters
     ----------
     rows
         Results as `ragkv.experiment.evaluate` gives them.
     by
-        Labels (``["length"]``) by which to tell results apart first.
+        Labels (``["length"]``) by which to group the results first.
     baseline
-        The method that the others are compared with on the same prompts.
+        The method with which the others are compared, prompt by prompt.
 
     Returns
     -------
@@ -31,11 +31,14 @@ def summarise(rows: pd.DataFrame, by: list[str] | None = None, baseline: str = "
         scores = part.pivot_table(index="prompt", columns=GROUP, values="score", sort=False)
         base = scores.xs(baseline, axis=1, level="method").iloc[:, 0] if baseline in scores.columns else None
         for key, group in part.groupby(GROUP, sort=False):
-            difference = interval((scores[key] - base).to_numpy(), "difference") if base is not None else {}
-            times = {"prompts": len(group)} | {name: group[name].median() for name in ("ttft", "tpot") if name in group}
-            found = interval(scores[key].to_numpy(), "score")
-            found["low"], found["high"] = found.pop("score_low"), found.pop("score_high")
-            tables.append(dict(zip([*(by or []), *GROUP], (*labels, *key), strict=True)) | found | difference | times)
+            line: dict[str, object] = dict(zip([*(by or []), *GROUP], (*labels, *key), strict=True))
+            score = interval(scores[key].to_numpy(), "score")
+            line |= {"score": score["score"], "low": score["score_low"], "high": score["score_high"]}
+            if base is not None:
+                line |= interval((scores[key] - base).to_numpy(), "difference")
+            line["prompts"] = len(group)
+            line |= {name: group[name].median() for name in ("ttft", "tpot") if name in group}
+            tables.append(line)
     return pd.DataFrame(tables)
 
 
@@ -44,8 +47,8 @@ def interval(values: np.ndarray, name: str = "mean", seed: int = 0) -> dict[str,
     values = values[~np.isnan(values)]
     if not len(values):
         return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
-    drawn = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    resampled = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[resampled].mean(axis=1), [2.5, 97.5])
     return {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
@@ -64,17 +67,21 @@ def scores_by_task(results: dict[str, pd.DataFrame], by: str | None = None) -> p
     results
         Rows by task.
     by
-        A label (``"length"``) that gives each task a column per value.
+        A label (``"length"``): tasks whose results have it get a column per value, others a single column.
 
     Returns
     -------
     DataFrame
-        Indexed by method and ratio, those that every task was run with; the last column is the columns' mean.
+        Indexed by those methods and ratios that every task was run with; the last column is the mean of the others.
     """
     columns = {}
     for task, rows in results.items():
-        for label, part in rows.groupby(by, sort=True) if by else [(None, rows)]:
-            columns[task if label is None else f"{task}, {label}"] = part.groupby(GROUP, sort=False)["score"].mean()
+        if by in rows:
+            parts = {f"{task}, {value}": part for value, part in rows.groupby(by, sort=True)}
+        else:
+            parts = {task: rows}
+        for name, part in parts.items():
+            columns[name] = part.groupby(GROUP, sort=False)["score"].mean()
     table = pd.DataFrame(columns).dropna()
     order = [key for key in next(iter(columns.values())).index if key in table.index]
     table = table.reindex(order)
@@ -82,7 +89,7 @@ def scores_by_task(results: dict[str, pd.DataFrame], by: str | None = None) -> p
 
 
 def grid(rows: pd.DataFrame, down: str = "depth", across: str = "length") -> dict[tuple[str, float], pd.DataFrame]:
-    """Mean scores over two labels, a table per method and ratio."""
+    """Mean scores over two labels: one table per method and ratio."""
     return {
         key: part.pivot_table(index=down, columns=across, values="score", aggfunc="mean")
         for key, part in rows.groupby(GROUP, sort=False)

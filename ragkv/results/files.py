@@ -1,20 +1,4 @@
-"""Results on disk: the one place that knows where things lie under outputs/, and how they are written and read.
-
-    outputs/index.html                              all reports
-    outputs/reference/                              recorded reports and latencies, committed
-    outputs/<profile>/report.html, report/          the report, its figures (PNG, PDF) and tables (CSV, LaTeX)
-    outputs/<profile>/store/                        K/V segments, shared by all benchmarks of the profile
-    outputs/<profile>/<model>/
-        chunking.json precompute.json               what the chunking and precompute notebooks found
-        tokens.json                                 selected tokens and attention in one prompt
-        notebooks/                                  the executed notebooks
-    outputs/<profile>/<model>/<benchmark>/
-        <task>.prompts.json                         the task's prompts, with what their evaluation needs
-        <task>.parquet <task>.json                  a row per (prompt, method, ratio); summary with provenance
-        <task>.<parameters>.partial.jsonl           rows so far, while an evaluation runs or after it was interrupted
-
-A shard's files have its name before the ending: ``precompute.0-of-2.json``, ``<task>.0-of-2.json`` when it is done.
-"""
+"""Results on disk: JSON, pages, tables, and the rows of an evaluation in progress. Files appear whole or not at all."""
 
 import errno
 import json
@@ -27,32 +11,42 @@ import pandas as pd
 import xxhash
 
 
-def write_json(path: Path, value: object, indent: int | None = 1) -> None:
-    """Write `value`; the file appears whole or not at all."""
-    write_text(path, json.dumps(value, indent=indent) + "\n")
+def write_json(path: Path, value: object, indent: int | None = 1, *, keep_unchanged: bool = False) -> None:
+    """Write `value` as JSON.
+
+    Parameters
+    ----------
+    keep_unchanged
+        Leave a file that says the same already as it is, with its time, so that nothing is made again because of it.
+    """
+    text = json.dumps(value, indent=indent) + "\n"
+    if keep_unchanged and path.is_file() and path.read_bytes() == text.encode():
+        return
+    write_text(path, text)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a page or a table; the file appears whole or not at all."""
+    """Write a page or a table."""
     _replace(path, lambda partial: partial.write_text(text))
 
 
 def write_rows(path: Path, rows: pd.DataFrame) -> None:
-    """Write a results table as parquet; the file appears whole or not at all."""
+    """Write a results table as parquet."""
     _replace(path, lambda partial: rows.to_parquet(partial, index=False))
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a temporary file beside `path`, then put it in its place."""
     partial = path.with_name(path.name + ".partial")
-    with _writing(path):
+    with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # a link there would lead elsewhere
+        partial.unlink(missing_ok=True)  # never write through a symbolic link
         write(partial)
         os.replace(partial, path)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -64,52 +58,57 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path, made_by: str) -> dict:
-    """Read what the notebook `made_by` wrote.
+    """Read a JSON file.
+
+    Parameters
+    ----------
+    made_by
+        The notebook that writes the file, to be named if the file is missing.
 
     Raises
     ------
     FileNotFoundError
-        With the name of the notebook that makes the file.
+        There is no such file yet; the message names the notebook to run.
     """
-    return json.loads(_there(path, made_by).read_text())
+    return json.loads(_existing(path, made_by).read_text())
 
 
 def read_rows(path: Path, made_by: str) -> pd.DataFrame:
     """Read a results table; errors as in `read_json`."""
-    return pd.read_parquet(_there(path, made_by))
+    return pd.read_parquet(_existing(path, made_by))
 
 
-def _there(path: Path, made_by: str) -> Path:
+def _existing(path: Path, made_by: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there yet: run the notebook {made_by} first, or `make reproduce`")
     return path
 
 
 def read_partial(path: Path) -> list[dict]:
-    """The rows of an interrupted evaluation; damaged ones are dropped from its file, and computed again."""
+    """The rows of an interrupted evaluation; damaged lines are removed from the file and will be computed again."""
     if not path.exists():
         return []
     rows = rows_so_far(path)
-    whole = "".join(map(_line, rows))
-    if path.read_bytes() != whole.encode():
-        _replace(path, lambda partial: partial.write_text(whole))
+    undamaged = "".join(map(_line, rows))
+    if path.read_bytes() != undamaged.encode():
+        write_text(path, undamaged)
     return rows
 
 
 def rows_so_far(path: Path) -> list[dict]:
-    """The whole and undamaged lines of a file that another process may be writing; the file is left as it is."""
+    """The complete and undamaged lines of a file that another process may be writing; the file is only read."""
     rows = []
     for line in path.read_bytes().splitlines():
         with suppress(ValueError, KeyError, TypeError):
-            found = json.loads(line)
-            if found["checksum"] == _checksum(found["row"]):
-                rows.append(found["row"])
+            entry = json.loads(line)
+            if entry["checksum"] == _checksum(entry["row"]):
+                rows.append(entry["row"])
     return rows
 
 
 def append_rows(path: Path, rows: Iterable[dict]) -> None:
-    """Add rows to the file of an evaluation in progress, in one write; a link is not followed."""
-    with _writing(path):
+    """Add rows to the file of an evaluation in progress, in one write; a symbolic link is not followed."""
+    with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         with os.fdopen(os.open(path, flags, 0o666), "a") as file:

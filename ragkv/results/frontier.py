@@ -1,4 +1,4 @@
-"""Accuracy over cost: the curve of each method, the area under it, and where it fails."""
+"""Accuracy over cost: each method's curve, the area under it, and the prompts that a method gets wrong."""
 
 import numpy as np
 import pandas as pd
@@ -9,21 +9,22 @@ AREA = ["method", "area", "low", "high"]
 
 
 def costs(rows: pd.DataFrame) -> pd.DataFrame:
-    """`summarise`, with the mean ``share`` that was recomputed, and bytes in store and cache."""
+    """`summarise`, with means of the ``share`` that was recomputed and of the bytes in store and cache."""
     means = rows.groupby(GROUP, sort=False)[["share", "stored_bytes", "cache_tokens", "cache_bytes"]].mean()
     return summarise(rows).merge(means.reset_index(), on=GROUP, sort=False)
 
 
 def areas(rows: pd.DataFrame, start: str = "full_reuse") -> pd.DataFrame:
-    """The area under each method's accuracy over the ratio, from plain reuse at 0 on, over the largest ratio of all.
+    """The area under each method's accuracy over the ratio, from plain reuse at ratio 0 to the largest ratio of all.
 
-    Between two ratios a line is drawn; a method's last accuracy stays. So the area is a mean accuracy, from 0 to 1.
+    The curve is linear between two ratios, and constant after a method's last ratio. The area is divided by the largest
+    ratio, so it is a mean accuracy from 0 to 1.
 
     Returns
     -------
     DataFrame
-        ``method, area, low, high`` (95 %, by resampling prompts), best first; methods that ran at several ratios.
-        Empty where `start` did not run.
+        ``method, area, low, high`` (95 % interval, by resampling prompts), best first, of the methods that ran at
+        several ratios. Empty if `start` did not run.
     """
     scores = rows.pivot_table(index="prompt", columns=GROUP, values="score", sort=False)
     if start not in scores:
@@ -36,14 +37,15 @@ def areas(rows: pd.DataFrame, start: str = "full_reuse") -> pd.DataFrame:
     for method, curve in curves.items():
         ratios = [0.0, *curve.columns, widest]
         heights = np.column_stack([reuse, curve, curve.iloc[:, -1]])  # (prompts, ratios)
-        found = interval(np.trapezoid(heights, ratios, axis=1) / widest, "area")
-        table.append({"method": method, "area": found["area"], "low": found["area_low"], "high": found["area_high"]})
+        area = interval(np.trapezoid(heights, ratios, axis=1) / widest, "area")
+        table.append({"method": method, "area": area["area"], "low": area["area_low"], "high": area["area_high"]})
     return pd.DataFrame(table, columns=AREA).sort_values("area", ascending=False, kind="stable", ignore_index=True)
 
 
 def failures(rows: pd.DataFrame, method: str, ratio: float, baseline: str = "full_prefill") -> list[str]:
-    """The prompts that the baseline answers better than a method at a ratio; none where the baseline did not run."""
+    """The prompts that the baseline answers better than a method at a ratio; none if the baseline did not run."""
     scores = rows.pivot_table(index="prompt", columns=GROUP, values="score", sort=False)
     if baseline not in scores:
         return []
-    return scores.index[scores[baseline].iloc[:, 0] > scores[method, ratio]].tolist()
+    worse = scores[baseline].iloc[:, 0] > scores[method, ratio]
+    return scores.index[worse].tolist()

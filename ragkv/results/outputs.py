@@ -1,7 +1,24 @@
-"""Where things lie under outputs/: the one place that knows."""
+"""The paths of everything under outputs/; no other module spells them out.
+
+    outputs/index.html                              all reports
+    outputs/reference/                              recorded reports and latencies, committed
+    outputs/<profile>/report.html, report/          the report, its figures (PNG, PDF) and tables (CSV, LaTeX)
+    outputs/<profile>/store/                        K/V segments, shared by all benchmarks of the profile
+    outputs/<profile>/<model>/
+        chunking.json precompute.json               what chunking and precompute did
+        tokens.json oracle.json                     one prompt token by token; choices compared with an oracle's
+        notebooks/                                  the executed notebooks
+    outputs/<profile>/<model>/<benchmark>/
+        <task>.prompts.json                         the task's prompts, with what their evaluation needs
+        <task>.parquet <task>.json                  a row per (prompt, method, ratio); summary with provenance
+        <task>.<identity>.partial.jsonl             rows so far, of an evaluation that runs or was interrupted
+
+A shard's files have its name before the suffix: ``precompute.0-of-2.json``, ``<task>.0-of-2.json`` when it is done.
+"""
 
 import re
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 
@@ -27,7 +44,7 @@ class Outputs:
 
     @property
     def manifest(self) -> str:
-        """What the profile and model are called among the store's manifests."""
+        """The name of this profile and model among the store's manifests."""
         return re.sub(r"[^\w.-]", "-", f"{self.profile}.{Path(self.model).name}")
 
     @property
@@ -55,15 +72,16 @@ class Outputs:
     def summary(self, benchmark: str, task: str) -> Path:
         return self._task(benchmark, f"{task}.json")
 
-    def partial(self, benchmark: str, task: str, parameters: str) -> Path:
-        return self._task(benchmark, f"{task}.{parameters}.partial.jsonl")
+    def partial(self, benchmark: str, task: str, identity: str) -> Path:
+        """The rows so far of an evaluation with this identity."""
+        return self._task(benchmark, f"{task}.{identity}.partial.jsonl")
+
+    def partials(self, benchmark: str, task: str, identity: str) -> list[Path]:
+        """The existing files of this kind: that of the whole, and those of shards."""
+        return sorted(self._task(benchmark, task).parent.glob(f"{escape(task)}.{identity}.partial*.jsonl"))
 
     def _task(self, benchmark: str, file: str) -> Path:
         return self.folder / _plain(benchmark) / _plain(file)
-
-    def partials(self, benchmark: str, task: str, parameters: str) -> list[Path]:
-        """Those that are there, of the whole and of shards."""
-        return sorted(self._task(benchmark, task).parent.glob(f"{task}.{parameters}.partial*.jsonl"))
 
     @property
     def report(self) -> Path:
@@ -75,12 +93,12 @@ class Outputs:
 
 
 def _plain(name: str) -> str:
-    """A name that stays in its folder.
+    """The name, if it can name a file or folder.
 
     Raises
     ------
     ValueError
-        It leads elsewhere.
+        It would lead to another folder.
     """
     if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
         raise ValueError(f"{name!r} cannot name results: use a name without '/' and '\\', other than '.' and '..'")
@@ -88,12 +106,15 @@ def _plain(name: str) -> str:
 
 
 def reports(outputs: Path) -> list[Path]:
-    """The pages of all reports below outputs/: of runs made here, then of recorded ones."""
+    """The pages of all reports in outputs/: first those of runs made here, then the recorded ones."""
     return [page for depth in ("*", "reference/*") for page in sorted(outputs.glob(f"{depth}/report.html"))]
 
 
 def summaries(profile_folder: Path) -> dict[Path, list[Path]]:
-    """The files with the tasks' summaries in each model's folder of a profile."""
-    models = [path.parent for path in sorted(profile_folder.glob("*/chunking.json"))]
-    whole = {m: [p for p in sorted(m.glob("*/*.json")) if "." not in p.stem] for m in models}  # no parts, no prompts
-    return {model: files for model, files in whole.items() if files}
+    """The summaries of all tasks, by the model's folder in a profile's folder."""
+    found = {}
+    for folder in sorted(path.parent for path in profile_folder.glob("*/chunking.json")):
+        files = [path for path in sorted(folder.glob("*/*.json")) if "." not in path.stem]  # no shards, no prompts
+        if files:
+            found[folder] = files
+    return found

@@ -30,13 +30,13 @@ def provenance(model: PreTrainedModel) -> dict[str, str | int | bool]:
 
 
 def commit() -> str:
-    """The git commit of the code, marked when files differ from it.
+    """The git commit of the code, with ``-modified`` if files differ from it.
 
-    Where the code is not in a checkout of its own commit, as in a container, the environment variable ``RAGKV_COMMIT``
-    says it; without either it is ``"unknown"``.
+    The environment variable ``RAGKV_COMMIT`` overrides it, for example in a container without the repository. Without
+    either it is ``"unknown"``.
     """
-    if given := os.environ.get("RAGKV_COMMIT"):
-        return given
+    if commit_name := os.environ.get("RAGKV_COMMIT"):
+        return commit_name
     folder = Path(__file__).parents[1]  # the package
 
     def git(*command: str) -> str:

@@ -4,9 +4,7 @@ To write your own, subclass `ScoringSelector` with a ``scores`` method (or `Sele
 class with ``@register("its_name")``.
 """
 
-from collections.abc import Callable
-
-from ragkv.options import build, option_names
+from ragkv.options import Registry, option_names
 from ragkv.selectors.a3 import A3
 from ragkv.selectors.a3_blend import A3Blend
 from ragkv.selectors.base import Observation, ScoringSelector, Selector
@@ -27,7 +25,7 @@ __all__ = [
     "selector_options",
 ]
 
-SELECTORS: dict[str, type[Selector]] = {
+_BUILT_IN: dict[str, type[Selector]] = {
     "full_prefill": FullPrefill,
     "full_reuse": FullReuse,
     "a3": A3,
@@ -50,6 +48,8 @@ ALIASES = {  # names used in the research code that this project comes from
     "blend_debug": "a3_blend",
     "tail_ratio": "tail",
 }
+SELECTORS: Registry[Selector] = Registry("selector", _BUILT_IN, ALIASES)
+register = SELECTORS.register
 
 
 def get_selector(name: str, **options: object) -> Selector:
@@ -60,35 +60,9 @@ def get_selector(name: str, **options: object) -> Selector:
     ValueError
         The name or an option is unknown (the message lists those that exist), or a value is out of range.
     """
-    return build(_kind(name), f"selector {name!r}", options)
+    return SELECTORS.build(name, options)
 
 
 def selector_options(name: str) -> list[str]:
     """The names of the options that a selector takes."""
-    return option_names(_kind(name))
-
-
-def _kind(name: str) -> type[Selector]:
-    kind = SELECTORS.get(ALIASES.get(name, name))
-    if kind is None:
-        known = ", ".join(SELECTORS)
-        aliases = ", ".join(f"{alias} = {target}" for alias, target in ALIASES.items())
-        raise ValueError(f"unknown selector {name!r}: choose one of {known} (or an alias: {aliases})")
-    return kind
-
-
-def register(name: str) -> Callable[[type[Selector]], type[Selector]]:
-    """Register a selector class under `name`, for `get_selector` and the parameters of notebooks.
-
-    Defining the same class again replaces it, so a notebook cell can be run twice.
-    """
-
-    def add(kind: type[Selector]) -> type[Selector]:
-        known = SELECTORS.get(name, kind)
-        redefined = (known.__module__, known.__qualname__) == (kind.__module__, kind.__qualname__)
-        if name in ALIASES or not redefined:
-            raise ValueError(f"the selector name {name!r} is taken: choose another")
-        SELECTORS[name] = kind
-        return kind
-
-    return add
+    return option_names(SELECTORS.find(name))

@@ -7,9 +7,10 @@ import pytest
 from profiles import run, without_times, write_profile
 
 from ragkv import KVStore, fused_prefill, precompute
-from ragkv.experiment import evaluation as module
-from ragkv.experiment.evaluation import Method, evaluate
+from ragkv.experiment import evaluation, prompt_loop
+from ragkv.experiment.evaluation import evaluate
 from ragkv.experiment.experiment import Experiment
+from ragkv.experiment.methods import Method, identity
 from ragkv.fusion.decoding import decode
 from ragkv.models.fingerprint import fingerprint
 from ragkv.results.comparison import interval, scores_by_task, summarise
@@ -50,7 +51,7 @@ def test_an_evaluation_interrupted_behind_its_last_prompt_is_finished(ready, tin
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_rows", interrupted)
+        patch.setattr(evaluation, "write_rows", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(ready, tiny)
     pd.testing.assert_frame_equal(without_times(run(ready, tiny)), whole)
@@ -60,7 +61,7 @@ def test_an_evaluation_interrupted_behind_its_last_prompt_is_finished(ready, tin
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(ready, tiny, monkeypatch, after):
 
     whole = without_times(run(ready, tiny))
-    real, calls = module.append_rows, []
+    real, calls = prompt_loop.append_rows, []
 
     def interrupted(path, rows):
         if len(calls) == after:
@@ -70,34 +71,37 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(ready, tiny, monkeyp
         calls.append(path)
         real(path, rows)
 
-    monkeypatch.setattr(module, "append_rows", interrupted)
+    monkeypatch.setattr(prompt_loop, "append_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(ready, tiny)
     resumed = []
-    monkeypatch.setattr(module, "append_rows", lambda path, rows: (resumed.extend(rows), real(path, rows)))
+    monkeypatch.setattr(prompt_loop, "append_rows", lambda path, rows: (resumed.extend(rows), real(path, rows)))
     pd.testing.assert_frame_equal(without_times(run(ready, tiny)), whole)
     assert len(resumed) == (3 - after) * 4
     assert not list(ready.outputs.folder.glob("*/*.partial*"))
 
 
 def test_rows_of_other_parameters_are_not_mixed_in(ready, tiny):
-    from ragkv.experiment.evaluation import _identity
-
     items, task = ready.items("ruler", "vt_1"), ready.parameters("ruler", "vt_1")
-    same = _identity(tiny[0], task, ready.profile, [], items)
     longer = task.model_copy(update={"max_new_tokens": 5})
-    finer = ready.profile.model_copy(update={"methods": ready.profile.methods[:1]})
+    one_method = ready.profile.model_copy(update={"methods": ready.profile.methods[:1]})
+    other_profile = ready.model_copy(update={"profile": one_method})
     calibrated = [Method("probe", "probe", get_selector("probe", first_layer=1))]
-    assert same == _identity(tiny[0], task, ready.profile, [], items)
-    others = [(longer, ready.profile, [], items), (task, finer, [], items), (task, ready.profile, [], items[:2])]
-    others.append((task, ready.profile, calibrated, items))
-    assert len({same, *(_identity(tiny[0], *other) for other in others)}) == 5
+    same = identity(ready, task, tiny[0], [], items)
+    assert same == identity(ready, task, tiny[0], [], items)
+    others = [
+        identity(ready, longer, tiny[0], [], items),
+        identity(other_profile, task, tiny[0], [], items),
+        identity(ready, task, tiny[0], [], items[:2]),
+        identity(ready, task, tiny[0], calibrated, items),
+    ]
+    assert len({same, *others}) == 5
 
 
 def test_what_is_finished_is_read_again(ready, tiny, monkeypatch):
 
     first = run(ready, tiny)
-    monkeypatch.setattr(module, "fused_prefill", None)  # nothing may be computed
+    monkeypatch.setattr(prompt_loop, "fused_prefill", None)  # nothing may be computed
     pd.testing.assert_frame_equal(evaluate(ready, "ruler", "vt_1", *tiny, progress=False), first)
     monkeypatch.undo()
     write_profile(ready.root, methods=[{"selector": "full_reuse"}])

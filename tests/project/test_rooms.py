@@ -18,7 +18,7 @@ FLOORS = (  # from the ground up: a room imports from its own floor's rooms abov
     ("experiment", "costs"),
     ("bench", "figures", "doctor"),
     ("report", "explorer"),
-    ("calibrate", "planning"),
+    ("calibrate", "planning", "run"),
     ("cli",),
     ("__init__", "__main__"),
 )

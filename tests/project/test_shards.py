@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from profiles import run, without_times
 
 from ragkv import Prompt, precompute
-from ragkv.experiment import evaluation as module
+from ragkv.experiment import prompt_loop
 from ragkv.experiment.evaluation import evaluate, evaluate_tasks
 from ragkv.results.files import rows_so_far
 from ragkv.shards import Shard
@@ -65,7 +65,7 @@ def test_shards_of_precompute_are_together_the_whole(llama, rng):
 
 def counted(monkeypatch, after=None):
     """The prompts whose rows are written from here on; the writing is interrupted `after` so many."""
-    real, written = module.append_rows, []
+    real, written = prompt_loop.append_rows, []
 
     def append(path, rows):
         if after is not None and len(written) == after:
@@ -75,7 +75,7 @@ def counted(monkeypatch, after=None):
         written.append(rows[0]["prompt"])
         real(path, rows)
 
-    monkeypatch.setattr(module, "append_rows", append)
+    monkeypatch.setattr(prompt_loop, "append_rows", append)
     return written
 
 
@@ -88,7 +88,7 @@ def test_shards_of_an_evaluation_make_the_same_table(ready, tiny, monkeypatch):
     assert not ready.outputs.rows("ruler", "vt_1").exists()
     done = json.loads(Shard(0, 2).path(ready.outputs.summary("ruler", "vt_1")).read_text())
     assert done["prompts"] == 2
-    monkeypatch.setattr(module, "fused_prefill", None)  # nothing is left to be computed
+    monkeypatch.setattr(prompt_loop, "fused_prefill", None)  # nothing is left to be computed
     together = evaluate(ready, "ruler", "vt_1", *tiny, progress=False)
     pd.testing.assert_frame_equal(without_times(together), whole)
     written = pd.read_parquet(ready.outputs.rows("ruler", "vt_1"))

@@ -421,7 +421,7 @@ def test_precompute_and_evaluation_hold_what_they_need(tmp_path, monkeypatch):
 
     from ragkv import load_model
     from ragkv.experiment import experiment as module
-    from ragkv.experiment.evaluation import _Run
+    from ragkv.experiment.prompt_loop import PromptLoop
 
     tiny, experiment = load_model("tiny-llama", device="cpu"), write_profile(tmp_path)
     experiment.chunk(tiny[1])
@@ -438,13 +438,13 @@ def test_precompute_and_evaluation_hold_what_they_need(tmp_path, monkeypatch):
     assert done.written == len(store.keys())
     (name,) = store.manifests.names()
     assert sorted(store.manifests.read(name).tasks["ruler/vt_1"]) == store.keys()
-    answers = _Run.answers
+    answers = PromptLoop.answers
 
     def answering(self, *arguments):
         evicted.extend(collect(store, 0).evicted)
         return answers(self, *arguments)
 
-    monkeypatch.setattr(_Run, "answers", answering)
+    monkeypatch.setattr(PromptLoop, "answers", answering)
     before = json.loads((Path(store.url) / f"uses/{name}.json").read_text())["value"]["at"]
     assert len(evaluate_all(experiment, tiny)) == 12
     assert json.loads((Path(store.url) / f"uses/{name}.json").read_text())["value"]["at"] > before

@@ -1,0 +1,145 @@
+"""The loop of an evaluation: every prompt through every method, the next prompt read while this one is answered."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+
+import pandas as pd
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ragkv.benchmarks import Task
+from ragkv.experiment.experiment import Experiment
+from ragkv.experiment.items import Item
+from ragkv.experiment.methods import Method
+from ragkv.experiment.offline import Offline
+from ragkv.experiment.rows import Row, make_row, row_key
+from ragkv.fusion.decoding import decode
+from ragkv.fusion.prefill import Prefill, fused_prefill
+from ragkv.loading.prefetch import ReadAhead
+from ragkv.prompt import Prompt
+from ragkv.results.files import append_rows
+from ragkv.store import Layout
+
+Prompts = dict[Offline, Prompt]  # one prompt, for every way in which its methods want its chunks computed
+Work = tuple[Item, list[Method]]  # a prompt, and the methods that have not answered it yet
+
+
+class PromptLoop:
+    """Answers prompts, one after the other, with every method.
+
+    Parameters
+    ----------
+    task
+        How answers end and are scored.
+    max_new_tokens
+        The longest answer.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        max_new_tokens: int,
+    ):
+        self.experiment = experiment
+        self.model = model
+        self.tokenizer = tokenizer
+        self.task = task
+        self.max_new_tokens = max_new_tokens
+        self.backend = experiment.profile.backend
+        self.bos = model.config.bos_token_id
+        formats = dict.fromkeys(offline.format for offline in experiment.profile.offline)
+        self.layouts = {format: Layout.of(model, format) for format in formats}
+        self.stores = {format: experiment.store(format) for format in formats}
+        self.ahead = {format: ReadAhead(self.stores[format], self.layouts[format]) for format in formats}
+
+    def rows(
+        self, items: list[Item], methods: list[Method], known: list[Row], partial: Path, *, name: str, progress: bool
+    ) -> list[Row]:
+        """A row for every item and method, in this order.
+
+        Parameters
+        ----------
+        known
+            Rows that exist already; only the others are computed.
+        partial
+            The file to which new rows are added, prompt by prompt.
+        name
+            What the progress bar and the store's lease call this run.
+        """
+        rows = {row_key(row): row for row in known}
+        work: list[Work] = []
+        for item in items:
+            missing = [method for method in methods if (item.id, method.name, method.selector.ratio) not in rows]
+            if missing:
+                work.append((item, missing))
+        with self.experiment.holding(self.model, (item.prompt for item, _ in work), f"evaluate {name}"):
+            prompts = self.prompts(*work[0]) if work else {}
+            for _, missing in work[:1]:  # warm up: the cost of the first call must not count as TTFT
+                self.prefill(prompts, missing[0])
+            bar = tqdm(
+                work, name, unit="prompt", initial=len(items) - len(work), total=len(items), disable=not progress
+            )
+            for (item, missing), following in zip(bar, [*work, None][1:], strict=True):
+                next_prompts = self.prompts(*following) if following else {}
+                new = list(self.answers(item, missing, prompts, next_prompts))
+                append_rows(partial, new)
+                rows |= {row_key(row): row for row in new}
+                prompts = next_prompts
+                bar.set_postfix_str(_mean_scores(list(rows.values())), refresh=False)
+        return [rows[item.id, method.name, method.selector.ratio] for item in items for method in methods]
+
+    def prompts(self, item: Item, methods: list[Method]) -> Prompts:
+        """The item's prompt, for each way in which these methods want chunks computed."""
+        ways = dict.fromkeys(method.offline for method in methods)
+        return {offline: offline.prompt(item.prompt, self.bos) for offline in ways}
+
+    def prefill(self, prompts: Prompts, method: Method) -> Prefill:
+        prompt = prompts[method.offline]
+        store = self.ahead[method.offline.format]
+        return fused_prefill(self.model, prompt, store, method.selector, eviction=method.eviction, backend=self.backend)
+
+    def fetch(self, prompts: Prompts) -> None:
+        """Start to read the segments of these prompts into memory."""
+        for format, ahead in self.ahead.items():
+            for_format = [prompt for offline, prompt in prompts.items() if offline.format == format]
+            ahead.fetch(segment for prompt in for_format for segment in prompt.segments(self.bos))
+
+    def stored_bytes(self, prompts: Prompts) -> dict[Offline, int]:
+        """The size of the files from which each of these prompts is fused."""
+        sizes = {}
+        for offline, prompt in prompts.items():
+            store = self.stores[offline.format]
+            layout = self.layouts[offline.format]
+            sizes[offline] = sum(store.size(layout, segment) for segment in set(prompt.segments(self.bos)))
+        return sizes
+
+    def answers(self, item: Item, methods: list[Method], prompts: Prompts, next_prompts: Prompts) -> Iterator[Row]:
+        """A row per method; `next_prompts` are read ahead while the first answer is decoded."""
+        sizes = self.stored_bytes(prompts)
+        ended = self.task.ended(self.tokenizer)
+        self.fetch(prompts)
+        for number, method in enumerate(methods):
+            for ahead in self.ahead.values():
+                ahead.wait()
+            start = perf_counter()
+            prefill = self.prefill(prompts, method)
+            int(prefill.logits.argmax())  # waits until the first token is on the host
+            ttft = perf_counter() - start
+            if number == 0 and next_prompts:
+                self.fetch(next_prompts)
+            answer = decode(self.model, prefill, max_new_tokens=self.max_new_tokens, ended=ended)
+            prediction = self.tokenizer.decode(answer.ids, skip_special_tokens=True)
+            scores = self.task.scores(prediction, item.answers, item.classes)
+            yield make_row(
+                item, method, prefill, prediction, scores, ttft=ttft, tpot=answer.tpot, size=sizes[method.offline]
+            )
+
+
+def _mean_scores(rows: list[Row]) -> str:
+    """The mean scores so far, by method."""
+    means = pd.DataFrame(rows).groupby("method", sort=False)["score"].mean()
+    return ", ".join(f"{method} {mean:.2f}" for method, mean in means.items())

@@ -1,0 +1,74 @@
+"""The steps of a run that are not a single task's: what the Snakefile, the notebooks and ``ragkv run`` share.
+
+A run chunks, precomputes, evaluates every task, looks closely at one prompt, compares choices with an oracle's, and
+writes the report. This module says which task is looked at closely, on how many prompts the oracle looks, and where
+each step keeps what it did.
+"""
+
+from dataclasses import asdict
+from functools import reduce
+from operator import add
+from typing import NamedTuple
+
+from transformers import PreTrainedModel
+
+from ragkv.experiment.experiment import Experiment
+from ragkv.results.files import read_json, write_json
+from ragkv.shards import Shard
+from ragkv.store.precompute import Precomputed
+
+ORACLE_PROMPTS = 12  # an oracle needs a full prefill and a full reuse of each
+CLOSE_RATIO = 0.15  # the ratio at which selected tokens are shown, or the task's nearest
+
+
+class CloseUp(NamedTuple):
+    """The evaluated prompt that is looked at closely: its task, its number in the task, and a ratio."""
+
+    benchmark: str
+    task: str
+    number: int
+    ratio: float
+
+
+def close_up(experiment: Experiment) -> CloseUp:
+    """The first prompt of the task with the most ratios; among these, of the task with the most prompts."""
+
+    def size(task: tuple[str, str]) -> tuple[int, int]:
+        parameters = experiment.parameters(*task)
+        return len(parameters.ratios), parameters.prompts
+
+    benchmark, task = max(experiment.tasks, key=size)
+    ratios = experiment.parameters(benchmark, task).ratios
+    return CloseUp(benchmark, task, number=0, ratio=min(ratios, key=lambda ratio: abs(ratio - CLOSE_RATIO)))
+
+
+def precompute_step(
+    experiment: Experiment, model: PreTrainedModel, *, shard: str | None = None, progress: bool = False
+) -> Precomputed:
+    """`Experiment.precompute`, also written to the experiment's outputs.
+
+    Where nothing had to be computed, the file of the run that computed it is kept.
+    """
+    done = experiment.precompute(model, shard=shard, progress=progress)
+    path = Shard.parse(shard).path(experiment.outputs.precompute)
+    if done.written or not path.exists():
+        write_json(path, asdict(done))
+    return done
+
+
+def join_precompute(experiment: Experiment, shards: int) -> Precomputed:
+    """Add up what the shards of `precompute_step` wrote, and write it as if one run had done it all."""
+    whole = experiment.outputs.precompute
+    parts = [read_json(shard.path(whole), "02_precompute.ipynb") for shard in Shard.all(shards)]
+    done = reduce(add, (Precomputed(**part) for part in parts))
+    write_json(whole, asdict(done))
+    return done
+
+
+def missing_results(experiment: Experiment) -> list[str]:
+    """The files that the report needs of this model and that do not exist yet."""
+    outputs = experiment.outputs
+    needed = [outputs.chunking, outputs.precompute, outputs.tokens]
+    for task in experiment.tasks:
+        needed += [outputs.rows(*task), outputs.summary(*task)]
+    return [str(path) for path in needed if not path.exists()]

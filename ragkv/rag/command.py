@@ -1,0 +1,34 @@
+"""``ragkv answer``: one question answered from documents."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ragkv.rag.answering import answer
+from ragkv.selectors import get_selector
+
+
+def answer_command(
+    question: Annotated[str, typer.Argument(help="The question.")],
+    documents: Annotated[list[Path], typer.Argument(help="Text files (.txt, .md), or folders of such files.")],
+    model: Annotated[str, typer.Option(help="An embedded model, a local folder, or a hub id.")] = "tiny-llama",
+    selector: Annotated[str, typer.Option(help="What to recompute: the name of a selector.")] = "a3",
+    ratio: Annotated[float | None, typer.Option(help="The share of the chunks' tokens to recompute.")] = None,
+    k: Annotated[int | None, typer.Option(help="How many chunks to retrieve; all of them by default.")] = None,
+    store: Annotated[str | None, typer.Option(help="A folder or URL that keeps keys and values for next time.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 64,
+) -> None:
+    """Answer a question from documents, with their keys and values reused."""
+    options = {} if ratio is None else {"ratio": ratio}
+    answer(
+        question,
+        documents,
+        model=model,
+        store=store,
+        selector=get_selector(selector, **options),
+        k=k,
+        max_new_tokens=max_new_tokens,
+        on_token=lambda text: typer.echo(text, nl=False),
+    )
+    typer.echo()
