@@ -3,6 +3,8 @@
 So ``ragkv --help`` answers at once, although most commands import PyTorch.
 """
 
+import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
@@ -46,10 +48,23 @@ COMMANDS = {
         "evaluation",
         "Estimate a profile's GPU-hours and gigabytes, task by task, from above.",
     ),
-    "calibrate": Source("ragkv.calibrate", "calibrate_command", "evaluation", "Find the probe's options for a model."),
-    "bench": Source("ragkv.bench.command", "bench", "evaluation", "Measure speed on this machine."),
+    "calibrate": Source(
+        "ragkv.calibrate",
+        "calibrate_command",
+        "evaluation",
+        "Find the probe's options for a model, without labels, by comparing with its full prefill.",
+    ),
+    "bench": Source(
+        "ragkv.bench.command",
+        "bench",
+        "evaluation",
+        "Measure fused prefills against full prefills on this machine, as ratios of times taken in one run.",
+    ),
     "bench-store": Source(
-        "ragkv.bench.store", "store_bench", "evaluation", "Measure the speed of stores on this machine."
+        "ragkv.bench.store",
+        "store_bench",
+        "evaluation",
+        "Measure how fast a store is checked, read and written on this machine, in a folder and on a local S3 server.",
     ),
     "store": Source("ragkv.store.commands", "store", None, "Look after a store of keys and values."),
     "doctor": Source(
@@ -72,7 +87,7 @@ def load(command: str) -> Any:
     """
     source = COMMANDS[command]
     try:
-        defined = getattr(import_module(source.module), source.name)
+        module = import_module(source.module)
     except ModuleNotFoundError as error:
         if source.extra is None or (error.name or "").startswith("ragkv"):
             raise
@@ -80,11 +95,27 @@ def load(command: str) -> Any:
             f"`ragkv {command}` needs an optional package: pip install 'ragkv[{source.extra}]' ({error})"
         ) from error
     holder = typer.Typer(add_completion=False, callback=lambda: None)
+    defined = getattr(module, source.name, None)
     if isinstance(defined, typer.Typer):
         holder.add_typer(defined, name=command)
-    else:
+    elif defined is not None:
         holder.command(command)(defined)
+    else:
+        holder.command(command, help=source.help, context_settings=PASS_ON)(_argparse_command(command, module.main))
     return get_group(holder).commands[command]
+
+
+PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+def _argparse_command(command: str, main: Callable[[], None]) -> Callable[[typer.Context], None]:
+    """A command that reads its own arguments."""
+
+    def call(context: typer.Context) -> None:
+        sys.argv = [f"ragkv {command}", *context.args]
+        main()
+
+    return call
 
 
 class LazyCommand(TyperCommand):

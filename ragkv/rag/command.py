@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ragkv.rag.answering import answer
+from ragkv.rag import answer
 from ragkv.selectors import get_selector
 
 

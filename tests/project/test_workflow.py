@@ -1,4 +1,4 @@
-"""`make reproduce`'s DAG, headless: it runs to the report, does nothing twice, and stops with the notebook's error."""
+"""`make reproduce`'s graph, headless: it runs to the report, does nothing twice, stops with the notebook's error."""
 
 import json
 import re
@@ -11,6 +11,10 @@ import pytest
 import yaml
 from helpers import ROOT
 
+from ragkv.models.load import model_source
+from ragkv.run import run_profile
+
+TIMES = ["ttft", "tpot", "load", "select"]
 PROFILE = {
     "models": ["tiny-llama", "tiny-qwen"],
     "chunk_tokens": 64,
@@ -34,7 +38,7 @@ def project(tmp_path_factory):
 
 
 def run(root, parameters, *options, profile="p", shards=1):
-    (root / "params" / f"{profile}.yaml").write_text(yaml.safe_dump(parameters))
+    (root / "params" / f"{profile}.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False))
     command = [sys.executable, "-m", "snakemake", "-s", "workflow/Snakefile", "--cores", "2", *options]
     command += ["--config", f"profile={profile}", f"shards={shards}"]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
@@ -56,12 +60,56 @@ def test_the_report_is_made_once_and_again_when_parameters_change(project):
     assert "Nothing to be done" in run(project, PROFILE).stderr
     methods = PROFILE | {"methods": PROFILE["methods"][:2]}
     planned = run(project, methods, "--dry-run").stdout
-    assert re.search(r"^ruler +2$", planned, re.M)  # both models'
+    assert re.search(r"^evaluate_ruler +2$", planned, re.M)  # both models'
     assert not re.search(r"^chunking", planned, re.M)
 
     failed = run(project, PROFILE | {"models": ["no-such-model"]})
     assert failed.returncode != 0
     assert "none of the embedded ones (tiny-llama, tiny-mistral, tiny-qwen)" in failed.stderr + failed.stdout
+
+
+def test_a_run_in_one_process_gives_the_same_tables(project, tmp_path):
+    """After the test above: what it made, made again by `ragkv run`."""
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params/p.yaml").write_text(yaml.safe_dump(PROFILE, sort_keys=False))
+    run_profile("p", model="tiny-llama", root=tmp_path, say=lambda line: None)
+    alone, notebooks = (root / "outputs/p/tiny-llama" for root in (tmp_path, project))
+    tables = sorted(path.relative_to(alone) for path in alone.rglob("*.parquet"))
+    assert len(tables) == 3
+    for name in tables:
+        ours, theirs = (pd.read_parquet(folder / name).drop(columns=TIMES) for folder in (alone, notebooks))
+        pd.testing.assert_frame_equal(ours, theirs)
+    for name in ("chunking.json", "tokens.json", "oracle.json"):
+        assert (alone / name).read_bytes() == (notebooks / name).read_bytes()
+    ours, theirs = (json.loads((folder / "precompute.json").read_text()) for folder in (alone, notebooks))
+    assert ours["segments"] == ours["written"] == theirs["segments"]
+
+
+def test_what_a_profile_says_never_runs_in_a_shell(tmp_path):
+    """Folders, profiles and models with quotes, semicolons and braces in their names are names, and nothing else."""
+    root = tmp_path / "Bob's {} $(touch pwned); touch pwned; echo '"
+    profile = "it's `touch pwned` {}; touch pwned"
+    model = "x' ; touch pwned ; echo '"
+    for folder in ("workflow", "notebooks"):
+        shutil.copytree(ROOT / folder, root / folder)
+    (root / "params").mkdir()
+    shutil.copytree(model_source("tiny-llama"), root / "models" / model)
+    parameters = PROFILE | {"models": [f"models/{model}"], "benchmarks": {"ruler": PROFILE["benchmarks"]["ruler"]}}
+    outputs = root / "outputs" / profile / model
+    environment = outputs / "notebooks/00_environment.ipynb"  # its notebook takes a while, and is run as the others
+    environment.parent.mkdir(parents=True)
+    environment.write_text("{}")
+    done = run(root, parameters, outputs / "chunking.json", profile=profile)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((outputs / "chunking.json").read_text())[0]["prompts"] == 2
+    assert (outputs / "notebooks/01_chunking.ipynb").exists()
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_a_name_that_snakemake_cannot_have_is_refused(project):
+    refused = run(project, PROFILE, "--dry-run", profile="a {model}")
+    assert refused.returncode != 0
+    assert "'a {model}' must not have a word in braces" in refused.stderr + refused.stdout
 
 
 def test_shards_merge_to_the_table_of_one_run(project):
@@ -70,10 +118,9 @@ def test_shards_merge_to_the_table_of_one_run(project):
     rows = project / "outputs/q/tiny-llama/ruler/vt_1.parquet"
     done = run(project, one, rows, profile="q", shards=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert re.search(r"^ruler_shard +2$", done.stdout + done.stderr, re.M)
-    times = ["ttft", "tpot", "load", "select"]
+    assert re.search(r"^evaluate_ruler_shard +2$", done.stdout + done.stderr, re.M)
     tables = (project / f"outputs/{profile}/tiny-llama/ruler/vt_1.parquet" for profile in "pq")
-    whole, sharded = (pd.read_parquet(path).drop(columns=times) for path in tables)
+    whole, sharded = (pd.read_parquet(path).drop(columns=TIMES) for path in tables)
     pd.testing.assert_frame_equal(sharded, whole)
     found = json.loads((project / "outputs/q/tiny-llama/precompute.json").read_text())
     assert found["written"] == found["segments"] == len(list((project / "outputs/q/store").glob("*/*.safetensors")))
