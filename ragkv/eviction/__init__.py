@@ -1,4 +1,4 @@
-"""Which tokens' keys and values stay after the prefill: one small dataclass per method, and a registry by name."""
+"""Evictions choose the tokens whose keys and values stay after the prefill: a dataclass per method, and a registry."""
 
 from ragkv.eviction.base import Eviction, evict
 from ragkv.eviction.snapkv import SnapKV
@@ -12,11 +12,11 @@ register = EVICTIONS.register
 
 
 def get_eviction(name: str, **options: object) -> Eviction:
-    """An eviction by name, its fields given as `options`.
+    """Make an eviction by name; the options are its fields.
 
     Raises
     ------
     ValueError
-        An unknown name or field (the message lists those that exist), or a value that is out of range.
+        The name or an option does not exist (the message lists those that do), or a value is out of range.
     """
     return EVICTIONS.build(name, options)

@@ -1,4 +1,4 @@
-"""What an eviction is: it names the document tokens whose keys and values stay, per KV head."""
+"""The interface of evictions: each KV head keeps the document tokens that the eviction chooses."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,14 +13,14 @@ from ragkv.prompt import Prompt
 
 @dataclass(frozen=True)
 class Eviction(ABC):
-    """Keeps the prompt's prefix, its question, and as much of the document as there is room for.
+    """Keeps the prompt's prefix, its question, and as many of the document's tokens as the capacity allows.
 
     Attributes
     ----------
     capacity
-        Tokens that stay in every layer and KV head, prefix and question included.
+        Number of tokens that every layer and KV head keeps, prefix and question included.
     capacity_ratio
-        The same as a share of the prompt's tokens. One of the two is given.
+        The same as a share of the prompt's tokens. Give one of the two.
     """
 
     capacity: int | None = None
@@ -41,45 +41,53 @@ class Eviction(ABC):
         assert self.capacity_ratio is not None
         return math.floor(self.capacity_ratio * len(prompt.ids))
 
-    def room(self, prompt: Prompt) -> int:
+    def document_tokens(self, prompt: Prompt) -> int:
         """How many of the document's tokens stay.
 
         Raises
         ------
         ValueError
-            The capacity does not even hold the prefix and the question.
+            The capacity is too small even for the prefix and the question.
         """
-        capacity, fixed = self.tokens(prompt), len(prompt.prefix) + len(prompt.question)
-        if capacity < fixed:
+        capacity = self.tokens(prompt)
+        always_kept = len(prompt.prefix) + len(prompt.question)
+        if capacity < always_kept:
             raise ValueError(
-                f"the capacity is {capacity} tokens, but the prompt's prefix and question alone have {fixed}: raise it"
+                f"the capacity is {capacity} tokens, but the prompt's prefix and question alone have {always_kept}: "
+                "raise it"
             )
-        return min(capacity - fixed, len(prompt.document_span))
+        return min(capacity - always_kept, len(prompt.document_span))
 
     @abstractmethod
     def choose(self, prompt: Prompt, queries: Tensor, keys: Tensor, positions: Tensor, scaling: float) -> Tensor:
-        """The document's tokens that stay, ``(kv_heads, room)``, ascending.
+        """Choose the document tokens that stay.
 
         Parameters
         ----------
         queries
-            Of the question's tokens, rotated, ``(1, heads, question, head_dim)``.
+            Of the question's tokens, after rotation, ``(1, heads, question, head_dim)``.
         keys
-            Of all tokens, rotated, ``(1, kv_heads, tokens, head_dim)``.
+            Of all tokens, after rotation, ``(1, kv_heads, tokens, head_dim)``.
         positions
-            ``(question,)``: where the queries stand.
+            Of the queries, ``(question,)``.
         scaling
-            The model's factor of query-key products.
+            The model's factor for query-key products.
+
+        Returns
+        -------
+        Tensor
+            Indices into the document, ascending, ``(kv_heads, document_tokens)``.
         """
 
 
 def evict(eviction: Eviction, prompt: Prompt, layer: KV, queries: Tensor, positions: Tensor, scaling: float) -> KV:
-    """A layer's keys and values without what is evicted, ``(1, kv_heads, kept, head_dim)`` each."""
+    """A layer's keys and values without the evicted tokens, ``(1, kv_heads, kept, head_dim)`` each."""
     keys, values = layer
-    tokens = torch.arange(len(prompt.ids), device=keys.device)
     span, kv_heads = prompt.document_span, keys.shape[1]
     chosen = eviction.choose(prompt, queries, keys, positions, scaling).to(keys.device) + span.start
-    before, after = (part.expand(kv_heads, -1) for part in (tokens[: span.start], tokens[span.stop :]))
+    tokens = torch.arange(len(prompt.ids), device=keys.device)
+    before = tokens[: span.start].expand(kv_heads, -1)
+    after = tokens[span.stop :].expand(kv_heads, -1)
     kept = torch.cat((before, chosen, after), dim=1)[None, :, :, None]  # (1, kv_heads, kept, 1)
     rows = kept.expand(-1, -1, -1, keys.shape[3])
     return keys.gather(2, rows), values.gather(2, rows)

@@ -1,4 +1,4 @@
-"""SnapKV: the tokens that the question attends to, per KV head (arXiv 2404.14469)."""
+"""SnapKV: each KV head keeps the tokens that the question attends to (arXiv 2404.14469)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,18 +14,19 @@ from ragkv.prompt import Prompt
 
 @dataclass(frozen=True)
 class SnapKV(Eviction):
-    """The question is the observation window; its attention, pooled along the document, says what stays.
+    """Keeps the document tokens with the highest attention from the question, pooled along the document.
 
-    A KV head's score is the sum over the query heads that it serves: keys and values are never repeated.
+    The question is SnapKV's observation window. The score of a KV head is the sum over the query heads that share it.
 
     Attributes
     ----------
     pooling
-        ``"avg"`` or ``"max"`` over `kernel` neighbouring tokens.
+        ``"avg"`` or ``"max"``, over `kernel` neighbouring tokens.
     kernel
-        Odd; 1 pools nothing.
+        The width of the pooling, an odd number; 1 means no pooling.
     block
-        So many neighbouring tokens stay or go together, by their mean score; the last block that stays is cut to fit.
+        Tokens are kept or evicted in blocks of this many neighbours, by their mean score. The last block that is kept
+        is cut to fit the capacity.
     """
 
     pooling: Literal["avg", "max"] = "avg"
@@ -47,17 +48,19 @@ class SnapKV(Eviction):
             raise ValueError(f"a block of {self.block} tokens is larger than the capacity of {capacity}: lower it")
 
     def choose(self, prompt: Prompt, queries: Tensor, keys: Tensor, positions: Tensor, scaling: float) -> Tensor:
-        room, span = self.room(prompt), prompt.document_span
+        """See `Eviction.choose`."""
+        count = self.document_tokens(prompt)
         self._check_block(self.tokens(prompt))
+        span, kv_heads = prompt.document_span, keys.shape[1]
         if not span:
-            return torch.empty(keys.shape[1], 0, dtype=torch.long)
+            return torch.empty(kv_heads, 0, dtype=torch.long)
         weights = attention_weights(queries, keys, positions, scaling)[:, span.start : span.stop]  # (heads, document)
-        scores = self._pool(weights.unflatten(0, (keys.shape[1], -1)).sum(1))  # (kv_heads, document)
-        blocks = avg_pool1d(scores, self.block, ceil_mode=True)  # (kv_heads, blocks)
-        rank = blocks.sort(descending=True, stable=True).indices.argsort()
-        within = torch.arange(len(span), device=rank.device) % self.block
-        order = rank.repeat_interleave(self.block, dim=1)[:, : len(span)] * self.block + within
-        return order.argsort()[:, :room].sort().values
+        scores = self._pool(weights.unflatten(0, (kv_heads, -1)).sum(1))  # (kv_heads, document)
+        block_scores = avg_pool1d(scores, self.block, ceil_mode=True)  # (kv_heads, blocks)
+        block_ranks = block_scores.sort(descending=True, stable=True).indices.argsort()
+        within_block = torch.arange(len(span), device=scores.device) % self.block
+        ranks = block_ranks.repeat_interleave(self.block, dim=1)[:, : len(span)] * self.block + within_block
+        return ranks.argsort()[:, :count].sort().values
 
     def _pool(self, scores: Tensor) -> Tensor:
         pool = avg_pool1d if self.pooling == "avg" else max_pool1d

@@ -1,4 +1,4 @@
-"""StreamingLLM: the beginning and the most recent tokens (arXiv 2309.17453)."""
+"""StreamingLLM: the beginning of the prompt and the most recent tokens stay (arXiv 2309.17453)."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,10 @@ from ragkv.prompt import Prompt
 
 @dataclass(frozen=True)
 class StreamingLLM(Eviction):
-    """The document's last tokens stay, those next to the question."""
+    """Keeps the last tokens of the document, those next to the question."""
 
     def choose(self, prompt: Prompt, queries: Tensor, keys: Tensor, positions: Tensor, scaling: float) -> Tensor:
+        """See `Eviction.choose`."""
         document = torch.arange(len(prompt.document_span))
-        return document[len(document) - self.room(prompt) :].expand(keys.shape[1], -1)
+        last = document[len(document) - self.document_tokens(prompt) :]
+        return last.expand(keys.shape[1], -1)

@@ -16,7 +16,7 @@ from ragkv.experiment.offline import Offline
 from ragkv.experiment.rows import Row, make_row, row_key
 from ragkv.fusion.decoding import decode
 from ragkv.fusion.prefill import Prefill, fused_prefill
-from ragkv.loading.prefetch import ReadAhead
+from ragkv.loading.prefetch import PrefetchingStore
 from ragkv.prompt import Prompt
 from ragkv.results.files import append_rows
 from ragkv.store import Layout
@@ -54,7 +54,7 @@ class PromptLoop:
         formats = dict.fromkeys(offline.format for offline in experiment.profile.offline)
         self.layouts = {format: Layout.of(model, format) for format in formats}
         self.stores = {format: experiment.store(format) for format in formats}
-        self.ahead = {format: ReadAhead(self.stores[format], self.layouts[format]) for format in formats}
+        self.ahead = {format: PrefetchingStore(self.stores[format], self.layouts[format]) for format in formats}
 
     def rows(
         self, items: list[Item], methods: list[Method], known: list[Row], partial: Path, *, name: str, progress: bool
@@ -106,7 +106,7 @@ class PromptLoop:
         """Start to read the segments of these prompts into memory."""
         for format, ahead in self.ahead.items():
             for_format = [prompt for offline, prompt in prompts.items() if offline.format == format]
-            ahead.fetch(segment for prompt in for_format for segment in prompt.segments(self.bos))
+            ahead.prefetch(segment for prompt in for_format for segment in prompt.segments(self.bos))
 
     def stored_bytes(self, prompts: Prompts) -> dict[Offline, int]:
         """The size of the files from which each of these prompts is fused."""

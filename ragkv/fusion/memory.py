@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ragkv.loading.processes import ReadProcesses
+from ragkv.loading.workers import ReadWorkers
 from ragkv.models import decoder
 from ragkv.models.decoder import KV
 from ragkv.models.rotary import Rotary
@@ -32,7 +32,7 @@ class Memory(Protocol):
     devices: list[torch.device]
     rotary: Rotary
     preallocated: bool
-    processes: Mapping[torch.device, ReadProcesses]
+    processes: Mapping[torch.device, ReadWorkers]
 
     def layer(self, index: int) -> KV:
         """A layer's keys and values, ``(1, kv_heads, slots, head_dim)`` each, with at least a slot per token."""
@@ -54,7 +54,7 @@ class OwnMemory:
         self.model = model
         self.devices = decoder.devices(model)
         self.rotary = Rotary.of(model, tokens)
-        self.processes: Mapping[torch.device, ReadProcesses] = {}
+        self.processes: Mapping[torch.device, ReadWorkers] = {}
         self._tokens = tokens
         self._layers: dict[int, KV] = {}
         gpus = {device for device in self.devices if device.type == "cuda"}

@@ -10,7 +10,7 @@ from ragkv.fusion.clock import Clock
 from ragkv.fusion.memory import Memory
 from ragkv.kernels import kernels_run
 from ragkv.loading.parts import parts_of, spans_of
-from ragkv.loading.processes import ReadProcesses
+from ragkv.loading.workers import ReadWorkers
 from ragkv.loading.reused import ReusedKV, side_by_side
 from ragkv.loading.segments import SegmentInMemory, SegmentKV
 from ragkv.loading.transfer import Transfer
@@ -59,7 +59,7 @@ class Placement:
                 write_first(self._memory.layer(index), stored, self._memory.rotary)
         self._placed.add(index)
 
-    def _start(self, span: range, segments: Sequence[SegmentKV], processes: ReadProcesses | None) -> None:
+    def _start(self, span: range, segments: Sequence[SegmentKV], processes: ReadWorkers | None) -> None:
         """Begin to place layers of one device."""
         device = self._memory.devices[span.start]
         here = [s.layers for s in segments if isinstance(s, SegmentInMemory) and s.layers.device == device]

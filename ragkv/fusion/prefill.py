@@ -184,7 +184,7 @@ def _check(
     if selector.layers[-1] >= layers:
         raise ValueError(f"selection layer {selector.layers[-1]}: this model's layers are 0 to {layers - 1}")
     if eviction is not None:
-        eviction.room(prompt)  # refuses a capacity that is too small
+        eviction.document_tokens(prompt)  # refuses a capacity that is too small
 
 
 def _open(

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ragkv.loading.parts import spans_of
-from ragkv.loading.processes import ReadProcesses
+from ragkv.loading.workers import ReadWorkers
 from ragkv.models import decoder
 from ragkv.models.attention import has_kernel
 from ragkv.models.checks import check_model
@@ -47,8 +47,8 @@ class WorkspaceMemory:
         self._layers = [self._allocate(index) for index in range(len(self.devices))]
         self.kernels = all(has_kernel(keys) for keys, _ in self._layers)
         gpus = {device for device in self.devices if device.type == "cuda"}
-        self.processes: Mapping[torch.device, ReadProcesses] = (
-            {gpu: ReadProcesses(beside=len(gpus) - 1) for gpu in gpus} if sys.platform == "linux" else {}
+        self.processes: Mapping[torch.device, ReadWorkers] = (
+            {gpu: ReadWorkers(others=len(gpus) - 1) for gpu in gpus} if sys.platform == "linux" else {}
         )
         self._layouts: dict[str, Layout] = {}
 

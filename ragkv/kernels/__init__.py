@@ -1,19 +1,20 @@
-"""Triton kernels; each has a plain PyTorch version that its tests compare it with."""
+"""Triton kernels. Each has a plain PyTorch version, with which its tests compare it."""
 
 import logging
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-Given, Result = ParamSpec("Given"), TypeVar("Result")
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
 
 
 @cache
 def kernels_run(device: torch.device) -> bool:
-    """Whether Triton's kernels run on a device; says once why not, where one would expect it."""
+    """Whether Triton kernels run on a device. If they should but do not, the reason is logged once."""
     if device.type != "cuda":
         return False
     try:
@@ -24,14 +25,17 @@ def kernels_run(device: torch.device) -> bool:
     return True
 
 
-def on_its_gpu(launch: Callable[Given, Result]) -> Callable[Given, Result]:
-    """What starts kernels, made to start them on the GPU of its first argument, whichever is the current one."""
+def on_its_gpu(launch: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Make a function launch its kernels on the GPU of its first argument, whichever GPU is the current one.
+
+    The first argument is a tensor, or a sequence of tensors.
+    """
 
     @wraps(launch)
-    def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-        first = args[0]
+    def run(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        first: Any = args[0]
         while not isinstance(first, Tensor):
-            first = first[0]  # of several
+            first = first[0]
         with torch.cuda.device_of(first):
             return launch(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Segments of several lengths, cut into blocks of tokens for one kernel, and tables of numbers that tell it where."""
+"""Tables for kernels that work on several segments at once, each cut into blocks of tokens."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,20 @@ from torch import Tensor
 
 
 def blocks_of(lengths: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each block of up to `rows` tokens, the number of its segment, and its first token there."""
+    """Cut segments into blocks of up to `rows` tokens.
+
+    Returns
+    -------
+    segments, tokens
+        For each block, the index of its segment and its first token there.
+    """
     blocks: np.ndarray = -(-lengths // rows)
-    number: np.ndarray = np.repeat(np.arange(len(lengths)), blocks)
-    return number, (np.arange(len(number)) - (blocks.cumsum() - blocks)[number]) * rows
+    segments: np.ndarray = np.repeat(np.arange(len(lengths)), blocks)
+    first_blocks = blocks.cumsum() - blocks  # of each segment
+    return segments, (np.arange(len(segments)) - first_blocks[segments]) * rows
 
 
-def to_gpu(parts: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
-    """Arrays of whole numbers, as tensors that share one copy to a device."""
-    table = torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
-    return table.split([len(part) for part in parts])
+def to_gpu(tables: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
+    """Arrays of integers as tensors on a device, by one copy."""
+    joined = torch.from_numpy(np.concatenate(tables)).to(device, non_blocking=True)
+    return joined.split([len(table) for table in tables])

@@ -1,4 +1,4 @@
-"""Codes and scales of a store's smaller formats made keys and values again, on the GPU, by one kernel for a part."""
+"""Dequantise stored segments on the GPU: codes and scales become keys and values, by one kernel per layer group."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,31 +11,40 @@ from torch import Tensor
 from ragkv.kernels import on_its_gpu
 from ragkv.kernels.blocks import blocks_of, to_gpu
 
-ROWS = 32  # tokens of a block
+ROWS = 32  # tokens per program
 
 
 @on_its_gpu
 def unpacking(codes: Sequence[Tensor], numbers: Sequence[Tensor], format: str, packed: int) -> Callable[[int], None]:
-    """A function that unpacks so many layers of several segments, bit for bit as `ragkv.store.quantize` does.
+    """Make a function that dequantises segments, with exactly the results of `ragkv.store.quantize.dequantize`.
 
     Parameters
     ----------
     codes
-        Each segment's, ``(bytes,)``, all in one piece of memory: of a layer codes, scales of keys, scales of values.
+        Of each segment, ``(bytes,)``, layer after layer: codes, scales of keys, scales of values. Slices of one tensor.
     numbers
-        Where each segment goes, ``(layers, 2, kv_heads, tokens, head_dim)``, all in another piece.
-    format, packed
-        ``fp8``, ``int8`` or ``int4``, and how many numbers its codes hold each.
+        Where each segment's keys and values go, ``(layers, 2, kv_heads, tokens, head_dim)``. Slices of one tensor.
+    format
+        ``"fp8"``, ``"int8"`` or ``"int4"``.
+    packed
+        Numbers per code.
+
+    Returns
+    -------
+    function
+        Its argument is the number of layers, from the first on, to dequantise.
     """
     _, _, kv_heads, _, head_dim = numbers[0].shape
     lengths = np.array([states.shape[3] for states in numbers])
-    number, first = blocks_of(lengths, ROWS)
-    told = to_gpu((lengths, _offsets(codes), _offsets(numbers), number, first), codes[0].device)
+    block_segments, block_tokens = blocks_of(lengths, ROWS)
+    blocks = len(block_segments)
+    tables = (lengths, _offsets(codes), _offsets(numbers), block_segments, block_tokens)
+    gpu_tables = to_gpu(tables, codes[0].device)
 
-    def unpack(count: int) -> None:
+    def unpack(layers: int) -> None:
         with torch.cuda.device_of(codes[0]):
-            _unpack[(kv_heads * len(number) * count,)](
-                codes[0], numbers[0], *told, kv_heads, len(number),
+            _unpack[(kv_heads * blocks * layers,)](
+                codes[0], numbers[0], *gpu_tables, kv_heads, blocks,
                 HEAD_DIM=head_dim, WIDTH=triton.next_power_of_2(head_dim), ROWS=ROWS,
                 PACKED=packed, FORMAT=format,
             )  # fmt: skip
@@ -43,52 +52,67 @@ def unpacking(codes: Sequence[Tensor], numbers: Sequence[Tensor], format: str, p
     return unpack
 
 
-def _offsets(tensors: Sequence[Tensor]) -> np.ndarray:
-    """Where each lies behind the first, in numbers."""
-    return np.array([tensor.storage_offset() - tensors[0].storage_offset() for tensor in tensors])
+def _offsets(slices: Sequence[Tensor]) -> np.ndarray:
+    """How many elements behind the first slice each slice begins."""
+    return np.array([tensor.storage_offset() - slices[0].storage_offset() for tensor in slices])
 
 
 @triton.jit
 def _unpack(
-    codes, numbers, lengths, sources, places, number, first, kv_heads, blocks,
+    codes, numbers, lengths, code_offsets, number_offsets, block_segments, block_tokens, kv_heads, blocks,
     HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, PACKED: tl.constexpr, FORMAT: tl.constexpr,
 ):  # fmt: skip
-    """A block of one segment's tokens, of one KV head in one layer."""
-    head, rest = (tl.program_id(0) % kv_heads).to(tl.int64), tl.program_id(0) // kv_heads
-    block, layer = rest % blocks, (rest // blocks).to(tl.int64)
-    segment, dims = tl.load(number + block), tl.arange(0, WIDTH)
+    """A block of one segment's tokens, for one KV head of one layer."""
+    head = (tl.program_id(0) % kv_heads).to(tl.int64)
+    rest = tl.program_id(0) // kv_heads
+    block = rest % blocks
+    layer = (rest // blocks).to(tl.int64)
+    segment = tl.load(block_segments + block)
     length = tl.load(lengths + segment)
-    half = kv_heads * length * (HEAD_DIM // PACKED)  # codes of keys, or of values
-    source = codes + tl.load(sources + segment) + layer * (2 * half + kv_heads * (HEAD_DIM + length))
-    to = numbers + tl.load(places + segment) + layer * (2 * kv_heads * length * HEAD_DIM)
-    token = tl.load(first + block) + tl.arange(0, ROWS)
-    there, row = (token < length)[:, None] & (dims < HEAD_DIM)[None, :], head * length + token
-    key_scale = _power(tl.load(source + 2 * half + head * HEAD_DIM + dims, dims < HEAD_DIM, 0))
-    value_scale = _power(tl.load(source + 2 * half + kv_heads * HEAD_DIM + row, token < length, 0))
-    at = row[:, None] * (HEAD_DIM // PACKED) + dims[None, :] // PACKED
-    key = _number(tl.load(source + at, there, 0), dims, FORMAT) * key_scale[None, :]
-    value = _number(tl.load(source + half + at, there, 0), dims, FORMAT) * value_scale[:, None]
-    place = row[:, None] * HEAD_DIM + dims[None, :]
-    tl.store(to + place, key.to(numbers.dtype.element_ty), there)
-    tl.store(to + kv_heads * length * HEAD_DIM + place, value.to(numbers.dtype.element_ty), there)
+    dims = tl.arange(0, WIDTH)
+    token = tl.load(block_tokens + block) + tl.arange(0, ROWS)
+    row = head * length + token
+    valid = (token < length)[:, None] & (dims < HEAD_DIM)[None, :]
+
+    half = kv_heads * length * (HEAD_DIM // PACKED)  # the codes of the keys, and as many of the values
+    layer_bytes = 2 * half + kv_heads * (HEAD_DIM + length)
+    source = codes + tl.load(code_offsets + segment) + layer * layer_bytes
+    key_scales = source + 2 * half
+    value_scales = key_scales + kv_heads * HEAD_DIM
+    key_scale = _power_of_two(tl.load(key_scales + head * HEAD_DIM + dims, dims < HEAD_DIM, 0))
+    value_scale = _power_of_two(tl.load(value_scales + row, token < length, 0))
+
+    code = row[:, None] * (HEAD_DIM // PACKED) + dims[None, :] // PACKED
+    key = _decode(tl.load(source + code, valid, 0), dims, FORMAT) * key_scale[None, :]
+    value = _decode(tl.load(source + half + code, valid, 0), dims, FORMAT) * value_scale[:, None]
+
+    states = kv_heads * length * HEAD_DIM  # numbers of the keys, and as many of the values
+    target = numbers + tl.load(number_offsets + segment) + layer * (2 * states)
+    number = row[:, None] * HEAD_DIM + dims[None, :]
+    dtype = numbers.dtype.element_ty
+    tl.store(target + number, key.to(dtype), valid)
+    tl.store(target + states + number, value.to(dtype), valid)
 
 
 @triton.jit
-def _number(code, dims, FORMAT: tl.constexpr):
-    """A code's number in float32."""
+def _decode(code, dims, FORMAT: tl.constexpr):
+    """The number that a code stands for, in float32."""
     if FORMAT == "int8":
         number = code.to(tl.int8, bitcast=True).to(tl.float32)
     elif FORMAT == "int4":
         number = ((code.to(tl.int32) >> (dims % 2 * 4)[None, :]) & 15).to(tl.float32) - 8
-    else:  # e4m3, also where the GPU has none: sixteen powers of two, the smallest without a leading one
+    else:
+        # e4m3 in integers, as some GPUs have no such dtype: a sign, four bits of exponent, three of mantissa. Numbers
+        # with exponent 0 have no implicit leading one.
         bits = code.to(tl.int32)
-        power, rest = (bits >> 3) & 15, bits & 7
-        size = tl.where(power > 0, rest + 8, rest) << (tl.maximum(power, 1) - 1)
-        number = size.to(tl.float32) * tl.where(bits > 127, -0.001953125, 0.001953125)  # 2**-9
+        exponent = (bits >> 3) & 15
+        mantissa = bits & 7
+        magnitude = tl.where(exponent > 0, mantissa + 8, mantissa) << (tl.maximum(exponent, 1) - 1)
+        number = magnitude.to(tl.float32) * tl.where(bits > 127, -0.001953125, 0.001953125)  # 2**-9
     return number
 
 
 @triton.jit
-def _power(exponent):
+def _power_of_two(exponent):
     """Two to the power of a signed byte from -126 to 127, in float32."""
     return ((exponent.to(tl.int8, bitcast=True).to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)

@@ -1,4 +1,4 @@
-"""Segments that lie in memory: on the GPU, in pinned host memory, or in ordinary memory."""
+"""A prompt's segments in memory: on the GPU, in pinned host memory, or in ordinary memory."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from ragkv.store import KVStore, Layout
 
 @dataclass
 class InMemory:
-    """Segments that lie in one place: on the GPU, in pinned host memory, or in ordinary memory."""
+    """Segments in memory, all in the same kind of memory; a prefill takes this in place of a store."""
 
     segments: dict[Segment, SegmentInMemory]
     url: str = "memory"
@@ -20,7 +20,7 @@ class InMemory:
 
     @classmethod
     def computed(cls, model: PreTrainedModel, prompt: Prompt) -> "InMemory":
-        """A prompt's segments, computed now."""
+        """Compute a prompt's segments."""
         segments = prompt.segments(model.config.bos_token_id)
         return cls({segment: SegmentInMemory(*compute_segment(model, segment)) for segment in segments})
 
@@ -31,10 +31,11 @@ class InMemory:
         return None
 
     def to(self, where: str) -> "InMemory":
+        """Copy all segments; `where` is as in `SegmentInMemory.to`."""
         return InMemory({segment: states.to(where) for segment, states in self.segments.items()}, where)
 
     def into(self, store: KVStore, model: PreTrainedModel) -> None:
-        """Write all of them to a store, as `ragkv.precompute` does."""
+        """Write all segments to a store, as `ragkv.precompute` does."""
         layout = Layout.of(model, store.format)
         for segment, states in self.segments.items():
             store.write(layout, segment, states.layers, states.scores)

@@ -1,4 +1,4 @@
-"""A store whose segments are read into memory by a thread, before they are needed."""
+"""Prefetching: a background thread reads the segments of coming prompts into memory before they are needed."""
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -10,33 +10,37 @@ from ragkv.prompt import Segment
 from ragkv.store import KVStore, Layout
 
 
-class ReadAhead:
-    """A store whose segments are read into memory by a thread of their own, before they are needed.
+class PrefetchingStore:
+    """A store whose segments can be prefetched into memory by a background thread.
 
-    What is not read ahead comes from the store itself. Segments of the last two calls of `fetch` stay in memory.
+    Segments that were not prefetched are read from the store when they are opened. The segments of the last two calls
+    of `prefetch` stay in memory.
     """
 
     def __init__(self, store: KVStore, layout: Layout):
-        self.url, self.format, self._store, self._layout = store.url, store.format, store, layout
-        self._thread = ThreadPoolExecutor(1, "read-ahead")
-        self._fetched: list[dict[Segment, Future[SegmentInMemory]]] = []
+        self.url = store.url
+        self.format = store.format
+        self._store = store
+        self._layout = layout
+        self._thread = ThreadPoolExecutor(1, "prefetch")
+        self._prefetched: list[dict[Segment, Future[SegmentInMemory]]] = []  # of the last two calls
 
-    def fetch(self, segments: Iterable[Segment]) -> None:
-        """Begin to read these segments; returns at once."""
-        before = self._fetched[-1] if self._fetched else {}
-        now = {s: before.get(s) or self._thread.submit(self._read, s) for s in segments}
-        self._fetched = [before, now]
+    def prefetch(self, segments: Iterable[Segment]) -> None:
+        """Begin to read these segments and return at once."""
+        previous = self._prefetched[-1] if self._prefetched else {}
+        current = {segment: previous.get(segment) or self._thread.submit(self._read, segment) for segment in segments}
+        self._prefetched = [previous, current]
 
     def wait(self) -> None:
-        """Until everything asked for is read, so that reading disturbs no timing."""
-        wait(self._fetched[-1].values() if self._fetched else [])
+        """Wait until everything has been prefetched, so that reading does not disturb what is timed next."""
+        wait(self._prefetched[-1].values() if self._prefetched else [])
 
     def open(self, layout: Layout, segment: Segment) -> SegmentKV:
-        """The segment from memory or from the store; what went wrong while reading it is raised here."""
+        """The segment, from memory or else from the store; an error while it was prefetched is raised here."""
         if layout == self._layout:
-            for fetched in reversed(self._fetched):
-                if segment in fetched:
-                    return fetched[segment].result()
+            for prefetched in reversed(self._prefetched):
+                if segment in prefetched:
+                    return prefetched[segment].result()
         return self._store.open(layout, segment)
 
     def other_model(self, layout: Layout) -> str | None:

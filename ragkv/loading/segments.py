@@ -1,4 +1,4 @@
-"""A prompt's segments with their keys and values, wherever they lie."""
+"""What a prefill needs to know of a prompt's segments, wherever their keys and values are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,30 +9,37 @@ from torch import Tensor
 
 from ragkv.prompt import Segment
 from ragkv.store import Layout
-from ragkv.store.segment_file import Piece
+from ragkv.store.segment_file import ByteRange
 
 
-class Readable(Protocol):
-    """Something with layers of one size.
+class LayerSource(Protocol):
+    """Layers of equal size that can be read into host memory.
 
     Attributes
     ----------
     layer_bytes
-        Of each layer.
+        The size of a layer.
     """
 
     @property
     def layer_bytes(self) -> int: ...
 
-    def fill(self, first: int, rooms: Sequence[memoryview]) -> None:
-        """Layers from `first` on into memory on the host, each of as many bytes as a layer."""
+    def read_layers(self, first: int, buffers: Sequence[memoryview]) -> None:
+        """Read consecutive layers, from `first` on, into buffers of `layer_bytes` each."""
 
-    def share(self, index: int, room: memoryview) -> Piece | None:
-        """One layer into such memory, but for the first bytes, if these can be read by another process: which."""
+    def delegate(self, index: int, buffer: memoryview) -> ByteRange | None:
+        """Prepare a layer's buffer so that a worker process can read the rest of it.
+
+        Returns
+        -------
+        ByteRange
+            What the worker must read to the beginning of the buffer; the bytes behind it are written here. None if no
+            worker can read this layer: then all of it is written here.
+        """
 
 
-class SegmentKV(Readable, Protocol):
-    """A segment's values, wherever they come from.
+class SegmentKV(LayerSource, Protocol):
+    """A segment's keys, values and surprisal.
 
     Attributes
     ----------
@@ -55,9 +62,17 @@ class SegmentKV(Readable, Protocol):
 
 @dataclass(frozen=True)
 class SegmentInMemory:
-    """A segment in memory: `compute_segment`'s result, or read from the store ahead of its use."""
+    """A segment in memory: the result of `compute_segment`, or a stored segment that was prefetched.
 
-    layers: Tensor  # (layers, 2, kv_heads, tokens, head_dim)
+    Attributes
+    ----------
+    layers
+        Keys before rotation and values, ``(layers, 2, kv_heads, tokens, head_dim)``.
+    scores
+        Surprisal, ``(tokens,)``.
+    """
+
+    layers: Tensor
     scores: Tensor
 
     @property
@@ -75,29 +90,31 @@ class SegmentInMemory:
     def layer(self, index: int) -> Tensor:
         return self.layers[index]
 
-    def fill(self, first: int, rooms: Sequence[memoryview]) -> None:
-        for layer, room in zip(self.layers[first : first + len(rooms)], rooms, strict=True):
-            torch.frombuffer(room, dtype=self.dtype).view(self.shape).copy_(layer)
+    def read_layers(self, first: int, buffers: Sequence[memoryview]) -> None:
+        layers = self.layers[first : first + len(buffers)]
+        for layer, buffer in zip(layers, buffers, strict=True):
+            torch.frombuffer(buffer, dtype=self.dtype).view(self.shape).copy_(layer)
 
-    def share(self, index: int, room: memoryview) -> None:
-        self.fill(index, [room])
+    def delegate(self, index: int, buffer: memoryview) -> None:
+        self.read_layers(index, [buffer])
 
     def surprisal(self) -> Tensor:
         return self.scores
 
     def to(self, where: str) -> "SegmentInMemory":
-        """The same on a device, or in pinned host memory (``"pinned"``), from where copies overlap with computing."""
-        return SegmentInMemory(self.layers.pin_memory() if where == "pinned" else self.layers.to(where), self.scores)
+        """Copy to a device, or to pinned host memory (``"pinned"``), from which copies to a GPU run asynchronously."""
+        layers = self.layers.pin_memory() if where == "pinned" else self.layers.to(where)
+        return SegmentInMemory(layers, self.scores)
 
 
 class Segments(Protocol):
-    """Where stored segments come from: a KVStore, or one read ahead."""
+    """Where segments come from: a `KVStore`, a `PrefetchingStore`, or memory."""
 
     url: str
     format: str
 
     def open(self, layout: Layout, segment: Segment) -> SegmentKV:
-        """The stored segment."""
+        """The segment; a KeyError if it is not there."""
 
     def other_model(self, layout: Layout) -> str | None:
-        """The fingerprint of another model that wrote here."""
+        """The fingerprint of another model that wrote here, if the first segment found is of one."""

@@ -8,11 +8,11 @@ from torch import Tensor, device
 
 from ragkv.kernels import kernels_run
 from ragkv.loading.copy_stream import CopyStream, gpu_stream
-from ragkv.loading.processes import ReadProcesses
-from ragkv.loading.readers import ProcessReader, Reader, ThreadReader
-from ragkv.loading.segments import Readable, SegmentInMemory, SegmentKV
+from ragkv.loading.workers import ReadWorkers
+from ragkv.loading.readers import WorkerReader, LayerReader, ThreadReader
+from ragkv.loading.segments import LayerSource, SegmentInMemory, SegmentKV
 from ragkv.store.quantize import CODECS
-from ragkv.store.stored_segment import Packed, StoredSegment
+from ragkv.store.stored_segment import PackedSegment, StoredSegment
 
 AHEAD = 2  # parts that are in flight at a time
 
@@ -51,7 +51,7 @@ class Transfer:
         segments: Sequence[SegmentKV],
         parts: Sequence[range],
         to: device,
-        processes: ReadProcesses | None = None,
+        processes: ReadWorkers | None = None,
         stream: CopyStream | None = None,
     ):
         self._segments = segments
@@ -63,10 +63,10 @@ class Transfer:
         self._not_issued = deque(parts)
         self._in_flight: dict[int, object] = {}  # the event of each layer's part
         self._longest = max(map(len, parts))
-        self._reader: Reader | None = None
+        self._reader: LayerReader | None = None
 
         self._buffer, buffers = self._allocate(segments)  # what the reader's bytes are copied into
-        self._read: Sequence[Readable] = segments
+        self._read: Sequence[LayerSource] = segments
         self._unpack: Callable[[int], None] | None = None
         self.staged = [
             buffer.view(segment.dtype).view(self._longest, *segment.shape)
@@ -88,7 +88,7 @@ class Transfer:
         stored = [segment for segment in self._segments if isinstance(segment, StoredSegment)]
         as_stored = self._unpack is not None or not any(segment.format in CODECS for segment in stored)
         if self._processes and as_stored and any(segment.local for segment in stored):
-            self._reader = ProcessReader(self._read, self._parts, self._processes)
+            self._reader = WorkerReader(self._read, self._parts, self._processes)
         elif not all(map(_copies_directly, self._segments)):
             self._reader = ThreadReader(self._read, self._parts)
         self._stream.wait_for_computation()  # the memory that parts are placed in may still be in use
@@ -102,7 +102,7 @@ class Transfer:
             self._issue()
         self._stream.computation_waits(self._in_flight.pop(index))
         while self._not_issued and len(self._in_flight) <= (AHEAD - 1) * self._longest:
-            if self._reader and not self._reader.has():
+            if self._reader and not self._reader.ready():
                 break
             self._issue()
 
@@ -113,7 +113,7 @@ class Transfer:
             if self._reader is None:
                 self._copy(part)
             else:
-                self._reader.part(self._buffer)
+                self._reader.copy_next(self._buffer)
                 if self._unpack:
                     self._unpack(len(part))
             self._place(part)
@@ -130,11 +130,11 @@ class Transfer:
         """Copy codes and scales as they are stored, and unpack them into the staging buffers."""
         from ragkv.kernels.unpacking import unpacking
 
-        self._read = [Packed(segment) for segment in self._segments if isinstance(segment, StoredSegment)]
+        self._read = [PackedSegment(segment) for segment in self._segments if isinstance(segment, StoredSegment)]
         self._buffer, codes = self._allocate(self._read)
         self._unpack = unpacking(codes, self.staged, format, CODECS[format].packed)
 
-    def _allocate(self, segments: Sequence[Readable]) -> tuple[Tensor, Sequence[Tensor]]:
+    def _allocate(self, segments: Sequence[LayerSource]) -> tuple[Tensor, Sequence[Tensor]]:
         """A buffer for the longest part's layers of all segments, ``(bytes,)``, and each segment's share of it."""
         sizes = [self._longest * segment.layer_bytes for segment in segments]
         buffer = torch.empty(sum(sizes), dtype=torch.uint8, device=self._to)

@@ -1,12 +1,12 @@
-"""The store: segments' keys and values by content, one safetensors file each, on any fsspec file system.
+"""The store: keys and values of segments, found by content, one safetensors file each, on any fsspec file system.
 
-    <url>/<aa>/<key>.safetensors    a segment; its key is the hash of all that determines its values
+    <url>/<aa>/<key>.safetensors    a segment; the key is the hash of everything that determines its values
     <url>/manifests/<name>.json     which segments a profile's tasks need, written by precompute
-    <url>/uses/<name>.json          when these were last used
-    <url>/holds/<id>.json           segments that a running job holds
+    <url>/uses/<name>.json          when these segments were last used
+    <url>/holds/<id>.json           segments that a running job needs
     <url>/evictions/<id>.json       segments that are being evicted
 
-Names of other files are not the store's: they are neither read nor removed.
+Files with other names do not belong to the store: they are neither read nor removed.
 """
 
 from ragkv.store.cache import Cache

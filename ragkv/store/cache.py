@@ -1,23 +1,25 @@
-"""A folder of this machine in front of a remote store: what was fetched once is read from there, and checked."""
+"""A local folder in front of a remote store: segments that were fetched once are read, and verified, from there."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
 
-from ragkv.store.files import Folder, StoreError
+from ragkv.store.files import Entry, Folder, StoreError
 from ragkv.store.segment_file import KEY, check_file
+
+SUFFIX = ".cached"
 
 
 class Cache:
-    """Copies of segments' files, at most so many bytes of them; those not used for longest leave first.
+    """Copies of segments' files, up to a number of bytes; the least recently used leave first.
 
     Parameters
     ----------
     folder
         On a local disk; several processes may share it.
     limit
-        In bytes. A process looks at the whole folder whenever it has added a quarter of what was left, so that four
-        of them together keep to the limit.
+        In bytes. A process lists the folder again when it has added a quarter of the free space that it last saw, so
+        four processes together stay within the limit.
 
     Raises
     ------
@@ -28,57 +30,63 @@ class Cache:
     def __init__(self, folder: str | Path, limit: float):
         if limit < 0:
             raise ValueError(f"a cache of {limit} bytes: give a limit of 0 or more")
-        self.folder, self.limit = Path(folder).absolute(), int(limit)
-        self._files, self._room = Folder(str(self.folder)), 0
+        self.folder = Path(folder).absolute()
+        self.limit = int(limit)
+        self._files = Folder(str(self.folder))
+        self._allowance = 0  # bytes that may be added before the folder is listed again
 
     def get(self, key: str) -> bytes | None:
-        """A segment's file, if it is there and whole; a damaged copy is dropped."""
+        """A segment's file, or None if there is no intact copy; a damaged copy is removed."""
         try:
             data = self._files.read(_name(key))
             check_file(key, data)
         except FileNotFoundError:
             return None
-        except (StoreError, ValueError, LookupError, TypeError, AttributeError):
+        except (StoreError, ValueError):
             self.drop(key)
             return None
-        with suppress(OSError):  # dropped by another process meanwhile, or not ours to touch
+        with suppress(OSError):  # another process removed it, or owns it
             os.utime(self._files.path(_name(key)))
         return data
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep a copy, if it fits and the disk takes it."""
-        if len(data) > self._room:
-            self._trim(len(data))
-        if len(data) <= self._room:
-            with suppress(StoreError):  # without the copy all goes on
+        """Keep a copy if it fits; a copy that cannot be written is no error."""
+        if len(data) > self._allowance:
+            self._make_space(len(data))
+        if len(data) <= self._allowance:
+            with suppress(StoreError):
                 self._files.write(_name(key), data)
-                self._room -= len(data)
+                self._allowance -= len(data)
 
     def drop(self, key: str) -> None:
-        with suppress(StoreError):  # then it stays
+        """Remove a copy; one that cannot be removed stays."""
+        with suppress(StoreError):
             self._files.remove(_name(key))
 
     def bytes(self) -> int:
-        """What the copies take."""
-        return sum(entry.size for entry in self._copies())
+        """The size of all copies."""
+        return sum(entry.size for entry in self._copies().values())
 
-    def _copies(self) -> list:
-        return [e for e in self._files.list() if e.name.endswith(".cached") and KEY.fullmatch(e.name[3:-7])]
+    def _copies(self) -> dict[str, Entry]:
+        """The copies by key."""
+        entries = (entry for entry in self._files.list() if entry.name.endswith(SUFFIX))
+        named = {entry.name.rpartition("/")[2].removesuffix(SUFFIX): entry for entry in entries}
+        return {key: entry for key, entry in named.items() if KEY.fullmatch(key)}
 
-    def _trim(self, needed: int) -> None:
-        """Make room for `needed` bytes, and for more to come."""
-        copies = sorted(self._copies(), key=lambda entry: entry.modified)
-        total = sum(entry.size for entry in copies)
+    def _make_space(self, needed: int) -> None:
+        """Remove copies until `needed` bytes fit, and some more so that this is not done for every new copy."""
+        copies = sorted(self._copies().items(), key=lambda item: item[1].modified)
+        total = sum(entry.size for _, entry in copies)
         if total + needed > self.limit:
-            aim = min(self.limit - needed, 3 * self.limit // 4)
-            for entry in copies:
-                if total <= aim:
+            target = min(self.limit - needed, 3 * self.limit // 4)
+            for key, entry in copies:
+                if total <= target:
                     break
-                self.drop(entry.name[3:-7])
+                self.drop(key)
                 total -= entry.size
-        left = max(0, self.limit - total)
-        self._room = max(left // 4, needed if needed <= left else 0)
+        free = max(0, self.limit - total)
+        self._allowance = max(free // 4, needed if needed <= free else 0)
 
 
 def _name(key: str) -> str:
-    return f"{key[:2]}/{key}.cached"
+    return f"{key[:2]}/{key}{SUFFIX}"

@@ -1,4 +1,4 @@
-"""``ragkv store``: what lies in a store, whether it is whole, and making room."""
+"""``ragkv store``: list a store's segments, verify them, and free space."""
 
 import re
 from collections.abc import Iterator
@@ -20,58 +20,62 @@ _UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 def parse_bytes(text: str) -> int:
-    """``"500M"``, ``"1.5 GB"`` or plain bytes; units are powers of a thousand.
+    """Read ``"500M"``, ``"1.5 GB"`` or a plain number of bytes; units are powers of a thousand.
 
     Raises
     ------
     typer.BadParameter
-        It is none of these.
+        The text is none of these.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
-    if not found:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
+    if not match:
         raise typer.BadParameter(f"{text!r} is no number of bytes: give one such as 500000, 500M or 1.5G")
-    return int(float(found[1]) * _UNITS[found[2]])
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 @store.command("ls")
-def list_command(url: Url, limit: Annotated[int, typer.Option(min=0, help="At most so many; 0: all.")] = 0) -> None:
-    """List the segments, the last used first: tokens, bytes, format, model, last use."""
-    with _explained():
-        table = list_segments(_opened(url), progress=True)
-    shown = (table.head(limit) if limit else table).copy()
-    shown["key"], shown["model"] = shown["key"].str[:12], shown["model"].str[:12].fillna("damaged")
-    shown["tokens"], shown["stored_as"] = shown["tokens"].astype("Int64"), shown["stored_as"].fillna("")
-    shown["dtype"], shown["last_use"] = shown["dtype"].fillna(""), shown["last_use"].dt.strftime("%Y-%m-%d %H:%M")
+def list_command(
+    url: Url, limit: Annotated[int, typer.Option(min=0, help="Number of rows to show; 0 shows all.")] = 0
+) -> None:
+    """List segments, the most recently used first: tokens, bytes, format, model, last use."""
+    with _errors_in_one_line():
+        segments = list_segments(_open(url), progress=True)
+    shown = _readable(segments.head(limit) if limit else segments)
+    shown["key"] = shown["key"].str[:12]
+    shown["tokens"] = shown["tokens"].astype("Int64")
     shown["held"] = shown["held"].map({True: "held", False: ""})
     typer.echo(_table(shown) if len(shown) else "no segments")
-    typer.echo(f"{len(table)} segments, {table['tokens'].sum():,} tokens, {_size(table['bytes'].sum())}")
+    tokens, size = segments["tokens"].sum(), segments["bytes"].sum()
+    typer.echo(f"{len(segments)} segments, {tokens:,} tokens, {_size(size)}")
 
 
 @store.command("stats")
 def stats_command(
-    url: Url, cache: Annotated[Path | None, typer.Option(help="Also the cache in this folder.")] = None
+    url: Url, cache: Annotated[Path | None, typer.Option(help="Also report on the cache in this folder.")] = None
 ) -> None:
-    """Sum up: bytes by model and format, what sharing saves, who holds segments, the cache."""
-    with _explained():
-        opened = _opened(url)
-        table, shared, held = list_segments(opened, progress=True), sharing(opened), opened.holds.standing()
+    """Summarise a store: bytes by model and format, what sharing saves, who holds segments, the cache."""
+    with _errors_in_one_line():
+        opened = _open(url)
+        segments = list_segments(opened, progress=True)
+        shared = sharing(opened)
+        holds = opened.holds.standing()
         leftovers = Inventory.of(opened).leftovers
-    named = table.assign(model=table["model"].str[:12].fillna("damaged")).fillna({"stored_as": "", "dtype": ""})
-    groups = named.groupby(["model", "dtype", "stored_as"]).agg(
-        segments=("key", "size"), tokens=("tokens", "sum"), bytes=("bytes", "sum"), last_use=("last_use", "max")
-    )
-    groups["last_use"] = groups["last_use"].dt.strftime("%Y-%m-%d %H:%M")
-    typer.echo(f"{len(table)} segments, {_size(table['bytes'].sum())}")
-    if len(table):
-        typer.echo(_table(groups.reset_index()))
+    typer.echo(f"{len(segments)} segments, {_size(segments['bytes'].sum())}")
+    if len(segments):
+        grouped = segments.fillna({"model": "damaged", "dtype": "", "stored_as": ""})
+        groups = grouped.groupby(["model", "dtype", "stored_as"]).agg(
+            segments=("key", "size"), tokens=("tokens", "sum"), bytes=("bytes", "sum"), last_use=("last_use", "max")
+        )
+        typer.echo(_table(_readable(groups.reset_index())))
     if len(shared):
         typer.echo("\nWhat profiles need, and what they save by sharing segments:")
         shared["shared"] = (shared["references"] / shared["segments"]).map("{:.2f} uses each".format)
         typer.echo(_table(shared))
-    for lease in held:
+    for lease in holds:
         typer.echo(f"held: {len(lease.keys)} segments by process {lease.pid} on {lease.host} ({lease.job})")
     if leftovers:
-        typer.echo(f"{len(leftovers)} unfinished files of killed jobs, {_size(sum(e.size for e in leftovers))}")
+        size = sum(entry.size for entry in leftovers)
+        typer.echo(f"{len(leftovers)} unfinished files of killed jobs, {_size(size)}")
     if cache:
         typer.echo(f"cache {cache}: {_size(Cache(cache, 0).bytes())}")
 
@@ -79,42 +83,43 @@ def stats_command(
 @store.command("verify")
 def verify_command(url: Url) -> None:
     """Read every file and check every bit. Exit code 1 if any is damaged."""
-    with _explained():
-        found = verify(_opened(url), progress=True)
-    speed = found.bytes / 1e9 / max(found.seconds, 1e-9)
-    typer.echo(f"{found.segments} segments, {_size(found.bytes)} read in {found.seconds:.2f} s ({speed:.2f} GB/s)")
-    for key, problem in found.damaged.items():
+    with _errors_in_one_line():
+        result = verify(_open(url), progress=True)
+    speed = result.bytes / 1e9 / max(result.seconds, 1e-9)
+    typer.echo(f"{result.segments} segments, {_size(result.bytes)} read in {result.seconds:.2f} s ({speed:.2f} GB/s)")
+    for key, problem in result.damaged.items():
         typer.echo(f"damaged: {key}: {problem}")
-    for name, count in found.missing.items():
+    for name, count in result.missing.items():
         typer.echo(f"missing: {count} segments that {name} needs; precompute makes them again")
-    if found.leftovers:
-        typer.echo(f"{found.leftovers} unfinished files of killed jobs; `ragkv store gc` removes them")
-    if found.whole:
+    if result.leftovers:
+        typer.echo(f"{result.leftovers} unfinished files of killed jobs; `ragkv store gc` removes them")
+    if result.whole:
         typer.echo("every file is as it was written")
         return
-    typer.echo(f"{len(found.damaged)} damaged: they are never used; run precompute on their prompts to mend them")
+    typer.echo(f"{len(result.damaged)} damaged: they are never used; run precompute on their prompts to mend them")
     raise typer.Exit(1)
 
 
 @store.command("gc")
 def collect_command(
     url: Url,
-    budget: Annotated[str, typer.Option(help="What may stay: bytes, or 500M, 20G, ...")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would leave.")] = False,
+    budget: Annotated[str, typer.Option(help="Bytes that may stay: a number, or 500M, 20G, ...")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
-    """Evict least recently used segments until the rest fits the budget; what a running job holds stays."""
+    """Evict the least recently used segments until the rest fits the budget; what running jobs hold stays."""
     limit = parse_bytes(budget)
-    with _explained():
-        done = collect(_opened(url), limit, dry_run=dry_run, progress=True)
-    would = "would evict" if dry_run else "evicted"
-    typer.echo(f"{would} {len(done.evicted)} segments, {_size(done.freed)}; {_size(done.bytes)} stay")
-    if done.leftovers:
-        typer.echo(f"{'would remove' if dry_run else 'removed'} {done.leftovers} unfinished files of killed jobs")
-    if done.bytes > limit:
-        typer.echo(f"over the budget: running jobs hold {done.held} segments; `ragkv store stats` says which jobs")
+    with _errors_in_one_line():
+        result = collect(_open(url), limit, dry_run=dry_run, progress=True)
+    evicted = "would evict" if dry_run else "evicted"
+    typer.echo(f"{evicted} {len(result.evicted)} segments, {_size(result.freed)}; {_size(result.bytes)} stay")
+    if result.leftovers:
+        removed = "would remove" if dry_run else "removed"
+        typer.echo(f"{removed} {result.leftovers} unfinished files of killed jobs")
+    if result.bytes > limit:
+        typer.echo(f"over the budget: running jobs hold {result.held} segments; `ragkv store stats` says which jobs")
 
 
-def _opened(url: str) -> KVStore:
+def _open(url: str) -> KVStore:
     opened = KVStore(url)
     if opened.folder.local and not Path(opened.folder.root).is_dir():
         raise StoreError(f"there is no folder {opened.folder.root}: give the store's, such as outputs/tiny/store")
@@ -122,8 +127,7 @@ def _opened(url: str) -> KVStore:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Errors as one line."""
+def _errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except (StoreError, ValueError, ImportError) as error:
@@ -131,13 +135,23 @@ def _explained() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+def _readable(rows: pd.DataFrame) -> pd.DataFrame:
+    """Short model names, readable times, and text where a damaged file has no format."""
+    return rows.assign(
+        model=rows["model"].str[:12].fillna("damaged"),
+        dtype=rows["dtype"].fillna(""),
+        stored_as=rows["stored_as"].fillna(""),
+        last_use=rows["last_use"].dt.strftime("%Y-%m-%d %H:%M"),
+    )
+
+
 def _table(rows: pd.DataFrame) -> str:
-    sized = {name: rows[name].map(_size) for name in ("bytes", "saved") if name in rows}
-    return rows.assign(**sized).to_string(index=False)
+    sizes = {name: rows[name].map(_size) for name in ("bytes", "saved") if name in rows}
+    return rows.assign(**sizes).to_string(index=False)
 
 
 def _size(count: float) -> str:
-    """Bytes as people read them."""
+    """A number of bytes in the unit that people would use."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"

@@ -15,7 +15,7 @@ import fsspec
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
-from ragkv.store.segment_file import spread
+from ragkv.store.segment_file import scatter
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss"}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -77,17 +77,17 @@ class Folder:
         with self._reading(name):
             return self.files.cat_file(self.path(name), start=start, end=stop)
 
-    def read_into(self, name: str, start: int, rooms: Sequence[memoryview]) -> int:
-        """Fill the rooms one after the other with a file's bytes; how many there were. Errors as in `read`.
+    def read_into(self, name: str, start: int, buffers: Sequence[memoryview]) -> int:
+        """Fill the buffers one after the other with a file's bytes; how many there were. Errors as in `read`.
 
         A local file's are copied once, by the system itself: threads that read do not wait for each other.
         """
         if not self.local:
-            return spread(self.read(name, start, start + sum(map(len, rooms))), rooms)
+            return scatter(self.read(name, start, start + sum(map(len, buffers))), buffers)
         with self._reading(name), _opened(self.path(name)) as file:
             done = 0
-            while rooms and (count := os.preadv(file, rooms, start + done)):  # it may give less than asked
-                rooms, done = _behind(rooms, count), done + count
+            while buffers and (count := os.preadv(file, buffers, start + done)):  # it may give less than asked
+                buffers, done = _behind(buffers, count), done + count
             return done
 
     def size(self, name: str) -> int:
@@ -222,14 +222,14 @@ def _opened(path: str) -> Iterator[int]:
         os.close(file)
 
 
-def _behind(rooms: Sequence[memoryview], count: int) -> list[memoryview]:
-    """What is left of the rooms behind their first `count` bytes."""
+def _behind(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
+    """What is left of the buffers behind their first `count` bytes."""
     left = []
-    for room in rooms:
-        skipped = min(count, len(room))
+    for buffer in buffers:
+        skipped = min(count, len(buffer))
         count -= skipped
-        if skipped < len(room):
-            left.append(room[skipped:])
+        if skipped < len(buffer):
+            left.append(buffer[skipped:])
     return left
 
 

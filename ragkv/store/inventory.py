@@ -1,4 +1,4 @@
-"""What lies in a store: its segments, who needs them, and what sharing them saves."""
+"""The contents of a store: its segments, who needs them, and what sharing them saves."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -12,23 +12,23 @@ from tqdm import tqdm
 from ragkv.store.files import Entry, Folder, StoreError
 from ragkv.store.kvstore import KVStore, segment_key, segment_name
 from ragkv.store.segment_file import read_header
-from ragkv.store.stored_segment import SegmentInFolder
+from ragkv.store.stored_segment import FileSource
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
-One = TypeVar("One")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """A store's files, from one listing.
+    """The files of a store, from one listing.
 
     Attributes
     ----------
     segments
-        Each segment's file by its key.
+        The file of each segment, by key.
     leftovers
-        Files that killed jobs did not finish; no one reads them.
+        Files that killed jobs did not finish; nobody reads them.
     """
 
     segments: dict[str, Entry]
@@ -36,39 +36,49 @@ class Inventory:
 
     @classmethod
     def of(cls, store: KVStore) -> "Inventory":
+        """List a store.
+
+        Raises
+        ------
+        StoreError
+            It cannot be listed.
+        """
         entries = store.folder.list()
         segments = {key: entry for entry in entries if (key := segment_key(entry.name))}
-        partial = [e for e in entries if e.name.endswith(".partial") and segment_key(_PARTIAL.sub("", e.name))]
-        return cls(segments, partial)
+        partial = [entry for entry in entries if entry.name.endswith(".partial")]
+        leftovers = [entry for entry in partial if segment_key(_PARTIAL.sub("", entry.name))]
+        return cls(segments, leftovers)
 
     @property
     def bytes(self) -> int:
+        """The size of all segments."""
         return sum(entry.size for entry in self.segments.values())
 
     def last_used(self, store: KVStore) -> dict[str, float]:
-        """When each segment was last written, or a job began that needs it by a manifest (seconds)."""
+        """When each segment was last written, or a job whose manifest names it began (seconds since the epoch)."""
         used = store.manifests.last_used()
         return {key: max(entry.modified, used.get(key, 0.0)) for key, entry in self.segments.items()}
 
 
 def list_segments(store: KVStore, *, progress: bool = False) -> pd.DataFrame:
-    """A row per segment, the last used first.
+    """A row per segment, the most recently used first.
 
     Returns
     -------
     DataFrame
-        ``key, tokens, bytes, stored_as, dtype, model, last_use, held``; a damaged file has no tokens, format and
-        model, ``last_use`` is in UTC, ``held`` says whether a running job needs it.
+        ``key, tokens, bytes, stored_as, dtype, model, last_use, held``. ``tokens``, ``stored_as``, ``dtype`` and
+        ``model`` are missing for a damaged file; ``last_use`` is in UTC; ``held`` says whether a running job needs the
+        segment.
     """
-    found = Inventory.of(store)
+    inventory = Inventory.of(store)
     held = {key for lease in store.holds.standing() for key in lease.keys}
-    headers = side_by_side(lambda key: _described(store.folder, key), found.segments, "headers", progress=progress)
-    used = found.last_used(store)
+    headers = map_in_threads(
+        lambda key: _header_fields(store.folder, key), inventory.segments, "headers", progress=progress
+    )
+    used = inventory.last_used(store)
     rows = [
-        {"key": key, "tokens": None, "bytes": entry.size, "stored_as": None, "dtype": None, "model": None}
-        | header
-        | {"last_use": used[key], "held": key in held}
-        for (key, entry), header in zip(found.segments.items(), headers, strict=True)
+        {"key": key, "bytes": entry.size, "last_use": used[key], "held": key in held} | header
+        for (key, entry), header in zip(inventory.segments.items(), headers, strict=True)
     ]
     columns = ["key", "tokens", "bytes", "stored_as", "dtype", "model", "last_use", "held"]
     table = pd.DataFrame(rows, columns=columns)
@@ -76,24 +86,26 @@ def list_segments(store: KVStore, *, progress: bool = False) -> pd.DataFrame:
     return table.sort_values(["last_use", "key"], ascending=[False, True])
 
 
-def _described(folder: Folder, key: str) -> dict:
+def _header_fields(folder: Folder, key: str) -> dict:
+    """What a segment's header says; all None where it cannot be read."""
+    fields = ("stored_as", "dtype", "model")
     try:
-        header = read_header(SegmentInFolder(folder, segment_name(key)))
-        told = {name: header.identity[name] for name in ("stored_as", "dtype", "model")}
-        return {"tokens": header.tensors["surprisal"].shape[0]} | told
-    except (OSError, StoreError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
+        header = read_header(FileSource(folder, segment_name(key)))
+        tokens = header.tensors["surprisal"].shape[0]
+    except (OSError, StoreError, ValueError, LookupError, TypeError):
+        return dict.fromkeys(("tokens", *fields))
+    return {"tokens": tokens} | {name: header.identity[name] for name in fields}
 
 
 def sharing(store: KVStore) -> pd.DataFrame:
-    """What each manifest's prompts need, and what it saves that they share segments.
+    """For each manifest: what its prompts need, and what they save by sharing segments.
 
     Returns
     -------
     DataFrame
-        ``manifest, tasks, references, segments, stored, bytes, saved``: segments that prompts refer to, each time they
-        do, how many distinct ones these are and how many of them are stored, their bytes, and the bytes that the
-        further references would take.
+        ``manifest, tasks, references, segments, stored, bytes, saved``: how often the prompts refer to a segment, how
+        many distinct segments these are, how many of them are stored, the bytes of those, and the bytes that all
+        references beyond the first to each would take if nothing was shared.
     """
     sizes = {key: entry.size for key, entry in Inventory.of(store).segments.items()}
     rows = []
@@ -102,17 +114,23 @@ def sharing(store: KVStore) -> pd.DataFrame:
         references = manifest.references
         stored = {key: sizes[key] for key in references if key in sizes}
         rows.append(
-            {"manifest": name, "tasks": len(manifest.tasks), "references": references.total()}
-            | {"segments": len(references), "stored": len(stored), "bytes": sum(stored.values())}
-            | {"saved": sum((references[key] - 1) * size for key, size in stored.items())}
+            {
+                "manifest": name,
+                "tasks": len(manifest.tasks),
+                "references": references.total(),
+                "segments": len(references),
+                "stored": len(stored),
+                "bytes": sum(stored.values()),
+                "saved": sum((references[key] - 1) * size for key, size in stored.items()),
+            }
         )
     return pd.DataFrame(rows, columns=["manifest", "tasks", "references", "segments", "stored", "bytes", "saved"])
 
 
-def side_by_side(
-    function: Callable[[One], Result], of: Iterable[One], what: str, *, progress: bool, threads: int = 8
+def map_in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], label: str, *, progress: bool, threads: int = 8
 ) -> list[Result]:
-    """The function of each, in threads: they wait for files, or read and hash, which Python does side by side."""
-    items = list(of)
+    """Apply a function to each item, in threads; it waits for files or hashes, and Python lets both overlap."""
+    items = list(items)
     with ThreadPoolExecutor(threads) as pool:
-        return list(tqdm(pool.map(function, items), what, total=len(items), disable=not progress))
+        return list(tqdm(pool.map(function, items), label, total=len(items), disable=not progress))

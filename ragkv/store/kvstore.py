@@ -19,8 +19,8 @@ from ragkv.store.layout import Layout, layer_name
 from ragkv.store.leases import Leases
 from ragkv.store.manifests import Manifests
 from ragkv.store.quantize import CODECS, check_format, quantize
-from ragkv.store.segment_file import KEY, InMemory, encode, key_of, read_header
-from ragkv.store.stored_segment import SegmentInFolder, StoredSegment
+from ragkv.store.segment_file import KEY, BytesSource, encode, key_of, read_header
+from ragkv.store.stored_segment import FileSource, StoredSegment
 
 KNOWN = 512  # local files, the ones used last, whose headers stay in memory
 
@@ -113,9 +113,9 @@ class KVStore:
                 return (self._known if stamp else self._in_folder)(layout, segment, stamp)
         found = partial(StoredSegment, self.path(key), layout, segment, identity)
         if self.cache and (copy := self.cache.get(key)):
-            return found(InMemory(copy))
+            return found(BytesSource(copy))
         data = self._fetch(key)
-        opened = found(InMemory(data))
+        opened = found(BytesSource(data))
         if self.cache:
             opened.check()  # no damage is kept
             self.cache.put(key, data)
@@ -124,7 +124,7 @@ class KVStore:
     def _in_folder(self, layout: Layout, segment: Segment, stamp: object) -> StoredSegment:
         """A segment whose file, with this stamp, is read part by part."""
         identity, key = self._named(layout, segment)
-        source = SegmentInFolder(self.folder, segment_name(key))
+        source = FileSource(self.folder, segment_name(key))
         return StoredSegment(self.path(key), layout, segment, identity, source)
 
     def check(self, layout: Layout, segment: Segment) -> bool:
@@ -141,7 +141,7 @@ class KVStore:
         except KeyError:
             return False
         try:
-            StoredSegment(self.path(key), layout, segment, identity, InMemory(data)).check()
+            StoredSegment(self.path(key), layout, segment, identity, BytesSource(data)).check()
         except StoreError:
             return False
         return True
@@ -171,7 +171,7 @@ class KVStore:
     def other_model(self, layout: Layout) -> str | None:
         """The fingerprint of a model that wrote to this store, if the first file found is another one's."""
         with suppress(OSError, StoreError, ValueError, LookupError, TypeError, AttributeError):  # damage tells nothing
-            first = SegmentInFolder(self.folder, segment_name(self.keys()[0]))
+            first = FileSource(self.folder, segment_name(self.keys()[0]))
             written_by = read_header(first).identity["model"]
             return written_by if written_by != layout.model else None
         return None

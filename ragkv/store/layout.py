@@ -1,4 +1,4 @@
-"""What a model's segments look like in the store, and by which names they are found."""
+"""The layout of a model's segments in the store, and the keys by which they are found."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,17 @@ from ragkv.store.segment_file import DTYPES, FORMAT, hashed, key_of
 
 @dataclass(frozen=True)
 class Layout:
-    """What a model's segments look like: its fingerprint, the layers' shape and dtype, and how they are stored."""
+    """What a model's segments look like in the store.
+
+    Attributes
+    ----------
+    model
+        The model's fingerprint.
+    layers, kv_heads, head_dim, dtype
+        Number and shape of the layers, and their dtype as computed.
+    format
+        How they are stored (see `ragkv.store.quantize`).
+    """
 
     model: str
     layers: int
@@ -24,36 +34,43 @@ class Layout:
 
     @classmethod
     def of(cls, model: PreTrainedModel, format: str = "model") -> "Layout":
-        """The layout of a model's segments in a store of that format (see `ragkv.store.quantize`).
+        """The layout of a model's segments in a store of that format.
 
         Raises
         ------
         ValueError
-            No such format, or the model's heads do not fit it.
+            The format does not exist, or the model's heads do not fit it.
         """
-        config, head_dim = model.config, model.model.layers[0].self_attn.head_dim
+        head_dim = model.model.layers[0].self_attn.head_dim
         check_format(format, head_dim)
-        shape = config.num_hidden_layers, config.num_key_value_heads, head_dim
-        return cls(fingerprint(model), *shape, model.dtype, format)
+        return cls(
+            model=fingerprint(model),
+            layers=model.config.num_hidden_layers,
+            kv_heads=model.config.num_key_value_heads,
+            head_dim=head_dim,
+            dtype=model.dtype,
+            format=format,
+        )
 
     def key(self, segment: Segment) -> str:
-        """The segment's name in the store."""
+        """The segment's key: its name in the store."""
         return key_of(self.identity(segment))
 
     def tensors(self, segment: Segment) -> dict[str, tuple[str, list[int]]]:
-        """Dtype and shape of every tensor of the segment's file."""
-        tokens, codec = len(segment.ids), CODECS.get(self.format)
+        """Dtype and shape of every tensor in the segment's file."""
+        tokens = len(segment.ids)
+        codec = CODECS.get(self.format)
         dtype, packed = (codec.codes, codec.packed) if codec else (self.dtype, 1)
         shape = [2, self.kv_heads, tokens, self.head_dim // packed]
-        names = {"surprisal": ("F32", [tokens])}
-        names |= {layer_name(i): (DTYPES[dtype], shape) for i in range(self.layers)}
+        tensors = {"surprisal": ("F32", [tokens])}
+        tensors |= {layer_name(i): (DTYPES[dtype], shape) for i in range(self.layers)}
         if codec:
-            names["key_scales"] = ("I8", [self.layers, self.kv_heads, self.head_dim])
-            names["value_scales"] = ("I8", [self.layers, self.kv_heads, tokens])
-        return names
+            tensors["key_scales"] = ("I8", [self.layers, self.kv_heads, self.head_dim])
+            tensors["value_scales"] = ("I8", [self.layers, self.kv_heads, tokens])
+        return tensors
 
     def identity(self, segment: Segment) -> dict[str, int | str]:
-        """All that determines the segment's values."""
+        """Everything that determines the segment's values."""
         return {
             "format": FORMAT,
             "model": self.model,
@@ -65,4 +82,5 @@ class Layout:
 
 
 def layer_name(index: int) -> str:
+    """The name of a layer's tensor in a segment file."""
     return f"layer.{index:03d}"

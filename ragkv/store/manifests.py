@@ -1,4 +1,4 @@
-"""Manifests: which segments a profile's tasks need, and when they were last used."""
+"""Manifests: which segments a profile's tasks need, and when these were last used."""
 
 import re
 import time
@@ -15,13 +15,13 @@ _NAME = re.compile(r"\w[\w.-]*")
 
 @dataclass(frozen=True)
 class Manifest:
-    """The segments' keys by task, and how often the task's prompts refer to each."""
+    """For each task, the keys of the segments it needs, and how often its prompts refer to each."""
 
     tasks: dict[str, dict[str, int]]
 
     @classmethod
     def of(cls, tasks: Mapping[str, Iterable[str]]) -> "Manifest":
-        """From the keys that each task's prompts refer to, one after the other."""
+        """From the keys that each task's prompts refer to, repeated as often as they do."""
         return cls({task: dict(sorted(Counter(keys).items())) for task, keys in tasks.items()})
 
     @property
@@ -37,25 +37,25 @@ class Manifests:
         self._folder = folder
 
     def names(self) -> list[str]:
-        """What there is, sorted."""
+        """The names of all manifests, sorted."""
         files = (entry.name.removeprefix("manifests/") for entry in self._folder.list("manifests"))
         return [file.removesuffix(".json") for file in files if file.endswith(".json") and _NAME.fullmatch(file)]
 
     def write(self, name: str, manifest: Manifest) -> None:
-        """Write a manifest; its segments are in use.
+        """Write a manifest, and mark its segments as used now.
 
         Raises
         ------
         StoreError
             The store cannot be written to.
         ValueError
-            The name is no plain file name.
+            The name is not a plain file name.
         """
         self._folder.write_json(_file("manifests", name), {"tasks": manifest.tasks})
         self.mark_used(name)
 
     def read(self, name: str) -> Manifest:
-        """One manifest.
+        """Read a manifest.
 
         Raises
         ------
@@ -67,15 +67,15 @@ class Manifests:
         manifest = Manifest(self._folder.read_json(_file("manifests", name))["tasks"])
         for key in manifest.references:
             if not KEY.fullmatch(key):
-                raise StoreError(f"the manifest {name} of {self._folder.url!r} names {key!r}: that is no key")
+                raise StoreError(f"the manifest {name} of {self._folder.url!r} names {key!r}, which is not a key")
         return manifest
 
     def mark_used(self, name: str) -> None:
-        """A job has begun that uses the manifest's segments."""
+        """Note that a job that uses the manifest's segments has begun."""
         self._folder.write_json(_file("uses", name), {"at": time.time()})
 
     def last_used(self) -> dict[str, float]:
-        """When each segment that some manifest names was last used (seconds)."""
+        """When each segment that some manifest names was last used (seconds since the epoch)."""
         used: dict[str, float] = {}
         for name in self.names():
             with suppress(FileNotFoundError):

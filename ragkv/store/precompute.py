@@ -1,4 +1,4 @@
-"""Offline: each segment's keys (before rotation), values and surprisal, from one forward pass of its own."""
+"""Offline: compute and store every segment's keys (before rotation), values and surprisal, by one forward pass each."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -26,9 +26,11 @@ class Precomputed:
     segments
         Distinct segments that the prompts need.
     shared
-        Further occurrences of these in the prompts, which cost nothing.
-    written, bytes, seconds
-        Segments computed now, their size and the time it took; the others were in the store already.
+        Further occurrences of these segments in the prompts, which cost nothing.
+    written, bytes
+        Segments computed now, and the size of their files; the others were in the store already.
+    seconds
+        How long it took.
     """
 
     segments: int
@@ -50,22 +52,26 @@ def precompute(
     shard: Shard = WHOLE,
     progress: bool = False,
 ) -> Precomputed:
-    """Store what the prompts' chunks need. What is stored and whole is not computed again; damaged files are mended.
+    """Store the segments that the prompts need.
+
+    Segments that are stored and intact are not computed again; damaged files are rewritten.
 
     Parameters
     ----------
     shard
-        Do this part only. A segment belongs to one part by its key: however many prompts need it, it is computed once.
+        Do only this shard's part. Segments are assigned to shards by their keys, so each is computed by one shard, no
+        matter how many prompts need it.
 
     Raises
     ------
     ValueError
-        A model that is not supported, or a prompt that it cannot read.
+        The model is not supported, or it cannot read a prompt.
     StoreError
         The store cannot be written to.
     """
     check_model(model)
-    start, layout = perf_counter(), Layout.of(model, store.format)
+    start = perf_counter()
+    layout = Layout.of(model, store.format)
     uses: Counter[Segment] = Counter()
     for prompt in prompts:
         segments = prompt.segments(model.config.bos_token_id)

@@ -1,7 +1,8 @@
-"""Smaller keys and values: eight or four bits each, and one byte per scale.
+"""Quantised keys and values: eight or four bits per number, and one byte per scale.
 
-Keys have channels that are large for every token, values do not: so keys are scaled per head and channel, values per
-head and token (as KIVI does, arXiv 2402.02750). Scales are powers of two: a byte each, and exact to divide by.
+Some channels of the keys are large for every token; the values have no such channels. So keys have a scale per head
+and channel, and values one per head and token, as in KIVI (arXiv 2402.02750). Scales are powers of two, which take one
+byte and divide without rounding.
 """
 
 from collections.abc import Callable
@@ -13,14 +14,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Codec:
-    """How numbers of at most `largest` become codes, and codes numbers again.
+    """How scaled numbers become codes, and codes numbers again.
 
     Attributes
     ----------
+    largest
+        The largest magnitude that can be encoded.
     codes
-        The dtype of stored codes.
+        The dtype of the stored codes.
     packed
-        Numbers per code, along the head's dimension.
+        Numbers per code, along the head dimension.
+    encode, decode
+        Numbers to codes, and codes to numbers in float32.
     """
 
     largest: float
@@ -31,7 +36,7 @@ class Codec:
 
 
 def _pack(numbers: Tensor) -> Tensor:
-    """Two numbers from -7 to 7 in a byte, the even dimension in the low half."""
+    """Two numbers from -7 to 7 in a byte: the even channel in the low half, the odd one in the high half."""
     shifted = (numbers.round() + 8).to(torch.uint8)
     return shifted[..., 0::2] | (shifted[..., 1::2] << 4)
 
@@ -50,12 +55,12 @@ FORMATS = ("model", *CODECS)  # "model": as the model computed them
 
 
 def check_format(name: str, head_dim: int = 2) -> None:
-    """Refuse a format that there is not, or one that does not fit the heads.
+    """Check that a format exists and fits the heads.
 
     Raises
     ------
     ValueError
-        The message lists the formats.
+        It does not; the message lists the formats.
     """
     if name not in FORMATS:
         raise ValueError(f"unknown store format {name!r}: choose one of {', '.join(FORMATS)}")
@@ -64,7 +69,7 @@ def check_format(name: str, head_dim: int = 2) -> None:
 
 
 def number_size(name: str, computed: int) -> float:
-    """Bytes that a number takes in a format, `computed` as the model gives it; scales not counted."""
+    """Bytes per number in a format, without scales; `computed` is the size of a number as the model computes it."""
     return CODECS[name].codes.itemsize / CODECS[name].packed if name in CODECS else computed
 
 
@@ -88,9 +93,10 @@ def quantize(layers: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
     Raises
     ------
     ValueError
-        A key or value that is not finite has no scale.
+        Some keys or values are not finite, so no scale fits them.
     """
-    codec, exact = CODECS[name], layers.float()
+    codec = CODECS[name]
+    exact = layers.float()
     if not exact.isfinite().all():
         broken = int((~exact.isfinite()).flatten(1).any(1).nonzero()[0])
         raise ValueError(
@@ -100,18 +106,22 @@ def quantize(layers: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
     keys, values = exact.unbind(1)  # (layers, kv_heads, tokens, head_dim)
     key_scales = _exponents(keys.abs().amax(-2), codec.largest)
     value_scales = _exponents(values.abs().amax(-1), codec.largest)
-    scaled = torch.stack((torch.ldexp(keys, -key_scales[:, :, None]), torch.ldexp(values, -value_scales[..., None])), 1)
-    return codec.encode(scaled), key_scales.to(torch.int8), value_scales.to(torch.int8)
+    scaled_keys = torch.ldexp(keys, -key_scales[:, :, None])
+    scaled_values = torch.ldexp(values, -value_scales[..., None])
+    codes = codec.encode(torch.stack((scaled_keys, scaled_values), 1))
+    return codes, key_scales.to(torch.int8), value_scales.to(torch.int8)
 
 
 def dequantize(codes: Tensor, key_scales: Tensor, value_scales: Tensor, name: str, dtype: torch.dtype) -> Tensor:
-    """One layer's keys and values again, ``(2, kv_heads, tokens, head_dim)``; arguments as `quantize` gives them."""
+    """One layer's keys and values, ``(2, kv_heads, tokens, head_dim)``, from the codes and scales of `quantize`."""
     keys, values = CODECS[name].decode(codes)
-    exponents = key_scales[:, None].int(), value_scales[..., None].int()
-    return torch.stack((torch.ldexp(keys, exponents[0]), torch.ldexp(values, exponents[1]))).to(dtype)
+    keys = torch.ldexp(keys, key_scales[:, None].int())
+    values = torch.ldexp(values, value_scales[..., None].int())
+    return torch.stack((keys, values)).to(dtype)
 
 
 def _exponents(largest: Tensor, limit: float) -> Tensor:
-    """The smallest powers of two that bring `largest` to the codes' limit or below, as int32."""
-    mantissa, exponent = torch.frexp(largest / limit)  # largest / limit = mantissa * 2**exponent, from 0.5 to below 1
-    return (exponent - (mantissa == 0.5).int()).clamp(-126, 127)
+    """The exponents of the smallest powers of two whose product with `limit` is at least `largest`, in int32."""
+    mantissa, exponent = torch.frexp(largest / limit)  # largest / limit = mantissa * 2**exponent, 0.5 <= mantissa < 1
+    is_power_of_two = (mantissa == 0.5).int()
+    return (exponent - is_power_of_two).clamp(-126, 127)

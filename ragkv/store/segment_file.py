@@ -1,7 +1,7 @@
-"""A segment's file: safetensors whose every meaningful bit can be checked without the model.
+"""The file format of a segment: safetensors with enough checksums to verify every bit without the model.
 
-The tensors' checksums lie in the header and cover their names, dtypes and shapes; the rest of the header determines
-the file's name.
+The header holds a checksum per tensor, which covers the tensor's name, dtype, shape and bytes. The rest of the header
+is the segment's identity, from which the file's name is computed.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ragkv.store.read_process import salted
+from ragkv.store.read_worker import new_checksum
 
 FORMAT = 3
 DTYPES = {
@@ -30,55 +30,59 @@ DTYPES = {
 BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 KEY = re.compile(r"[0-9a-f]{64}")
 _IDENTITY = ("format", "model", "dtype", "stored_as", "context", "ids")
-_HEADER_GUESS = 1 << 14  # most headers are shorter, and one read is cheaper than two
+_HEADER_GUESS = 1 << 14  # bytes; most headers are shorter, so one read is usually enough
+_HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors format itself
 
 
 class Source(Protocol):
-    """A file's bytes, wherever they lie.
+    """The bytes of a segment file.
 
     Attributes
     ----------
+    size
+        In bytes.
     local
-        The path by which any process of this machine can read them, if there is one.
+        The path at which other processes on this machine can read the file; None if there is no such path.
     """
 
     size: int
     local: str | None
 
     def read(self, start: int, stop: int) -> bytes | memoryview:
-        """Those from `start` up to `stop`, fewer at its end."""
+        """The bytes from `start` up to `stop`; fewer where the file ends before."""
 
-    def read_into(self, start: int, rooms: Sequence[memoryview]) -> int:
-        """Fill the rooms one after the other with those from `start` on; how many there were."""
+    def read_into(self, start: int, buffers: Sequence[memoryview]) -> int:
+        """Fill the buffers one after the other with the bytes from `start` on; return the number of bytes read."""
 
 
-class InMemory:
-    """A file that was read whole."""
+class BytesSource:
+    """A segment file that was read as a whole."""
 
     local: str | None = None
 
     def __init__(self, data: bytes | memoryview):
-        self.size, self._data = len(data), memoryview(data)
+        self._data = memoryview(data)
+        self.size = len(data)
 
     def read(self, start: int, stop: int) -> memoryview:
         return self._data[start:stop]
 
-    def read_into(self, start: int, rooms: Sequence[memoryview]) -> int:
-        return spread(self.read(start, start + sum(map(len, rooms))), rooms)
+    def read_into(self, start: int, buffers: Sequence[memoryview]) -> int:
+        return scatter(self._data[start:], buffers)
 
 
-def spread(data: bytes | memoryview, rooms: Sequence[memoryview]) -> int:
-    """Copy bytes into the rooms, one after the other; how many there were."""
-    at = 0
-    for room in rooms:
-        part = data[at : at + len(room)]
-        room[: len(part)] = part
-        at += len(part)
-    return at
+def scatter(data: bytes | memoryview, buffers: Sequence[memoryview]) -> int:
+    """Copy bytes into the buffers, one after the other; return how many were copied."""
+    done = 0
+    for buffer in buffers:
+        block = data[done : done + len(buffer)]
+        buffer[: len(block)] = block
+        done += len(block)
+    return done
 
 
 class TensorEntry(NamedTuple):
-    """A tensor in a header: its dtype's name and shape, and where its bytes lie in the file."""
+    """A tensor according to the header: the name of its dtype, its shape, and its byte offsets in the file."""
 
     dtype: str
     shape: list[int]
@@ -86,8 +90,8 @@ class TensorEntry(NamedTuple):
     stop: int
 
 
-class Piece(NamedTuple):
-    """Bytes of a local file, and the checksum of a salt and them."""
+class ByteRange(NamedTuple):
+    """A range of a local file's bytes, with the checksum of a salt followed by these bytes."""
 
     path: str
     start: int
@@ -98,7 +102,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: what it is of, its tensors, and their checksums."""
+    """The header of a segment file: the segment's identity, its tensors and their checksums, both by name."""
 
     identity: dict
     tensors: dict[str, TensorEntry]
@@ -106,16 +110,17 @@ class Header:
 
 
 def hashed(value: object) -> str:
+    """The SHA-256 hash of a value that JSON can represent."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def key_of(identity: dict) -> str:
-    """The name of the segment with this identity."""
+    """The key of the segment with this identity."""
     return hashed([identity[field] for field in _IDENTITY])
 
 
 def encode(identity: dict, tensors: dict[str, Tensor]) -> bytes:
-    """The file of a segment; the tensors are contiguous and on the CPU."""
+    """The file of a segment; the tensors must be contiguous and on the CPU."""
     checksums = {
         name: checksum(name, DTYPES[tensor.dtype], list(tensor.shape), as_bytes(tensor))
         for name, tensor in sorted(tensors.items())
@@ -124,80 +129,100 @@ def encode(identity: dict, tensors: dict[str, Tensor]) -> bytes:
 
 
 def read_header(source: Source) -> Header:
-    """A file's header.
+    """Read and check the header of a file.
 
     Raises
     ------
-    ValueError, LookupError, TypeError, AttributeError
-        It is damaged.
+    ValueError
+        The file is damaged.
     """
+    try:
+        return _parsed(source.size, _header_bytes(source))
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"its header cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _header_bytes(source: Source) -> bytes:
+    """The file up to its first tensor."""
     first = bytes(source.read(0, _HEADER_GUESS))
-    start = 8 + int.from_bytes(first[:8], "little")
-    if start > 100_000_000:  # the format's own limit
+    stop = 8 + int.from_bytes(first[:8], "little")
+    if stop > _HEADER_LIMIT:
         raise ValueError("its header's length makes no sense")
-    if start > len(first):
-        first = bytes(source.read(0, start))
-    header = json.loads(first[8:start])
+    data = first[:stop] if stop <= len(first) else bytes(source.read(0, stop))
+    if len(data) < stop:
+        raise ValueError("it is cut short")
+    return data
+
+
+def _parsed(size: int, data: bytes) -> Header:
+    """The header in `data`, the beginning of a file of `size` bytes."""
+    header = json.loads(data[8:])
     identity = json.loads(header.pop("__metadata__")["ragkv"])
     checksums = identity.pop("checksums")
     tensors = {}
     for name, entry in header.items():
-        first, last = entry["data_offsets"]
-        tensors[name] = TensorEntry(entry["dtype"], entry["shape"], start + first, start + last)
-    if source.size != max(entry.stop for entry in tensors.values()):
+        start, stop = entry["data_offsets"]
+        if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop):
+            raise ValueError(f"the offsets of {name} make no sense")
+        tensors[name] = TensorEntry(entry["dtype"], entry["shape"], len(data) + start, len(data) + stop)
+    if size != max(entry.stop for entry in tensors.values()):
         raise ValueError("it is cut short or too long")
     if checksums.keys() != tensors.keys() or identity.keys() != set(_IDENTITY):
-        raise ValueError("its header is not what a segment has")
+        raise ValueError("its header does not have the fields of a segment")
     return Header(identity, tensors, checksums)
 
 
 def read_tensor(source: Source, header: Header, name: str) -> bytes | memoryview:
-    """A tensor's bytes.
+    """The bytes of a tensor.
 
     Raises
     ------
     ValueError
-        They, the tensor's dtype or its shape are not as written.
+        The tensor does not match its checksum.
     """
     entry = header.tensors[name]
     data = source.read(entry.start, entry.stop)
-    if checksum(name, entry.dtype, entry.shape, data) != header.checksums[name]:
-        raise ValueError(f"{name} does not match its checksum")
+    _check_tensor(header, name, data)
     return data
 
 
-def read_into(source: Source, header: Header, names: Sequence[str], rooms: Sequence[memoryview]) -> None:
-    """Fill rooms with the bytes of tensors, by one read where they lie side by side.
+def read_into(source: Source, header: Header, names: Sequence[str], buffers: Sequence[memoryview]) -> None:
+    """Fill one buffer per tensor; tensors that are neighbours in the file are read by a single call.
 
     Raises
     ------
     ValueError
-        As `read_tensor`.
+        As `read_tensor`; also if a buffer does not have the tensor's size.
     """
     entries = [header.tensors[name] for name in names]
-    if [entry.stop - entry.start for entry in entries] != [len(room) for room in rooms]:
+    if [entry.stop - entry.start for entry in entries] != [len(buffer) for buffer in buffers]:
         raise ValueError("its tensors are not as large as their shapes say")
-    side_by_side = all(one.stop == other.start for one, other in pairwise(entries))
-    parts = (
-        [(entries[0].start, rooms)] if side_by_side else [(e.start, [r]) for e, r in zip(entries, rooms, strict=True)]
-    )
-    for start, part in parts:
-        if source.read_into(start, part) != sum(map(len, part)):
+    if all(entry.stop == following.start for entry, following in pairwise(entries)):
+        reads = [(entries[0].start, buffers)]
+    else:
+        reads = [(entry.start, [buffer]) for entry, buffer in zip(entries, buffers, strict=True)]
+    for start, targets in reads:
+        if source.read_into(start, targets) != sum(map(len, targets)):
             raise ValueError("it is cut short")
-    for name, entry, room in zip(names, entries, rooms, strict=True):
-        if checksum(name, entry.dtype, entry.shape, room) != header.checksums[name]:
-            raise ValueError(f"{name} does not match its checksum")
+    for name, buffer in zip(names, buffers, strict=True):
+        _check_tensor(header, name, buffer)
 
 
-def piece_of(path: str, header: Header, name: str) -> Piece:
-    """A tensor, for a process that has only its file's path."""
+def byte_range(path: str, header: Header, name: str) -> ByteRange:
+    """Where a tensor lies, for a process that only knows the file's path."""
     dtype, shape, start, stop = header.tensors[name]
-    return Piece(path, start, stop - start, _salt(name, dtype, shape), header.checksums[name])
+    return ByteRange(path, start, stop - start, _salt(name, dtype, shape), header.checksums[name])
 
 
 def check_file(key: str, data: bytes | memoryview) -> None:
-    """Check every bit of a segment's file; errors as in `read_header`."""
-    source = InMemory(data)
+    """Verify every bit of a segment's file.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged, or belongs to another key.
+    """
+    source = BytesSource(data)
     header = read_header(source)
     if key_of(header.identity) != key:
         raise ValueError("its header does not belong to its name")
@@ -205,8 +230,15 @@ def check_file(key: str, data: bytes | memoryview) -> None:
         read_tensor(source, header, name)
 
 
+def _check_tensor(header: Header, name: str, data: bytes | memoryview) -> None:
+    entry = header.tensors[name]
+    if checksum(name, entry.dtype, entry.shape, data) != header.checksums[name]:
+        raise ValueError(f"{name} does not match its checksum")
+
+
 def checksum(name: str, dtype: str, shape: list[int], data: bytes | memoryview) -> str:
-    digest = salted(_salt(name, dtype, shape))
+    """The checksum of a tensor."""
+    digest = new_checksum(_salt(name, dtype, shape))
     digest.update(data)
     return digest.hexdigest()
 
@@ -216,5 +248,5 @@ def _salt(name: str, dtype: str, shape: list[int]) -> str:
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's memory; it is contiguous and on the CPU."""
+    """The memory of a tensor, which must be contiguous and on the CPU."""
     return memoryview(tensor.view(-1).view(torch.uint8).numpy())

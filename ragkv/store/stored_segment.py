@@ -1,4 +1,4 @@
-"""A stored segment: its file, wherever it lies, read tensor by tensor and checked."""
+"""A stored segment: its tensors are read from the file one by one, and each is verified."""
 
 import math
 from collections.abc import Sequence
@@ -11,59 +11,75 @@ from ragkv.prompt import Segment
 from ragkv.store.files import Folder, StoreError
 from ragkv.store.layout import Layout, layer_name
 from ragkv.store.quantize import CODECS, dequantize
-from ragkv.store.segment_file import BY_NAME, Piece, Source, as_bytes, piece_of, read_header, read_into
+from ragkv.store.segment_file import BY_NAME, ByteRange, Source, as_bytes, byte_range, read_header, read_into
 
 
 class StoredSegment:
-    """A segment's file: each tensor is read on its own and checked against its checksum.
+    """A segment in the store. Every tensor that is read is verified against its checksum.
 
     Parameters
     ----------
+    path
+        Of the file, for messages.
     identity
-        The segment's in this layout, which the file's name is made from.
+        The segment's identity in this layout, which the header must have.
     """
 
     def __init__(self, path: str, layout: Layout, segment: Segment, identity: dict[str, int | str], source: Source):
-        self.path, self._source, self._layout = path, source, layout
+        self.path = path
+        self._source = source
+        self._layout = layout
+        self._expected = layout.tensors(segment)
         try:
             self._header = read_header(source)
-            self._expected = layout.tensors(segment)
-            found = {name: (entry.dtype, entry.shape) for name, entry in self._header.tensors.items()}
-            if found != self._expected or self._header.identity != identity:
+            tensors = {name: (entry.dtype, entry.shape) for name, entry in self._header.tensors.items()}
+            if tensors != self._expected or self._header.identity != identity:
                 raise ValueError("its header is not what this model and chunk need")
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise self._damaged(str(error)) from error
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a layer, ``(2, kv_heads, tokens, head_dim)``."""
-        return 2, self._layout.kv_heads, self._expected["surprisal"][1][0], self._layout.head_dim
+        """The shape of a layer, ``(2, kv_heads, tokens, head_dim)``."""
+        _, (tokens,) = self._expected["surprisal"]
+        return 2, self._layout.kv_heads, tokens, self._layout.head_dim
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of a layer as `layer` returns it."""
         return self._layout.dtype
 
     @property
     def format(self) -> str:
-        """As which its keys and values are stored, see `ragkv.store.quantize`."""
+        """The format in which keys and values are stored (see `ragkv.store.quantize`)."""
         return self._layout.format
 
+    @property
+    def layer_bytes(self) -> int:
+        """The size of a layer as `layer` returns it."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def local(self) -> bool:
+        """Whether the segment is in a local file, which other processes can read too."""
+        return self._source.local is not None
+
     def read(self, name: str) -> Tensor:
-        """One tensor of the file, checked."""
+        """Read one tensor of the file."""
         dtype, shape = self._expected[name]
         tensor = torch.empty(shape, dtype=BY_NAME[dtype])
         self.read_into([name], [as_bytes(tensor)])
         return tensor
 
-    def read_into(self, names: list[str], rooms: Sequence[memoryview]) -> None:
-        """Tensors of the file, checked, into as many bytes as they have."""
+    def read_into(self, names: list[str], buffers: Sequence[memoryview]) -> None:
+        """Read tensors of the file into buffers of exactly their sizes."""
         try:
-            read_into(self._source, self._header, names, rooms)
+            read_into(self._source, self._header, names, buffers)
         except (ValueError, FileNotFoundError) as error:
             raise self._damaged(str(error)) from error
 
     def check(self) -> None:
-        """Read all of the file.
+        """Verify the whole file.
 
         Raises
         ------
@@ -81,113 +97,107 @@ class StoredSegment:
         key_scales, value_scales = self.scales
         return dequantize(stored, key_scales[index], value_scales[index], self._layout.format, self._layout.dtype)
 
-    @property
-    def layer_bytes(self) -> int:
-        """As `layer` gives it."""
-        return math.prod(self.shape) * self.dtype.itemsize
+    def read_layers(self, first: int, buffers: Sequence[memoryview]) -> None:
+        """Read consecutive layers, in the form that `layer` returns, into buffers of `layer_bytes` each.
 
-    def fill(self, first: int, rooms: Sequence[memoryview]) -> None:
-        """Layers from `first` on, as `layer` gives them, each into `layer_bytes` on the host.
-
-        Other threads may take over the interpreter at each call of PyTorch, and this one then waits for them: layers
-        that are stored as they are needed take none.
+        Layers that are stored as computed are read without calling PyTorch: during such a call another thread may
+        take the interpreter, and this one would have to wait to get it back.
         """
-        layers = range(first, first + len(rooms))
+        layers = range(first, first + len(buffers))
         if self._layout.format not in CODECS:
-            self.read_into([layer_name(i) for i in layers], rooms)
+            self.read_into([layer_name(i) for i in layers], buffers)
             return
-        for index, room in zip(layers, rooms, strict=True):
-            room[:] = as_bytes(self.layer(index))
+        for index, buffer in zip(layers, buffers, strict=True):
+            buffer[:] = as_bytes(self.layer(index))
 
-    @property
-    def local(self) -> bool:
-        """Whether it lies in a local file, which other processes can read too."""
-        return self._source.local is not None
+    def layer_range(self, index: int) -> ByteRange | None:
+        """Where a layer's codes or numbers lie, if they are in a local file."""
+        return self._layer_ranges[index] if self.local else None
 
-    def piece(self, index: int) -> Piece | None:
-        """A layer as it is stored, if it lies in a local file."""
-        return self._pieces[index] if self.local else None
-
-    def share(self, index: int, room: memoryview) -> Piece | None:
-        """As `Readable.share`."""
-        if self._layout.format not in CODECS and (piece := self.piece(index)):
-            return piece
-        self.fill(index, [room])
+    def delegate(self, index: int, buffer: memoryview) -> ByteRange | None:
+        """Return where the layer lies if a worker can read it; otherwise read it here. See `LayerSource.delegate`."""
+        if self._layout.format not in CODECS and (layer_range := self.layer_range(index)):
+            return layer_range
+        self.read_layers(index, [buffer])
         return None
 
     @cached_property
-    def _pieces(self) -> list[Piece]:
+    def _layer_ranges(self) -> list[ByteRange]:
         path = str(self._source.local)
-        return [piece_of(path, self._header, layer_name(i)) for i in range(self._layout.layers)]
+        return [byte_range(path, self._header, layer_name(i)) for i in range(self._layout.layers)]
 
     @cached_property
     def scales(self) -> tuple[Tensor, Tensor]:
-        """Of keys and of values, of all layers, in a smaller format: see `ragkv.store.quantize`."""
+        """Scales of the keys and of the values of all layers, in a quantised format (see `ragkv.store.quantize`)."""
         return self.read("key_scales"), self.read("value_scales")
 
     def surprisal(self) -> Tensor:
-        """-log p of each token given those before it in the segment, ``(tokens,)``; 0 for the first."""
+        """-log p of each token given the tokens before it in the segment, ``(tokens,)``; 0 for the first."""
         return self.read("surprisal")
 
-    def _damaged(self, what: str) -> StoreError:
+    def _damaged(self, reason: str) -> StoreError:
         return StoreError(
-            f"the store's file {self.path} is damaged ({what}); it was not used. Run precompute again on the same "
+            f"the store's file {self.path} is damaged ({reason}); it was not used. Run precompute again on the same "
             "prompts: it checks every file and rewrites damaged ones"
         )
 
 
-class Packed:
-    """A stored segment in a smaller format, read as it is stored; a GPU unpacks it (`ragkv.kernels.unpacking`).
+class PackedSegment:
+    """A quantised segment, read as it is stored and unpacked on the GPU (`ragkv.kernels.unpacking`).
 
     Attributes
     ----------
     layer_bytes
-        Of a layer: codes, scales of keys, scales of values.
+        The size of a layer: its codes, then the scales of its keys, then those of its values.
     """
 
     def __init__(self, stored: StoredSegment):
         _, kv_heads, tokens, head_dim = stored.shape
-        self._stored, self._codes = stored, 2 * kv_heads * tokens * (head_dim // CODECS[stored.format].packed)
-        self._keys, self._values = kv_heads * head_dim, kv_heads * tokens  # scales of a layer, one byte each
-        self.layer_bytes = self._codes + self._keys + self._values
+        self._stored = stored
+        self._codes = 2 * kv_heads * tokens * (head_dim // CODECS[stored.format].packed)
+        self._key_scales = kv_heads * head_dim  # per layer; a scale is one byte
+        self._value_scales = kv_heads * tokens
+        self.layer_bytes = self._codes + self._key_scales + self._value_scales
 
-    def fill(self, first: int, rooms: Sequence[memoryview]) -> None:
-        """Layers from `first` on, each into `layer_bytes` on the host."""
-        layers = range(first, first + len(rooms))
-        self._stored.read_into([layer_name(i) for i in layers], [room[: self._codes] for room in rooms])
-        for index, room in zip(layers, rooms, strict=True):
-            self._add_scales(index, room)
+    def read_layers(self, first: int, buffers: Sequence[memoryview]) -> None:
+        """Read consecutive layers into buffers of `layer_bytes` each."""
+        layers = range(first, first + len(buffers))
+        self._stored.read_into([layer_name(i) for i in layers], [buffer[: self._codes] for buffer in buffers])
+        for index, buffer in zip(layers, buffers, strict=True):
+            self._copy_scales(index, buffer)
 
-    def share(self, index: int, room: memoryview) -> Piece | None:
-        """As `Readable.share`: codes are read elsewhere."""
-        if piece := self._stored.piece(index):
-            self._add_scales(index, room)
+    def delegate(self, index: int, buffer: memoryview) -> ByteRange | None:
+        """Leave the codes to a worker, if one can read them. See `LayerSource.delegate`."""
+        if layer_range := self._stored.layer_range(index):
+            self._copy_scales(index, buffer)
         else:
-            self.fill(index, [room])
-        return piece
+            self.read_layers(index, [buffer])
+        return layer_range
 
-    def _add_scales(self, index: int, room: memoryview) -> None:
+    def _copy_scales(self, index: int, buffer: memoryview) -> None:
         keys, values = self._scales
-        behind = self._codes + self._keys
-        room[self._codes : behind] = keys[index * self._keys :][: self._keys]
-        room[behind:] = values[index * self._values :][: self._values]
+        values_start = self._codes + self._key_scales
+        buffer[self._codes : values_start] = keys[index * self._key_scales :][: self._key_scales]
+        buffer[values_start:] = values[index * self._value_scales :][: self._value_scales]
 
     @cached_property
     def _scales(self) -> tuple[memoryview, memoryview]:
-        """Of keys and of values, layer by layer."""
-        keys, values = map(as_bytes, self._stored.scales)
-        return keys, values
+        """Scales of the keys and of the values, layer by layer."""
+        keys, values = self._stored.scales
+        return as_bytes(keys), as_bytes(values)
 
 
-class SegmentInFolder:
-    """A segment's file that is read part by part."""
+class FileSource:
+    """A segment file that is read range by range."""
 
     def __init__(self, folder: Folder, name: str):
-        self._folder, self._name, self.size = folder, name, folder.size(name)
+        self._folder = folder
+        self._name = name
+        self.size = folder.size(name)
         self.local = folder.path(name) if folder.local else None
 
     def read(self, start: int, stop: int) -> bytes:
         return self._folder.read(self._name, start, min(stop, self.size))
 
-    def read_into(self, start: int, rooms: Sequence[memoryview]) -> int:
-        return self._folder.read_into(self._name, start, rooms)
+    def read_into(self, start: int, buffers: Sequence[memoryview]) -> int:
+        return self._folder.read_into(self._name, start, buffers)

@@ -1,26 +1,26 @@
-"""Is every file of a store as it was written? Without the model that wrote it, at the disk's speed."""
+"""Verify that every file of a store is as it was written; this runs at the disk's speed and needs no model."""
 
 from dataclasses import dataclass
 from time import perf_counter
 
 from ragkv.store.files import StoreError
-from ragkv.store.inventory import Inventory, side_by_side
+from ragkv.store.inventory import Inventory, map_in_threads
 from ragkv.store.kvstore import KVStore, segment_name
 from ragkv.store.segment_file import check_file
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes
     ----------
     segments, bytes, seconds
         What was read, and how long it took.
     damaged
-        What is wrong with a file, by its segment's key.
+        The keys of damaged segments, with what is wrong with their files.
     missing
-        Segments that manifests name and the store does not have, by manifest.
+        By manifest, the number of segments that it names and the store does not have.
     leftovers
         Unfinished files of killed jobs, which do no harm.
     """
@@ -34,7 +34,7 @@ class Verified:
 
     @property
     def whole(self) -> bool:
-        """Whether every file is as it was written."""
+        """Whether no file is damaged."""
         return not self.damaged
 
 
@@ -46,23 +46,26 @@ def verify(store: KVStore, *, progress: bool = False) -> Verified:
     StoreError
         The store cannot be listed, or a manifest is damaged.
     """
-    start, found = perf_counter(), Inventory.of(store)
-    problems = side_by_side(lambda key: problem(store, key), found.segments, "verify", progress=progress)
-    damaged = {key: what for key, what in zip(found.segments, problems, strict=True) if what}
+    start = perf_counter()
+    inventory = Inventory.of(store)
+    problems = map_in_threads(lambda key: problem(store, key), inventory.segments, "verify", progress=progress)
+    damaged = {key: reason for key, reason in zip(inventory.segments, problems, strict=True) if reason}
     seconds = perf_counter() - start
     missing = {}
     for name in store.manifests.names():
-        if lacking := len(store.manifests.read(name).references.keys() - found.segments.keys()):
-            missing[name] = lacking
-    return Verified(len(found.segments), found.bytes, seconds, damaged, missing, len(found.leftovers))
+        references = store.manifests.read(name).references
+        if count := len(references.keys() - inventory.segments.keys()):
+            missing[name] = count
+    leftovers = len(inventory.leftovers)
+    return Verified(len(inventory.segments), inventory.bytes, seconds, damaged, missing, leftovers)
 
 
 def problem(store: KVStore, key: str) -> str | None:
-    """What is wrong with a segment's file, all of it read; None if nothing is."""
+    """Read a segment's file and return what is wrong with it, or None if it is intact or no longer there."""
     try:
         check_file(key, store.folder.read(segment_name(key)))
     except FileNotFoundError:  # evicted since it was listed
         return None
-    except (StoreError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (StoreError, ValueError) as error:
         return str(error)
     return None

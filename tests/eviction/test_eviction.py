@@ -1,4 +1,4 @@
-"""Eviction against a slow, obvious version; and decoding that goes on from what is left, at the right positions."""
+"""Eviction against a slow, obvious version, and decoding that continues from the kept tokens at the right positions."""
 
 import math
 
@@ -21,8 +21,8 @@ def prefill(model, prompt, eviction, name="full_prefill", **options):
     return fused_prefill(model, prompt, store, get_selector(name, **options), eviction=eviction)
 
 
-def slow_snapkv(scores, room, pooling, kernel, block):
-    """One KV head in plain Python: pooled, in blocks, best blocks first until there is no more room."""
+def slow_snapkv(scores, count, pooling, kernel, block):
+    """One KV head in plain Python: pooled, in blocks, the best blocks until `count` tokens are chosen."""
     half = kernel // 2
     padded = [0.0 if pooling == "avg" else -math.inf] * half
     padded = padded + scores + padded
@@ -31,7 +31,7 @@ def slow_snapkv(scores, room, pooling, kernel, block):
     blocks = [range(i, min(i + block, len(scores))) for i in range(0, len(scores), block)]
     means = [sum(pooled[i] for i in b) / len(b) for b in blocks]
     order = sorted(range(len(blocks)), key=lambda b: (-means[b], b))
-    return sorted([i for b in order for i in blocks[b]][:room])
+    return sorted([i for b in order for i in blocks[b]][:count])
 
 
 @settings(max_examples=40)
@@ -56,15 +56,15 @@ def test_snapkv_by_hand(document, kv_heads, group, question, pooling, kernel, bl
     kept = SnapKV(capacity=capacity, pooling=pooling, kernel=kernel, block=block).choose(
         prompt, queries, keys, torch.tensor(prompt.question_span), 0.5
     )
-    room = min(document, capacity - 2 - question)
-    assert kept.shape == (kv_heads, room)
+    count = min(document, capacity - 2 - question)
+    assert kept.shape == (kv_heads, count)
     for head in range(kv_heads):
         scores = torch.zeros(tokens, dtype=torch.float64)
         for query_head in range(head * group, (head + 1) * group):
             for row, position in enumerate(prompt.question_span):
                 products = 0.5 * keys[0, head, : position + 1].double() @ queries[0, query_head, row].double()
                 scores[: position + 1] += products.softmax(0)
-        expected = slow_snapkv(scores[2 : 2 + document].tolist(), room, pooling, kernel, block)
+        expected = slow_snapkv(scores[2 : 2 + document].tolist(), count, pooling, kernel, block)
         if kept[head].tolist() != expected:  # only where two blocks score the same to the last bit
             left, right = (scores[2:][torch.tensor(k)].sum() for k in (kept[head].tolist(), expected))
             assert torch.isclose(left, right, rtol=1e-4)
@@ -85,7 +85,7 @@ EVICTIONS = [{"name": "streaming"}, {"name": "snapkv"}, {"name": "snapkv", "pool
 @pytest.mark.parametrize("eviction", EVICTIONS, ids=str)
 @pytest.mark.parametrize("selector", ["full_prefill", "full_reuse", "a3", "probe", "cat"])
 def test_every_head_keeps_the_capacity_and_logits_stay(model, rng, selector, eviction):
-    """What leaves the cache leaves after the prefill: its logits are those without eviction."""
+    """Eviction happens after the prefill, so its logits are those without eviction."""
     prompt = random_prompt(rng)
     found = prefill(model, prompt, get_eviction(**eviction, capacity=21), selector)
     whole = prefill(model, prompt, None, selector)
@@ -99,7 +99,7 @@ def test_every_head_keeps_the_capacity_and_logits_stay(model, rng, selector, evi
 
 
 @pytest.mark.parametrize("eviction", EVICTIONS, ids=str)
-def test_what_is_kept_is_as_it_was(llama, rng, eviction):
+def test_kept_keys_and_values_are_unchanged(llama, rng, eviction):
     """Prefix and question are whole, and every kept column is one of the full cache's, in order."""
     prompt = random_prompt(rng)
     found = prefill(llama, prompt, get_eviction(**eviction, capacity_ratio=0.5), "a3")
@@ -122,7 +122,7 @@ def test_a_capacity_of_the_whole_prompt_changes_nothing(model, rng):
         assert decode(model, found, max_new_tokens=8).ids == decode(model, whole, max_new_tokens=8).ids
 
 
-def test_decoding_goes_on_at_the_right_positions(model, rng):
+def test_decoding_continues_at_the_right_positions(model, rng):
     """After StreamingLLM the next token is that of the full cache with the evicted columns masked out."""
     prompt = random_prompt(rng)
     found, whole = (prefill(model, prompt, e) for e in (StreamingLLM(capacity=20), None))
@@ -147,7 +147,7 @@ def test_decoding_goes_on_at_the_right_positions(model, rng):
     assert generated in (ids, [*ids, int(expected.argmax())]) or token == stops
 
 
-def test_decoding_leaves_the_prefill_as_it_was(llama, rng):
+def test_decoding_does_not_change_the_prefill(llama, rng):
     found = prefill(llama, random_prompt(rng), SnapKV(capacity=20), "a3")
     assert decode(llama, found, max_new_tokens=5).ids == decode(llama, found, max_new_tokens=5).ids
     assert found.cache.get_seq_length() == 20
@@ -172,7 +172,7 @@ def test_bad_options(options, said):
         get_eviction(**options)
 
 
-def test_a_capacity_that_does_not_hold_prefix_and_question(llama, rng):
+def test_a_capacity_too_small_for_prefix_and_question(llama, rng):
     prompt = random_prompt(rng)
     with pytest.raises(ValueError, match="capacity is 9 tokens, but the prompt's prefix and question alone have 10"):
         prefill(llama, prompt, StreamingLLM(capacity=9))

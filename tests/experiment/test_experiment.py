@@ -110,20 +110,20 @@ def test_what_is_finished_is_read_again(ready, tiny, monkeypatch):
 
 
 def test_read_ahead_gives_what_the_store_gives(ready, tiny):
-    from ragkv.loading.prefetch import ReadAhead
+    from ragkv.loading.prefetch import PrefetchingStore
     from ragkv.prompt import Segment
     from ragkv.store import Layout
 
     layout, segments = Layout.of(tiny[0]), ready.items("ruler", "vt_1")[0].prompt.segments(1)
-    ahead = ReadAhead(ready.store(), layout)
-    ahead.fetch(segments)
+    ahead = PrefetchingStore(ready.store(), layout)
+    ahead.prefetch(segments)
     ahead.wait()
     for segment in segments:
         read, stored = ahead.open(layout, segment), ready.store().open(layout, segment)
         assert all((read.layer(i) == stored.layer(i)).all() for i in range(layout.layers))
         assert (read.surprisal() == stored.surprisal()).all()
     unknown = Segment((5, 6))
-    ahead.fetch([unknown])
+    ahead.prefetch([unknown])
     with pytest.raises(KeyError):
         ahead.open(layout, unknown)
 

@@ -8,7 +8,7 @@ from ragkv import decode, fused_prefill, precompute
 from ragkv.eviction import get_eviction
 from ragkv.fusion.workspace import Workspace
 from ragkv.loading.memory import InMemory
-from ragkv.loading.prefetch import ReadAhead
+from ragkv.loading.prefetch import PrefetchingStore
 from ragkv.loading.segments import SegmentInMemory
 from ragkv.models import flashinfer
 from ragkv.models.attention import BACKENDS, attention_weights, sdpa
@@ -78,8 +78,8 @@ def test_files_unpacked_on_the_gpu_give_the_same_bits(rng, tmp_path, name, lent,
     model, prompt = make_model("llama").cuda().bfloat16(), random_prompt(rng, chunks=(60, 70, 80))
     store, layout = KVStore(tmp_path, format=format), Layout.of(model, format)
     precompute(model, [prompt], store)
-    ahead = ReadAhead(store, layout)
-    ahead.fetch(prompt.segments(1))
+    ahead = PrefetchingStore(store, layout)
+    ahead.prefetch(prompt.segments(1))
     selector = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=0.2)
     workspace = Workspace(model, 300) if lent else None
     first, second = (fused_prefill(model, prompt, s, selector, workspace=workspace).logits for s in (store, ahead))

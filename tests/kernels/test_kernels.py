@@ -20,10 +20,10 @@ from ragkv.kernels.scores import attention_scores
 from ragkv.kernels.unpacking import unpacking
 from ragkv.store.quantize import CODECS, dequantize, quantize
 
-CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the kernels themselves")
+CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the compiled kernels")
 pytestmark = CPU_ONLY
-SMALL = Config(16, 16, 4, 2)  # several tiles and blocks also for a few tokens
-BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3}  # the interpreter has no products in bfloat16: tests/gpu has
+SMALL = Config(16, 16, 4, 2)  # several tiles and blocks even for a few tokens
+BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3}  # the interpreter cannot multiply in bfloat16; tests/gpu can
 
 
 def dense(query, key, value, positions, scaling):
@@ -53,10 +53,10 @@ def states(case):
     return query, key, value, torch.tensor(positions)
 
 
-@pytest.mark.parametrize("memory", [232448, 166912, 101376, 65536, 49152])  # H100, A100, RTX 4090, T4, and less
+@pytest.mark.parametrize("memory", [232448, 166912, 101376, 65536, 49152])  # H100, A100, RTX 4090, T4, smaller
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [32, 80, 128, 256])
-def test_tiles_fit_into_what_a_gpu_shares(memory, dtype, head_dim):
+def test_tiles_fit_into_shared_memory(memory, dtype, head_dim):
     wanted = config(head_dim, dtype)
     chosen = fitting(wanted, head_dim, dtype, memory)
     row = 2 ** (head_dim - 1).bit_length() * dtype.itemsize
@@ -95,25 +95,25 @@ def test_scores_equal_the_sum_of_dense_weights(case, power):
 
 @settings(max_examples=8)
 @given(cases(), st.integers(1, 40), st.integers(0, 30))
-def test_rows_at_no_position_see_and_leave_nothing(case, pads, room):
-    """Padded, and with room behind the last token that holds other keys, all else is as without."""
+def test_padding_changes_no_other_row(case, pads, free):
+    """Neither queries at position -1 nor other keys in free slots behind the last token change the results."""
     query, key, value, positions = states(case)
-    wide = torch.cat((torch.ones_like(query[:, :, :1]).expand(-1, -1, pads, -1), query), dim=2)
-    more = [
-        torch.cat((part, 3 * torch.ones_like(part[:, :, :1]).expand(-1, -1, room, -1)), dim=2) for part in (key, value)
+    padded = torch.cat((torch.ones_like(query[:, :, :1]).expand(-1, -1, pads, -1), query), dim=2)
+    longer = [
+        torch.cat((part, 3 * torch.ones_like(part[:, :, :1]).expand(-1, -1, free, -1)), dim=2) for part in (key, value)
     ]
-    where = torch.cat((torch.full((pads,), -1), positions))
-    attended, scores = attention_scores(wide, *more, where, 0.4, 2.0, tuned=SMALL)
+    padded_positions = torch.cat((torch.full((pads,), -1), positions))
+    attended, scores = attention_scores(padded, *longer, padded_positions, 0.4, 2.0, tuned=SMALL)
     expected, weights = dense(query, key, value, positions, 0.4)
     assert attended.isfinite().all()
     assert (scores[:, key.shape[2] :] == 0).all()
     assert relative_error(attended[:, :, pads:], expected) <= BOUNDS[query.dtype]
     assert relative_error(scores[:, : key.shape[2]], weights.square().sum(2)[0]) <= 1e-4
-    assert position_causal(wide, *more, where, 0.4, tuned=SMALL).isfinite().all()
+    assert position_causal(padded, *longer, padded_positions, 0.4, tuned=SMALL).isfinite().all()
 
 
 def angles(random, positions, head_dim):
-    """Cosines and sines of some positions."""
+    """Cosines and sines of this many positions."""
     half = torch.rand(positions, head_dim // 2, generator=random) * 6
     return [f(torch.cat((half, half), 1))[None] for f in (torch.cos, torch.sin)]
 
@@ -131,13 +131,13 @@ def test_writing_rotates_as_the_plain_version(count, kv_heads, head_dim, dtype, 
     cos, sin = angles(random, 50, head_dim)
     fresh = torch.randn(1, count, 2 * kv_heads, head_dim, generator=random).to(dtype).transpose(1, 2).chunk(2, dim=1)
     positions, slots = (torch.randperm(50, generator=random)[:count] for _ in range(2))
-    room = torch.randn(2, 1, kv_heads, 50, head_dim, generator=random).to(dtype)
-    mine, plain = room.clone(), room.clone()
+    before = torch.randn(2, 1, kv_heads, 50, head_dim, generator=random).to(dtype)
+    mine, plain = before.clone(), before.clone()
     write(tuple(mine), fresh, cos, sin, positions, slots)
     plain_write(tuple(plain), fresh, Rotary(cos, sin), positions, slots)
     torch.testing.assert_close(mine, plain, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5)
     untouched = torch.ones(50, dtype=torch.bool).index_fill(0, slots, False)
-    assert torch.equal(mine[:, :, :, untouched], room[:, :, :, untouched])
+    assert torch.equal(mine[:, :, :, untouched], before[:, :, :, untouched])
 
 
 @settings(max_examples=15)
@@ -154,7 +154,7 @@ def test_segments_are_placed_side_by_side(lengths, kv_heads, head_dim, dtype, so
     cos, sin = angles(random, tokens, head_dim)
     segments = [torch.randn(3, 2, kv_heads, length, head_dim, generator=random).to(dtype) for length in lengths]
     mine, plain = torch.zeros(2, 3, 2, 1, kv_heads, tokens + 2, head_dim, dtype=dtype)
-    place = placing(segments, [tuple(room) for room in mine], cos, sin)
+    place = placing(segments, [tuple(layer) for layer in mine], cos, sin)
     place(range(1, 3), source)
     order = torch.arange(tokens)
     for layer in (1, 2):
@@ -185,12 +185,12 @@ def test_unpacking_gives_the_bits_of_dequantize(lengths, kv_heads, head_dim, dty
         some = [dequantize(packed[i], *(s[i] for s in scales), format, dtype) for i in range(count)]
         expected.append(torch.stack(some))
     sizes = [layers * 2 * kv_heads * length * head_dim for length in lengths]
-    rooms = torch.zeros(sum(sizes), dtype=dtype).split(sizes)
-    numbers = [room.view(layers, 2, kv_heads, n, head_dim) for room, n in zip(rooms, lengths, strict=True)]
+    slices = torch.zeros(sum(sizes), dtype=dtype).split(sizes)
+    numbers = [part.view(layers, 2, kv_heads, n, head_dim) for part, n in zip(slices, lengths, strict=True)]
     unpacking(torch.cat(codes).split([len(part) for part in codes]), numbers, format, CODECS[format].packed)(count)
     for found, wanted in zip(numbers, expected, strict=True):
         assert torch.equal(found[:count], wanted)
-        assert not found[count:].any()  # room of layers that did not arrive
+        assert not found[count:].any()  # layers that were not unpacked
 
 
 @settings(max_examples=15)
@@ -212,7 +212,7 @@ def test_rotation_equals_the_plain_one(tokens, heads, head_dim, dtype, seed):
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("width", [1, 64, 100, 4096])
-def test_norms_are_transformers_own(width, dtype):
+def test_norms_equal_those_of_transformers(width, dtype):
     module = LlamaRMSNorm(width, eps=1e-5).to(dtype)
     module.weight.data.normal_()
     hidden = (torch.randn(2, 3, width) * 5).to(dtype)
@@ -225,7 +225,7 @@ def test_gates_equal_the_plain_ones(dtype):
     assert relative_error(gated(gate, up), torch.nn.functional.silu(gate) * up) <= BOUNDS[dtype]
 
 
-def test_what_the_kernel_does_not_have_is_refused():
+def test_unsupported_head_dimensions_and_dtypes_are_refused():
     query = torch.zeros(1, 1, 1, 320)
     with pytest.raises(ValueError, match=r"head dimensions up to 256 .* not 320 in float32: use backend sdpa"):
         get_backend("triton")(query, query, query, torch.tensor([0]), 1.0)

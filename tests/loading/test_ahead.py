@@ -186,7 +186,7 @@ def test_no_more_parts_are_in_flight_than_allowed(kind):
 
 def test_a_part_that_is_still_read_is_not_waited_for(monkeypatch):
     """The host goes on with the layers that are there, and asks for the part when it needs it."""
-    monkeypatch.setattr(transfer.ThreadReader, "has", lambda self: False)
+    monkeypatch.setattr(transfer.ThreadReader, "ready", lambda self: False)
     streams = Streams()
     run([numbered(3)], range(LAYERS), streams)
     order = [entry[1] for entry in streams.log if entry[0] in ("place", "compute")]

@@ -1,4 +1,4 @@
-"""The store's smaller formats: errors bounded by their steps, bytes by their bits, and fused prefills that go on."""
+"""Quantised formats: errors bounded by the codes' steps, file sizes, and fused prefills close to exact ones."""
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ from ragkv.selectors import get_selector
 from ragkv.store import Layout
 from ragkv.store.quantize import CODECS, check_format, dequantize, quantize
 
-# The widest gap between neighbouring codes, as a share of the largest number that a scale must hold. A power of two may
-# leave half of the codes unused; e4m3 has steps of an eighth of its number, and of 2**-9 at the smallest.
+# The largest gap between neighbouring codes, relative to the largest number that shares their scale. As scales are
+# powers of two, up to half of the codes may be unused; in e4m3 the gap is an eighth of the number, and at least 2**-9.
 STEPS = {"fp8": 1 / 8, "int8": 2 / 127, "int4": 2 / 7}
 
 
@@ -35,14 +35,14 @@ def test_an_error_is_at_most_half_a_step(name, shape, magnitude, seed):
     states = torch.randn(layers, 2, kv_heads, tokens, head_dim, generator=torch.Generator().manual_seed(seed))
     states *= 2.0**magnitude
     keys, values = states.unbind(1)
-    largest = torch.stack(  # of each key's channel over the tokens, of each value's token over the channels
+    largest = torch.stack(  # per channel of the keys, per token of the values
         (keys.abs().amax(2, keepdim=True).expand_as(keys), values.abs().amax(3, keepdim=True).expand_as(values)), 1
     )
     assert ((round_trip(states, name) - states).abs() <= largest * STEPS[name] / 2 * (1 + 1e-6)).all()
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_a_large_channel_of_the_keys_costs_the_others_nothing(name):
+def test_a_large_channel_of_the_keys_does_not_affect_the_others(name):
     states = torch.randn(1, 2, 1, 16, 8, generator=torch.Generator().manual_seed(0))
     states[:, 0, :, :, 3] *= 1000
     calm = states.clone()
@@ -52,8 +52,8 @@ def test_a_large_channel_of_the_keys_costs_the_others_nothing(name):
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_what_the_codes_can_say_is_kept_exactly(name):
-    """Small integers, zeros, and all of them times a power of two."""
+def test_numbers_that_codes_can_represent_are_kept_exactly(name):
+    """Small integers and zeros, also multiplied by a power of two."""
     states = torch.randint(-7, 8, (2, 2, 2, 5, 4), generator=torch.Generator().manual_seed(1)).float()
     states[..., 0, :] = 0
     for factor in (1.0, 2.0**-30, 2.0**30):
@@ -61,19 +61,19 @@ def test_what_the_codes_can_say_is_kept_exactly(name):
 
 
 @pytest.mark.parametrize(("name", "bits"), [("fp8", 8), ("int8", 8), ("int4", 4)])
-def test_a_file_holds_the_codes_and_a_byte_a_scale(llama, rng, name, bits):
+def test_a_file_holds_the_codes_and_one_byte_per_scale(llama, rng, name, bits):
     prompt, store = random_prompt(rng, chunks=(48,), prefix=None), memory_store()
     small = KVStore(store.url, format=name)
     size = precompute(llama, [prompt], small).bytes
     layout = Layout.of(llama, name)
     numbers = layout.layers * 2 * layout.kv_heads * 48 * layout.head_dim
     scales = layout.layers * layout.kv_heads * (layout.head_dim + 48)
-    header = size - (numbers * bits // 8 + scales + 4 * 48)  # four bytes a token of surprisal
+    header = size - (numbers * bits // 8 + scales + 4 * 48)  # surprisal has four bytes per token
     assert 0 < header < 3000
 
 
 @pytest.mark.parametrize(("name", "worst"), [("fp8", 0.1), ("int8", 0.05), ("int4", 0.8)])
-def test_a_fused_prefill_is_near_that_from_exact_values(model, rng, name, worst):
+def test_a_fused_prefill_is_close_to_the_one_from_exact_values(model, rng, name, worst):
     prompt, exact = random_prompt(rng), memory_store()
     small = KVStore(exact.url, format=name)
     precompute(model, [prompt], exact)
@@ -84,7 +84,7 @@ def test_a_fused_prefill_is_near_that_from_exact_values(model, rng, name, worst)
     assert 0 < error < worst
 
 
-def test_formats_stand_side_by_side_and_are_never_mixed(llama, rng):
+def test_formats_share_a_store_and_are_never_mixed(llama, rng):
     prompt, exact = random_prompt(rng), memory_store()
     precompute(llama, [prompt], exact)
     small = KVStore(exact.url, format="fp8")
@@ -95,7 +95,7 @@ def test_formats_stand_side_by_side_and_are_never_mixed(llama, rng):
     assert len(set(small.keys()) - before) == len(before)
 
 
-def test_quantised_files_are_the_same_bytes_again_and_checked(llama, rng, tmp_path):
+def test_quantised_files_are_reproducible_and_verified(llama, rng, tmp_path):
     prompt, contents = random_prompt(rng), []
     for folder in ("a", "b"):
         store = KVStore(tmp_path / folder, format="int8")
@@ -123,7 +123,7 @@ def test_bad_formats_and_values(llama):
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-qwen"])
-def test_eight_bits_take_half_of_bfloat16(name, rng):
+def test_eight_bits_take_half_the_space_of_bfloat16(name, rng):
     """Files of chunks of 64 tokens, with their headers, scales and surprisal."""
     model, _ = load_model(name, device="cpu", dtype="bfloat16")
     prompt = random_prompt(rng, chunks=(64, 64, 64), prefix=None)
