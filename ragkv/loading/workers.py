@@ -22,12 +22,17 @@ from ragkv.store.segment_file import ByteRange
 
 MAX_WORKERS = 16
 SPARE_CPUS = 2  # left to this process
+PATIENCE = 5.0  # seconds for a worker to end by itself
+NO_BATCH = -1
 BUFFER_STEP = 1 << 28  # bytes; the buffer grows by multiples of this
 _PROGRAM = Path(__file__).parents[1] / "store" / "read_worker.py"
 
 
 class ReadWorkers:
     """Worker processes and the buffer that they read into, started when first needed; for one reader at a time.
+
+    They serve the process that started them. A forked child gets workers of its own when it asks for the buffer; until
+    then all of its batches fail, so that it reads by itself.
 
     Parameters
     ----------
@@ -43,13 +48,19 @@ class ReadWorkers:
     def __init__(self, others: int = 0):
         cpus = len(os.sched_getaffinity(0)) - SPARE_CPUS
         self.count = max(1, min(MAX_WORKERS, cpus // (1 + others)))
+        self._owner = os.getpid()
         self._workers: list[subprocess.Popen[bytes]] = []
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._submitted = 0  # batches
         self._answered: list[int] = []  # by worker, the number of batches it has answered
         self._failed: set[int] = set()  # batches
         self._next_worker = 0  # the one that gets the next byte range
-        self._stop = weakref.finalize(self, _stop_workers, [], None)
+        self._stop = weakref.finalize(self, _stop_workers, self._owner, [], None)
+
+    @property
+    def _inherited(self) -> bool:
+        """Whether this is a forked child, and the workers are its parent's."""
+        return self._owner != os.getpid()
 
     def buffer(self, size: int) -> Tensor:
         """The buffer, of at least `size` bytes, ``(bytes,)``; pinned where there is a GPU. Its contents are undefined.
@@ -59,6 +70,9 @@ class ReadWorkers:
         MemoryError
             There is not enough memory that can be pinned.
         """
+        if self._inherited:
+            self._owner = os.getpid()
+            self._workers = []
         alive = self._workers and all(worker.poll() is None for worker in self._workers)
         if alive and self._submitted:
             self.wait(self._submitted - 1)  # a reader that was abandoned may have left requests behind
@@ -69,6 +83,8 @@ class ReadWorkers:
 
     def submit(self, requests: Sequence[tuple[ByteRange, int]]) -> int:
         """Have byte ranges read, each to its offset in the buffer; return the number of this batch at once."""
+        if self._inherited:
+            return NO_BATCH
         for number, worker in enumerate(self._workers):
             assert worker.stdin is not None
             share = requests[(number - self._next_worker) % self.count :: self.count]
@@ -90,10 +106,12 @@ class ReadWorkers:
         Workers do not say what went wrong. To find out, read the same ranges in this process.
         """
         self._receive(batch, block=True)
-        return batch not in self._failed
+        return not self._inherited and batch != NO_BATCH and batch not in self._failed
 
     def _receive(self, batch: int, *, block: bool) -> bool:
         """Receive answers up to this batch; return whether all of them have arrived."""
+        if self._inherited:
+            return True
         for number, worker in enumerate(self._workers):
             assert worker.stdout is not None
             while self._answered[number] <= batch:
@@ -126,7 +144,7 @@ class ReadWorkers:
         self._submitted = 0
         self._answered = [0] * self.count
         self._failed = set()
-        self._stop = weakref.finalize(self, _stop_workers, self._workers, pinned_at)
+        self._stop = weakref.finalize(self, _stop_workers, self._owner, self._workers, pinned_at)
 
 
 def _start_worker(memory_file: int) -> subprocess.Popen[bytes]:
@@ -153,9 +171,22 @@ def _pin(address: int, size: int) -> bool:
     return cuda.cudaHostRegister(address, size, 0) == cuda.cudaError.success
 
 
-def _stop_workers(workers: Sequence[subprocess.Popen[bytes]], pinned_at: int | None) -> None:
-    """Unpin the buffer and end the workers."""
+def _stop_workers(owner: int, workers: Sequence[subprocess.Popen[bytes]], pinned_at: int | None) -> None:
+    """Unpin the buffer and end the workers; in a forked child, leave its parent's alone."""
+    if owner != os.getpid():
+        return
     if pinned_at is not None:
         torch.cuda.cudart().cudaHostUnregister(pinned_at)
     for worker in workers:
-        worker.communicate()  # closes its standard input, which ends it
+        assert worker.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended already
+            worker.stdin.write(b"\n")  # ends it, even if a forked child keeps its standard input open
+            worker.stdin.close()
+    for worker in workers:
+        try:
+            worker.wait(PATIENCE)
+        except subprocess.TimeoutExpired:  # it was stopped, or its disk does not answer
+            worker.kill()
+            worker.wait()
+        assert worker.stdout is not None
+        worker.stdout.close()

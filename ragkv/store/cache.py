@@ -4,7 +4,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from ragkv.store.files import Entry, Folder, StoreError
+from ragkv.store.checksums import Checksums
+from ragkv.store.errors import StoreError
+from ragkv.store.files import Folder, is_abandoned
+from ragkv.store.local_files import Entry
 from ragkv.store.segment_file import KEY, check_file
 
 SUFFIX = ".cached"
@@ -35,11 +38,11 @@ class Cache:
         self._files = Folder(str(self.folder))
         self._allowance = 0  # bytes that may be added before the folder is listed again
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str, checksums: Checksums) -> bytes | None:
         """A segment's file, or None if there is no intact copy; a damaged copy is removed."""
         try:
             data = self._files.read(_name(key))
-            check_file(key, data)
+            check_file(key, data, checksums)
         except FileNotFoundError:
             return None
         except (StoreError, ValueError):
@@ -50,11 +53,11 @@ class Cache:
         return data
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep a copy if it fits; a copy that cannot be written is no error."""
-        if len(data) > self._allowance:
-            self._make_space(len(data))
-        if len(data) <= self._allowance:
-            with suppress(StoreError):
+        """Keep a copy if it fits; that the folder cannot be listed or written to is no error."""
+        with suppress(StoreError):
+            if len(data) > self._allowance:
+                self._make_space(len(data))
+            if len(data) <= self._allowance:
                 self._files.write(_name(key), data)
                 self._allowance -= len(data)
 
@@ -75,6 +78,9 @@ class Cache:
 
     def _make_space(self, needed: int) -> None:
         """Remove copies until `needed` bytes fit, and some more so that this is not done for every new copy."""
+        for entry in self._files.list():
+            if entry.name.endswith(".partial") and is_abandoned(entry):
+                self._files.remove(entry.name)
         copies = sorted(self._copies().items(), key=lambda item: item[1].modified)
         total = sum(entry.size for _, entry in copies)
         if total + needed > self.limit:

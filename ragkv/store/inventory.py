@@ -9,12 +9,14 @@ from typing import TypeVar
 import pandas as pd
 from tqdm import tqdm
 
-from ragkv.store.files import Entry, Folder, StoreError
-from ragkv.store.kvstore import KVStore, segment_key, segment_name
+from ragkv.store.errors import StoreError
+from ragkv.store.kvstore import KVStore
+from ragkv.store.local_files import Entry
 from ragkv.store.segment_file import read_header
-from ragkv.store.stored_segment import FileSource
+from ragkv.store.segments import FileSource, segment_key
 
-_PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
+_PARTIAL = re.compile(r"(.*)\.[0-9a-f]{32}\.partial")
+_RECORD = re.compile(r"(manifests|uses|holds|key)/[\w.-]+\.json")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -45,9 +47,7 @@ class Inventory:
         """
         entries = store.folder.list()
         segments = {key: entry for entry in entries if (key := segment_key(entry.name))}
-        partial = [entry for entry in entries if entry.name.endswith(".partial")]
-        leftovers = [entry for entry in partial if segment_key(_PARTIAL.sub("", entry.name))]
-        return cls(segments, leftovers)
+        return cls(segments, [entry for entry in entries if _is_leftover(entry.name)])
 
     @property
     def bytes(self) -> int:
@@ -58,6 +58,12 @@ class Inventory:
         """When each segment was last written, or a job whose manifest names it began (seconds since the epoch)."""
         used = store.manifests.last_used()
         return {key: max(entry.modified, used.get(key, 0.0)) for key, entry in self.segments.items()}
+
+
+def _is_leftover(name: str) -> bool:
+    """Whether this is the name of an unfinished file of the store."""
+    match = _PARTIAL.fullmatch(name)
+    return match is not None and bool(segment_key(match[1]) or _RECORD.fullmatch(match[1]))
 
 
 def list_segments(store: KVStore, *, progress: bool = False) -> pd.DataFrame:
@@ -72,9 +78,7 @@ def list_segments(store: KVStore, *, progress: bool = False) -> pd.DataFrame:
     """
     inventory = Inventory.of(store)
     held = {key for lease in store.holds.standing() for key in lease.keys}
-    headers = map_in_threads(
-        lambda key: _header_fields(store.folder, key), inventory.segments, "headers", progress=progress
-    )
+    headers = map_in_threads(lambda key: _header_fields(store, key), inventory.segments, "headers", progress=progress)
     used = inventory.last_used(store)
     rows = [
         {"key": key, "bytes": entry.size, "last_use": used[key], "held": key in held} | header
@@ -86,11 +90,11 @@ def list_segments(store: KVStore, *, progress: bool = False) -> pd.DataFrame:
     return table.sort_values(["last_use", "key"], ascending=[False, True])
 
 
-def _header_fields(folder: Folder, key: str) -> dict:
+def _header_fields(store: KVStore, key: str) -> dict:
     """What a segment's header says; all None where it cannot be read."""
     fields = ("stored_as", "dtype", "model")
     try:
-        header = read_header(FileSource(folder, segment_name(key)))
+        header = read_header(FileSource(store.segments, key, store.folder.local))
         tokens = header.tensors["surprisal"].shape[0]
     except (OSError, StoreError, ValueError, LookupError, TypeError):
         return dict.fromkeys(("tokens", *fields))

@@ -1,28 +1,32 @@
-"""KVStore: segments' keys and values by content.
+"""KVStore: keys and values of segments, stored by content.
 
-A file's name is the hash of all that determines its values: model, dtype, context and token ids. So prompts that
-share a chunk share its file, and a changed model never meets old values. Files appear whole or not at all, and
-whatever is read is checked: shape, dtype, metadata and the checksum of every tensor used.
+A file's name is the hash of everything that determines its values: model, dtype, format, context and token ids. So
+prompts that share a chunk share its file, and a changed model never meets old values. Files appear complete or not at
+all, and whatever is read is verified: header, shapes, dtypes and the checksum of every tensor used.
 """
 
-import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 
 from torch import Tensor
 
 from ragkv.prompt import Segment
 from ragkv.store.cache import Cache
-from ragkv.store.files import Folder, ReadOnlyError, StoreError
+from ragkv.store.checksums import Checksums
+from ragkv.store.errors import ReadOnlyError, StoreError, WrongKeyError
+from ragkv.store.files import Folder
 from ragkv.store.layout import Layout, layer_name
 from ragkv.store.leases import Leases
 from ragkv.store.manifests import Manifests
 from ragkv.store.quantize import CODECS, check_format, quantize
-from ragkv.store.segment_file import KEY, BytesSource, encode, key_of, read_header
-from ragkv.store.stored_segment import FileSource, StoredSegment
+from ragkv.store.segment_file import BytesSource, Source, encode, key_of, read_header
+from ragkv.store.segments import FileSource, SegmentFiles
+from ragkv.store.stored_segment import StoredSegment
 
-KNOWN = 512  # local files, the ones used last, whose headers stay in memory
+HEADERS_KEPT = 512  # of local files, the most recently used
+HOLD_SECONDS = 300.0
+KEY_FILE = "key/id.json"
 
 
 class KVStore:
@@ -34,41 +38,51 @@ class KVStore:
         A folder, or any fsspec URL (``"memory://kv"``, ``"s3://bucket/kv"``).
     format
         How keys and values are stored: ``"model"`` (as computed), ``"fp8"``, ``"int8"`` or ``"int4"``, see
-        `ragkv.store.quantize`. Segments of different formats stand side by side.
+        `ragkv.store.quantize`. Segments in different formats can share a store.
     cache
-        A local folder in front of a remote store, that segments are read from once they were fetched.
+        A local folder in front of a remote store: a segment that was fetched once is then read from there.
+    storage_options
+        Passed on to fsspec.
 
     Attributes
     ----------
     manifests
         Which segments profiles need.
-    holds, evictions
-        The leases of running jobs, and of evictions going on.
+    holds
+        Which segments running jobs need.
+    checksums
+        With the key in the environment variable ``RAGKV_STORE_KEY``, if that is set.
 
     Raises
     ------
     ValueError
-        No such format.
+        The format does not exist, the URL names no folder, or the key is too short.
     """
 
     def __init__(self, url: str, *, format: str = "model", cache: Cache | None = None, **storage_options: object):
         check_format(format)
-        self.url, self.format, self.cache = str(url), format, cache
+        self.url = str(url)
+        self.format = format
+        self.cache = cache
         self.folder = Folder(self.url, **storage_options)
+        self.segments = SegmentFiles(self.folder)
         self.manifests = Manifests(self.folder)
-        self._named, self._known = lru_cache(KNOWN)(_named), lru_cache(KNOWN)(self._in_folder)
-        self.holds, self.evictions = Leases(self.folder, "holds", 600), Leases(self.folder, "evictions", 60)
+        self.holds = Leases(self.folder, "holds", HOLD_SECONDS)
+        self.checksums = Checksums.from_environment()
+        self._identified = lru_cache(HEADERS_KEPT)(_identified)
+        self._opened_before = lru_cache(HEADERS_KEPT)(self._open_file)
+        self._key_checked = False
 
     def path(self, key: str) -> str:
-        """Where the segment with that key lies."""
-        return self.folder.path(segment_name(key))
+        """The path of the segment with that key."""
+        return self.segments.path(key)
 
     def keys(self) -> list[str]:
         """The keys of all stored segments, sorted."""
-        return sorted(key for entry in self.folder.list() if (key := segment_key(entry.name)))
+        return sorted(self.segments.list())
 
     def write(self, layout: Layout, segment: Segment, layers: Tensor, surprisal: Tensor) -> int:
-        """Store a segment and return the file's size in bytes.
+        """Store a segment and return the size of its file in bytes.
 
         Parameters
         ----------
@@ -81,142 +95,150 @@ class KVStore:
         ------
         StoreError
             The folder is read-only or the disk full; what was stored before stays.
+        WrongKeyError
+            The store was written with another key, or without one.
         ValueError
-            Keys or values that cannot be stored in the layout's format.
+            The keys or values cannot be stored in the layout's format.
         """
-        tensors, stored = {}, layers.cpu().contiguous()
+        self._check_key()
+        tensors = {"surprisal": surprisal.float().cpu().contiguous()}
+        stored = layers.cpu().contiguous()
         if layout.format in CODECS:
             stored, tensors["key_scales"], tensors["value_scales"] = quantize(stored, layout.format)
         tensors |= {layer_name(i): layer for i, layer in enumerate(stored.unbind())}
-        tensors["surprisal"] = surprisal.float().cpu().contiguous()
-        identity, key = self._named(layout, segment)
-        data = encode(identity, tensors)
-        self.folder.write(segment_name(key), data)
+        identity, key = self._identified(layout, segment)
+        data = encode(identity, tensors, self.checksums)
+        self.segments.write(key, data)
         if self.cache:
             self.cache.put(key, data)
         return len(data)
 
     def open(self, layout: Layout, segment: Segment) -> StoredSegment:
-        """The stored segment, its header checked; not again while its local file is the same.
+        """Open a stored segment and verify its header. The header of an unchanged local file is read only once.
 
         Raises
         ------
         KeyError
             The segment is not in the store.
         StoreError
-            Its file is damaged or cannot be read.
+            Its file is damaged, cannot be read, or was written with another key.
         """
-        identity, key = self._named(layout, segment)
+        _, key = self._identified(layout, segment)
         if not (self.cache or self.folder.objects):
             with _missing_is_key_error():
-                stamp = self.folder.stamp(segment_name(key))
-                return (self._known if stamp else self._in_folder)(layout, segment, stamp)
-        found = partial(StoredSegment, self.path(key), layout, segment, identity)
-        if self.cache and (copy := self.cache.get(key)):
-            return found(BytesSource(copy))
+                stamp = self.segments.stamp(key)
+                open_file = self._opened_before if stamp else self._open_file
+                return open_file(layout, segment, stamp)
+        if self.cache and (copy := self.cache.get(key, self.checksums)):
+            return self._stored(layout, segment, BytesSource(copy))
         data = self._fetch(key)
-        opened = found(BytesSource(data))
+        opened = self._stored(layout, segment, BytesSource(data))
         if self.cache:
-            opened.check()  # no damage is kept
+            opened.check()  # damage must not get into the cache
             self.cache.put(key, data)
         return opened
 
-    def _in_folder(self, layout: Layout, segment: Segment, stamp: object) -> StoredSegment:
-        """A segment whose file, with this stamp, is read part by part."""
-        identity, key = self._named(layout, segment)
-        source = FileSource(self.folder, segment_name(key))
-        return StoredSegment(self.path(key), layout, segment, identity, source)
+    def _open_file(self, layout: Layout, segment: Segment, stamp: object) -> StoredSegment:
+        """A segment whose file, with this stamp, is read range by range."""
+        _, key = self._identified(layout, segment)
+        return self._stored(layout, segment, FileSource(self.segments, key, self.folder.local))
+
+    def _stored(self, layout: Layout, segment: Segment, source: Source) -> StoredSegment:
+        identity, key = self._identified(layout, segment)
+        return StoredSegment(self.path(key), layout, segment, identity, source, self.checksums)
 
     def check(self, layout: Layout, segment: Segment) -> bool:
-        """Whether the segment is stored, there and not only in a cache, and every bit of it is as written.
+        """Whether the segment is in the store itself, not only in a cache, and every bit is as it was written.
 
         Raises
         ------
         StoreError
-            The store cannot be read.
+            The store cannot be read, or the segment was written with another key.
         """
-        identity, key = self._named(layout, segment)
+        _, key = self._identified(layout, segment)
         try:
             data = self._fetch(key)
         except KeyError:
             return False
         try:
-            StoredSegment(self.path(key), layout, segment, identity, BytesSource(data)).check()
+            self._stored(layout, segment, BytesSource(data)).check()
+        except WrongKeyError:
+            raise
         except StoreError:
             return False
         return True
 
     def _fetch(self, key: str) -> bytes:
         with _missing_is_key_error():
-            return self.folder.read(segment_name(key))
+            return self.segments.read(key)
 
     def size(self, layout: Layout, segment: Segment) -> int:
-        """Bytes of the segment's file.
+        """The size of the segment's file in bytes.
 
         Raises
         ------
         StoreError
-            It is not there, or cannot be read.
+            The file is not there, or cannot be read.
         """
         key = layout.key(segment)
         try:
-            return self.folder.size(segment_name(key))
+            return self.segments.size(key)
         except FileNotFoundError as error:
             raise StoreError(f"{self.path(key)} is not in the store: run precompute on the same prompts") from error
 
     def missing(self, layout: Layout, segments: list[Segment]) -> list[Segment]:
         """Those of `segments` that have no file."""
-        return [segment for segment in segments if not self.folder.exists(segment_name(layout.key(segment)))]
+        return [segment for segment in segments if not self.segments.exists(layout.key(segment))]
 
     def other_model(self, layout: Layout) -> str | None:
-        """The fingerprint of a model that wrote to this store, if the first file found is another one's."""
-        with suppress(OSError, StoreError, ValueError, LookupError, TypeError, AttributeError):  # damage tells nothing
-            first = FileSource(self.folder, segment_name(self.keys()[0]))
-            written_by = read_header(first).identity["model"]
-            return written_by if written_by != layout.model else None
+        """The fingerprint of another model that wrote to this store, if the first segment found is of one."""
+        with suppress(OSError, StoreError, ValueError, IndexError):  # a damaged file says nothing
+            first = FileSource(self.segments, self.keys()[0], self.folder.local)
+            writer = read_header(first).identity["model"]
+            return writer if writer != layout.model else None
         return None
 
     @contextmanager
     def hold(self, keys: Collection[str], job: str) -> Iterator[None]:
-        """Meanwhile no eviction removes these segments; a store that cannot be written to is not held.
+        """Keep evictions from removing these segments meanwhile. A store that cannot be written to is not held.
 
         Raises
         ------
         StoreError
             The disk is full, or the store cannot be reached.
         """
-        wanted = frozenset(keys)
-        with ExitStack() as held:
+        with ExitStack() as stack:
             with suppress(ReadOnlyError):
-                held.enter_context(self.holds.take(wanted, job))
-                while any(eviction.keys & wanted for eviction in self.evictions.standing()):
-                    time.sleep(0.1)  # it began before this lease stood
+                stack.enter_context(self.holds.take(keys, job))
+                for key in self.segments.list_aside().keys() & set(keys):
+                    self.segments.move_back(key)
             yield
 
+    def _check_key(self) -> None:
+        """Check, before the first write, that the store has this key; a store without segments gets it.
 
-def _named(layout: Layout, segment: Segment) -> tuple[dict, str]:
-    """What determines a segment's values, and the key made from it."""
+        Raises
+        ------
+        WrongKeyError
+            It has another key, or its segments have none.
+        """
+        if self._key_checked:
+            return
+        try:
+            key_id = self.folder.read_json(KEY_FILE, lambda value: str(value["id"]))
+        except FileNotFoundError:
+            key_id = None
+            if self.checksums.key_id and not self.segments.list():
+                self.folder.write_json(KEY_FILE, {"id": self.checksums.key_id})
+                key_id = self.checksums.key_id
+        self.checksums.require(key_id, f"the store {self.url!r}")
+        self._key_checked = True
+
+
+def _identified(layout: Layout, segment: Segment) -> tuple[dict, str]:
+    """What determines a segment's values, and the key computed from it."""
     identity = layout.identity(segment)
     return identity, key_of(identity)
-
-
-def segment_name(key: str) -> str:
-    """Where a segment lies in its store.
-
-    Raises
-    ------
-    ValueError
-        This is no segment's key.
-    """
-    if not KEY.fullmatch(key):
-        raise ValueError(f"{key!r} is no segment's key: these are 64 hexadecimal digits")
-    return f"{key[:2]}/{key}.safetensors"
-
-
-def segment_key(name: str) -> str | None:
-    """The key of the segment that lies there; None for what is no segment."""
-    key = name.rpartition("/")[2].removesuffix(".safetensors")
-    return key if KEY.fullmatch(key) and name == segment_name(key) else None
 
 
 @contextmanager

@@ -9,12 +9,27 @@ from dataclasses import dataclass
 from threading import Event, Thread
 from uuid import uuid4
 
-from ragkv.store.files import Folder, StoreError
+from ragkv.store.errors import StoreError
+from ragkv.store.files import Folder
+
+CLOCK_DIFFERENCE = 600.0  # seconds that the clocks of machines that share a store may differ by
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Segments that a job needs: what it does, where it runs, and until when the lease stands (seconds)."""
+    """Segments that a job needs.
+
+    Attributes
+    ----------
+    job
+        What it does.
+    host, pid
+        Where it runs.
+    until
+        When the lease runs out, by that machine's clock (seconds since the epoch).
+    keys
+        Of the segments.
+    """
 
     job: str
     host: str
@@ -29,13 +44,16 @@ class Leases:
     Parameters
     ----------
     kind
-        The subfolder that they lie in.
+        The subfolder for their files.
     seconds
-        How long a lease stands without being renewed; clocks of machines that share a store must differ by less.
+        How long a lease stands without being renewed. Clocks may differ, so it is taken to stand for
+        `CLOCK_DIFFERENCE` more.
     """
 
     def __init__(self, folder: Folder, kind: str, seconds: float):
-        self._folder, self._kind, self._seconds = folder, kind, seconds
+        self._folder = folder
+        self._kind = kind
+        self._seconds = seconds
 
     def standing(self) -> list[Lease]:
         """The leases that have not run out.
@@ -43,24 +61,31 @@ class Leases:
         Raises
         ------
         StoreError
-            One cannot be read: as it is unknown what it says, nothing may be done against it.
+            Leases cannot be listed or read. As it is unknown what they say, nothing may be done against them.
         """
-        return [lease for lease in self._read().values() if lease.until > time.time()]
+        return [lease for lease, stands in self._read().values() if stands]
 
     def sweep(self) -> None:
-        """Remove leases that ran out: their jobs were killed."""
-        for name, lease in self._read().items():
-            if lease.until <= time.time():
+        """Remove leases that have run out, since their jobs were killed."""
+        for name, (_, stands) in self._read().items():
+            if not stands:
                 self._folder.remove(name)
 
-    def _read(self) -> dict[str, Lease]:
-        found = {}
+    def _read(self) -> dict[str, tuple[Lease, bool]]:
+        """All leases by the names of their files, each with whether it stands."""
+        leases = {}
         for entry in self._folder.list(self._kind):
             if entry.name.endswith(".json"):
-                with suppress(FileNotFoundError):  # given back since
-                    given = self._folder.read_json(entry.name)
-                    found[entry.name] = Lease(**given | {"keys": frozenset(given["keys"])})
-        return found
+                with suppress(FileNotFoundError):  # given back since it was listed
+                    lease = self._folder.read_json(entry.name, _parse)
+                    written = (lease.until - self._seconds, entry.modified)
+                    leases[entry.name] = lease, any(map(self._is_recent, written))
+        return leases
+
+    def _is_recent(self, written: float) -> bool:
+        """Whether a lease written at that time stands; a time in the far future comes from a clock that was wrong."""
+        age = time.time() - written
+        return -CLOCK_DIFFERENCE <= age < self._seconds + CLOCK_DIFFERENCE
 
     @contextmanager
     def take(self, keys: Collection[str], job: str) -> Iterator[None]:
@@ -71,16 +96,21 @@ class Leases:
         StoreError
             The store cannot be written to.
         """
-        name, ended = f"{self._kind}/{uuid4().hex}.json", Event()
-        known = {"job": job, "host": socket.gethostname(), "pid": os.getpid(), "keys": sorted(keys)}
+        name = f"{self._kind}/{uuid4().hex}.json"
+        pid = os.getpid()
+        value = {"job": job, "host": socket.gethostname(), "pid": pid, "keys": sorted(set(keys))}
+        ended = Event()
 
         def write() -> None:
-            self._folder.write_json(name, known | {"until": time.time() + self._seconds})
+            self._folder.write_json(name, value | {"until": time.time() + self._seconds})
 
         def renew() -> None:
             while not ended.wait(self._seconds / 10):
-                with suppress(StoreError):  # the next time, perhaps: it stands for nine more
+                try:
                     write()
+                except StoreError:  # the disk may be full, but the file's time can still be set
+                    with suppress(StoreError):
+                        self._folder.touch(name)
 
         write()
         thread = Thread(target=renew, name=f"{self._kind}-lease", daemon=True)
@@ -88,7 +118,18 @@ class Leases:
         try:
             yield
         finally:
-            ended.set()
-            thread.join()
-            with suppress(StoreError):  # it runs out by itself
-                self._folder.remove(name)
+            if os.getpid() == pid:  # not in a forked child: the lease is its parent's
+                ended.set()
+                thread.join()
+                with suppress(StoreError):  # then it runs out
+                    self._folder.remove(name)
+
+
+def _parse(value: dict) -> Lease:
+    return Lease(
+        job=str(value["job"]),
+        host=str(value["host"]),
+        pid=int(value["pid"]),
+        until=float(value["until"]),
+        keys=frozenset(map(str, value["keys"])),
+    )

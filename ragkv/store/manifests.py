@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ragkv.store.files import Folder, StoreError
+from ragkv.store.errors import StoreError
+from ragkv.store.files import Folder
 from ragkv.store.segment_file import KEY
 
 _NAME = re.compile(r"\w[\w.-]*")
@@ -64,7 +65,7 @@ class Manifests:
         StoreError
             It is damaged.
         """
-        manifest = Manifest(self._folder.read_json(_file("manifests", name))["tasks"])
+        manifest = self._folder.read_json(_file("manifests", name), _parse)
         for key in manifest.references:
             if not KEY.fullmatch(key):
                 raise StoreError(f"the manifest {name} of {self._folder.url!r} names {key!r}, which is not a key")
@@ -79,9 +80,14 @@ class Manifests:
         used: dict[str, float] = {}
         for name in self.names():
             with suppress(FileNotFoundError):
-                at = self._folder.read_json(_file("uses", name))["at"]
+                at = self._folder.read_json(_file("uses", name), lambda value: float(value["at"]))
                 used |= {key: max(at, used.get(key, 0.0)) for key in self.read(name).references}
         return used
+
+
+def _parse(value: dict) -> Manifest:
+    tasks = value["tasks"].items()
+    return Manifest({task: {key: int(count) for key, count in keys.items()} for task, keys in tasks})
 
 
 def _file(kind: str, name: str) -> str:

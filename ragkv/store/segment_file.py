@@ -1,7 +1,7 @@
 """The file format of a segment: safetensors with enough checksums to verify every bit without the model.
 
-The header holds a checksum per tensor, which covers the tensor's name, dtype, shape and bytes. The rest of the header
-is the segment's identity, from which the file's name is computed.
+The header holds a checksum per tensor, which covers the tensor's name, dtype, shape and bytes; see
+`ragkv.store.checksums`. The rest of the header is the segment's identity, from which the file's name is computed.
 """
 
 import hashlib
@@ -16,7 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ragkv.store.read_worker import new_checksum
+from ragkv.store.checksums import Checksums
+from ragkv.store.local_files import scatter
+from ragkv.store.read_worker import same
 
 FORMAT = 3
 DTYPES = {
@@ -71,16 +73,6 @@ class BytesSource:
         return scatter(self._data[start:], buffers)
 
 
-def scatter(data: bytes | memoryview, buffers: Sequence[memoryview]) -> int:
-    """Copy bytes into the buffers, one after the other; return how many were copied."""
-    done = 0
-    for buffer in buffers:
-        block = data[done : done + len(buffer)]
-        buffer[: len(block)] = block
-        done += len(block)
-    return done
-
-
 class TensorEntry(NamedTuple):
     """A tensor according to the header: the name of its dtype, its shape, and its byte offsets in the file."""
 
@@ -102,11 +94,22 @@ class ByteRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a segment file: the segment's identity, its tensors and their checksums, both by name."""
+    """The header of a segment file.
+
+    Attributes
+    ----------
+    identity
+        Everything that determines the segment's values.
+    tensors, checksums
+        By name.
+    key_id
+        Of the key that the checksums were made with, if any.
+    """
 
     identity: dict
     tensors: dict[str, TensorEntry]
     checksums: dict[str, str]
+    key_id: str | None
 
 
 def hashed(value: object) -> str:
@@ -119,13 +122,17 @@ def key_of(identity: dict) -> str:
     return hashed([identity[field] for field in _IDENTITY])
 
 
-def encode(identity: dict, tensors: dict[str, Tensor]) -> bytes:
+def encode(identity: dict, tensors: dict[str, Tensor], checksums: Checksums) -> bytes:
     """The file of a segment; the tensors must be contiguous and on the CPU."""
-    checksums = {
-        name: checksum(name, DTYPES[tensor.dtype], list(tensor.shape), as_bytes(tensor))
+    segment = key_of(identity)
+    computed = {
+        name: checksums.of(segment, name, DTYPES[tensor.dtype], list(tensor.shape), as_bytes(tensor))
         for name, tensor in sorted(tensors.items())
     }
-    return safetensors.torch.save(tensors, {"ragkv": json.dumps(identity | {"checksums": checksums})})
+    metadata = identity | {"checksums": computed}
+    if checksums.key_id:
+        metadata["key"] = checksums.key_id
+    return safetensors.torch.save(tensors, {"ragkv": json.dumps(metadata)})
 
 
 def read_header(source: Source) -> Header:
@@ -159,6 +166,7 @@ def _parsed(size: int, data: bytes) -> Header:
     header = json.loads(data[8:])
     identity = json.loads(header.pop("__metadata__")["ragkv"])
     checksums = identity.pop("checksums")
+    key_id = identity.pop("key", None)
     tensors = {}
     for name, entry in header.items():
         start, stop = entry["data_offsets"]
@@ -169,30 +177,20 @@ def _parsed(size: int, data: bytes) -> Header:
         raise ValueError("it is cut short or too long")
     if checksums.keys() != tensors.keys() or identity.keys() != set(_IDENTITY):
         raise ValueError("its header does not have the fields of a segment")
-    return Header(identity, tensors, checksums)
+    if not all(isinstance(value, str) for value in checksums.values()):
+        raise ValueError("its checksums make no sense")
+    return Header(identity, tensors, checksums, key_id)
 
 
-def read_tensor(source: Source, header: Header, name: str) -> bytes | memoryview:
-    """The bytes of a tensor.
-
-    Raises
-    ------
-    ValueError
-        The tensor does not match its checksum.
-    """
-    entry = header.tensors[name]
-    data = source.read(entry.start, entry.stop)
-    _check_tensor(header, name, data)
-    return data
-
-
-def read_into(source: Source, header: Header, names: Sequence[str], buffers: Sequence[memoryview]) -> None:
+def read_into(
+    source: Source, header: Header, names: Sequence[str], buffers: Sequence[memoryview], checksums: Checksums
+) -> None:
     """Fill one buffer per tensor; tensors that are neighbours in the file are read by a single call.
 
     Raises
     ------
     ValueError
-        As `read_tensor`; also if a buffer does not have the tensor's size.
+        A tensor does not match its checksum, or a buffer does not have the tensor's size.
     """
     entries = [header.tensors[name] for name in names]
     if [entry.stop - entry.start for entry in entries] != [len(buffer) for buffer in buffers]:
@@ -205,46 +203,40 @@ def read_into(source: Source, header: Header, names: Sequence[str], buffers: Seq
         if source.read_into(start, targets) != sum(map(len, targets)):
             raise ValueError("it is cut short")
     for name, buffer in zip(names, buffers, strict=True):
-        _check_tensor(header, name, buffer)
+        _check_tensor(header, name, buffer, checksums)
 
 
-def byte_range(path: str, header: Header, name: str) -> ByteRange:
+def byte_range(path: str, header: Header, name: str, checksums: Checksums) -> ByteRange:
     """Where a tensor lies, for a process that only knows the file's path."""
     dtype, shape, start, stop = header.tensors[name]
-    return ByteRange(path, start, stop - start, _salt(name, dtype, shape), header.checksums[name])
+    salt = checksums.salt(key_of(header.identity), name, dtype, shape)
+    return ByteRange(path, start, stop - start, salt, header.checksums[name])
 
 
-def check_file(key: str, data: bytes | memoryview) -> None:
+def check_file(key: str, data: bytes | memoryview, checksums: Checksums) -> None:
     """Verify every bit of a segment's file.
 
     Raises
     ------
     ValueError
-        The file is damaged, or belongs to another key.
+        The file is damaged, or belongs to another segment.
+    WrongKeyError
+        Its checksums were made with another key.
     """
     source = BytesSource(data)
     header = read_header(source)
+    checksums.require(header.key_id, f"the file of segment {key}")
     if key_of(header.identity) != key:
         raise ValueError("its header does not belong to its name")
-    for name in header.tensors:
-        read_tensor(source, header, name)
+    for name, entry in header.tensors.items():
+        _check_tensor(header, name, source.read(entry.start, entry.stop), checksums)
 
 
-def _check_tensor(header: Header, name: str, data: bytes | memoryview) -> None:
+def _check_tensor(header: Header, name: str, data: bytes | memoryview, checksums: Checksums) -> None:
     entry = header.tensors[name]
-    if checksum(name, entry.dtype, entry.shape, data) != header.checksums[name]:
+    found = checksums.of(key_of(header.identity), name, entry.dtype, entry.shape, data)
+    if not same(found, header.checksums[name]):
         raise ValueError(f"{name} does not match its checksum")
-
-
-def checksum(name: str, dtype: str, shape: list[int], data: bytes | memoryview) -> str:
-    """The checksum of a tensor."""
-    digest = new_checksum(_salt(name, dtype, shape))
-    digest.update(data)
-    return digest.hexdigest()
-
-
-def _salt(name: str, dtype: str, shape: list[int]) -> str:
-    return json.dumps([name, dtype, shape])
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ragkv.prompt import Segment
-from ragkv.store.files import Folder, StoreError
+from ragkv.store.checksums import Checksums
+from ragkv.store.errors import StoreError
 from ragkv.store.layout import Layout, layer_name
 from ragkv.store.quantize import CODECS, dequantize
 from ragkv.store.segment_file import BY_NAME, ByteRange, Source, as_bytes, byte_range, read_header, read_into
@@ -23,12 +24,30 @@ class StoredSegment:
         Of the file, for messages.
     identity
         The segment's identity in this layout, which the header must have.
+    source
+        The file's bytes.
+    checksums
+        With the key that the file must have been written with, if any.
+
+    Raises
+    ------
+    StoreError
+        The file is damaged, or was written with another key.
     """
 
-    def __init__(self, path: str, layout: Layout, segment: Segment, identity: dict[str, int | str], source: Source):
+    def __init__(
+        self,
+        path: str,
+        layout: Layout,
+        segment: Segment,
+        identity: dict[str, int | str],
+        source: Source,
+        checksums: Checksums,
+    ):
         self.path = path
         self._source = source
         self._layout = layout
+        self._checksums = checksums
         self._expected = layout.tensors(segment)
         try:
             self._header = read_header(source)
@@ -37,6 +56,7 @@ class StoredSegment:
                 raise ValueError("its header is not what this model and chunk need")
         except ValueError as error:
             raise self._damaged(str(error)) from error
+        checksums.require(self._header.key_id, f"the store's file {path}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,7 +94,7 @@ class StoredSegment:
     def read_into(self, names: list[str], buffers: Sequence[memoryview]) -> None:
         """Read tensors of the file into buffers of exactly their sizes."""
         try:
-            read_into(self._source, self._header, names, buffers)
+            read_into(self._source, self._header, names, buffers, self._checksums)
         except (ValueError, FileNotFoundError) as error:
             raise self._damaged(str(error)) from error
 
@@ -124,7 +144,7 @@ class StoredSegment:
     @cached_property
     def _layer_ranges(self) -> list[ByteRange]:
         path = str(self._source.local)
-        return [byte_range(path, self._header, layer_name(i)) for i in range(self._layout.layers)]
+        return [byte_range(path, self._header, layer_name(i), self._checksums) for i in range(self._layout.layers)]
 
     @cached_property
     def scales(self) -> tuple[Tensor, Tensor]:
@@ -185,19 +205,3 @@ class PackedSegment:
         """Scales of the keys and of the values, layer by layer."""
         keys, values = self._stored.scales
         return as_bytes(keys), as_bytes(values)
-
-
-class FileSource:
-    """A segment file that is read range by range."""
-
-    def __init__(self, folder: Folder, name: str):
-        self._folder = folder
-        self._name = name
-        self.size = folder.size(name)
-        self.local = folder.path(name) if folder.local else None
-
-    def read(self, start: int, stop: int) -> bytes:
-        return self._folder.read(self._name, start, min(stop, self.size))
-
-    def read_into(self, start: int, buffers: Sequence[memoryview]) -> int:
-        return self._folder.read_into(self._name, start, buffers)

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from time import perf_counter
 
-from ragkv.store.files import StoreError
+from ragkv.store.errors import StoreError, WrongKeyError
 from ragkv.store.inventory import Inventory, map_in_threads
-from ragkv.store.kvstore import KVStore, segment_name
+from ragkv.store.kvstore import KVStore
 from ragkv.store.segment_file import check_file
+from ragkv.store.segments import segment_name
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ def verify(store: KVStore, *, progress: bool = False) -> Verified:
     Raises
     ------
     StoreError
-        The store cannot be listed, or a manifest is damaged.
+        The store cannot be listed, a manifest is damaged, or segments were written with another key.
     """
     start = perf_counter()
     inventory = Inventory.of(store)
-    problems = map_in_threads(lambda key: problem(store, key), inventory.segments, "verify", progress=progress)
+    problems = map_in_threads(lambda key: _damage(store, key), inventory.segments, "verify", progress=progress)
     damaged = {key: reason for key, reason in zip(inventory.segments, problems, strict=True) if reason}
     seconds = perf_counter() - start
     missing = {}
@@ -63,9 +64,19 @@ def verify(store: KVStore, *, progress: bool = False) -> Verified:
 def problem(store: KVStore, key: str) -> str | None:
     """Read a segment's file and return what is wrong with it, or None if it is intact or no longer there."""
     try:
-        check_file(key, store.folder.read(segment_name(key)))
+        return _damage(store, key)
+    except WrongKeyError as error:
+        return str(error)
+
+
+def _damage(store: KVStore, key: str) -> str | None:
+    """As `problem`, but that the file was written with another key is an error: it may be intact."""
+    try:
+        check_file(key, store.folder.read(segment_name(key)), store.checksums)
     except FileNotFoundError:  # evicted since it was listed
         return None
+    except WrongKeyError:
+        raise
     except (StoreError, ValueError) as error:
         return str(error)
     return None

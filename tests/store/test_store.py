@@ -1,4 +1,4 @@
-"""The store: one file per segment, found by content, whole or not at all, every bit checked."""
+"""The store: one file per segment, found by content, written completely or not at all, with every bit verified."""
 
 import errno
 import json
@@ -66,7 +66,7 @@ def test_what_is_written_is_read(model, store):
 
 
 def test_one_layer_is_read_alone(llama, tmp_path):
-    """Damage in another layer's bytes does not matter to it, and is found where it is."""
+    """Damage in another layer's bytes does not affect it, and is found when that layer is read."""
     store, layout = KVStore(tmp_path), Layout.of(llama)
     layers, surprisal = compute_segment(llama, SEGMENT)
     store.write(layout, SEGMENT, layers, surprisal)
@@ -83,7 +83,7 @@ def test_one_layer_is_read_alone(llama, tmp_path):
         stored.layer(1)
 
 
-def test_the_key_depends_on_all_that_determines_the_values():
+def test_the_key_depends_on_everything_that_determines_the_values():
     model = make_model("llama")
     keys = [Layout.of(model).key(segment) for segment in (SEGMENT, Segment((5, 6, 7, 9), (1,)), Segment((5, 6, 7, 8)))]
     keys.append(Layout.of(model).key(Segment((6, 7, 8), (1, 5))))
@@ -130,7 +130,7 @@ def written():
 
 
 def test_no_flipped_bit_goes_unnoticed(written):
-    """Every bit of the header, and of the data a sample."""
+    """Every bit of the header, and a sample of those in the data."""
     store, layout, path, data, expected = written
     header = 8 * (8 + int.from_bytes(data[:8], "little"))
     random, noticed = Random(0), 0
@@ -138,18 +138,18 @@ def test_no_flipped_bit_goes_unnoticed(written):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
         store.folder.files.pipe_file(path, bytes(damaged))
-        assert_detected_or_unharmed(store, layout, expected, bit)
+        assert_detected_or_harmless(store, layout, expected, bit)
         noticed += not store.check(layout, SEGMENT)
     store.folder.files.pipe_file(path, data)
     assert noticed > 0.99 * (header + 200)
 
 
-def assert_detected_or_unharmed(store, layout, expected, what):
+def assert_detected_or_harmless(store, layout, expected, place):
     try:
         found = read_all(store, layout)
     except StoreError:
         return
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), f"unnoticed damage at {what}"
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), f"unnoticed damage at {place}"
 
 
 @settings(max_examples=60)
@@ -174,20 +174,20 @@ def test_a_file_too_long_is_noticed(written):
 
 
 @pytest.mark.parametrize("settled", [False, True], ids=["just written", "written before"])
-def test_a_header_is_read_again_only_where_its_file_may_be_another(tmp_path, monkeypatch, settled):
+def test_a_header_is_read_again_only_if_its_file_may_have_changed(tmp_path, monkeypatch, settled):
     store, layout, read = KVStore(tmp_path), Layout("model", 2, 2, 8, torch.float32), Folder.read
     store.write(layout, SEGMENT, torch.rand(2, 2, 2, 4, 8), torch.rand(4))
-    path, asked = Path(store.path(layout.key(SEGMENT))), []
-    monkeypatch.setattr(Folder, "read", lambda self, *where: asked.append(where) or read(self, *where))
+    path, reads = Path(store.path(layout.key(SEGMENT))), []
+    monkeypatch.setattr(Folder, "read", lambda self, *arguments: reads.append(arguments) or read(self, *arguments))
 
-    times = count(int(time()) + (-9999 if settled else 9999))  # each file's is another, however fast the test is
+    times = count(int(time()) + (-9999 if settled else 9999))  # every file's time is different, however fast the test
 
     def aged():
-        os.utime(path, (when := next(times), when))
+        os.utime(path, (modified := next(times), modified))
 
     aged()
     assert all(map(torch.equal, read_all(store, layout), read_all(store, layout)))
-    assert len(asked) == (1 if settled else 2)
+    assert len(reads) == (1 if settled else 2)
     whole = path.read_bytes()
     for damaged in (whole[:20] + bytes([whole[20] ^ 1]) + whole[21:], whole[:-1]):
         path.write_bytes(damaged)
@@ -202,7 +202,7 @@ def test_a_header_is_read_again_only_where_its_file_may_be_another(tmp_path, mon
         store.open(layout, SEGMENT)
 
 
-def test_another_segments_file_is_not_taken(written):
+def test_the_file_of_another_segment_is_refused(written):
     store, layout, _, data, _ = written
     for other in (Segment((5, 6, 7, 9), (1,)), Segment(SEGMENT.ids), Segment((5, 6, 7), (1,))):
         store.folder.files.pipe_file(store.path(layout.key(other)), data)
@@ -211,7 +211,7 @@ def test_another_segments_file_is_not_taken(written):
         store.folder.files.rm_file(store.path(layout.key(other)))
 
 
-def test_precompute_mends_damage_and_leaves_the_rest(llama, rng, tmp_path):
+def test_precompute_rewrites_damaged_files_only(llama, rng, tmp_path):
     prompt, store = random_prompt(rng), KVStore(tmp_path)
     precompute(llama, [prompt], store)
     before = files(tmp_path)
@@ -228,20 +228,21 @@ def test_precompute_mends_damage_and_leaves_the_rest(llama, rng, tmp_path):
     assert all((tmp_path / name).stat().st_mtime_ns == stamps[name] for name in before if name != victim)
 
 
-@pytest.mark.parametrize("step", ["pipe_file", "mv"])
+@pytest.mark.parametrize("step", ["write", "rename"])
 def test_a_full_disk_leaves_what_was_stored(llama, rng, store, step, monkeypatch):
     layout, old, new = Layout.of(llama), random_prompt(rng), random_prompt(rng, prefix=None)
     precompute(llama, [old], store)
     keys = store.keys()
 
     def full(path, *_, **__):
-        if step == "pipe_file":
+        if step == "write":
             with store.folder.files.open(path, "wb") as file:
                 file.write(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.folder.files, step, full)
+        place = (store.folder.files, "pipe_file") if step == "write" else (store.folder, "_rename")
+        patch.setattr(*place, full)
         with pytest.raises(StoreError, match=r"the disk is full.*make room"):
             precompute(llama, [new], store)
     assert store.keys() == keys
@@ -286,7 +287,7 @@ def test_a_folder_and_memory_hold_the_same_bytes(llama, rng, tmp_path):
         assert Path(folder.path(key)).read_bytes() == memory.folder.files.cat_file(memory.path(key))
 
 
-def test_what_is_not_there_is_a_key_error(llama, store):
+def test_a_missing_segment_is_a_key_error(llama, store):
     assert not store.check(Layout.of(llama), SEGMENT)
     assert store.missing(Layout.of(llama), [SEGMENT]) == [SEGMENT]
     assert store.other_model(Layout.of(llama)) is None
@@ -309,7 +310,7 @@ def test_surprisal_is_minus_log_p(model, context):
 
 @pytest.mark.parametrize("context", [(), (1,), (1, 9, 4)])
 def test_keys_and_values_are_those_of_the_models_own_forward(family, context):
-    """Taken with hooks, before rotation; behind the norm where there is one."""
+    """Taken with hooks before rotation, and after the norm in models that have one."""
     model, segment, taken = shared_model(family), Segment((5, 6, 7, 8, 150), context), {}
     handles = []
     for index, layer in enumerate(model.model.layers):
@@ -329,7 +330,7 @@ def test_keys_and_values_are_those_of_the_models_own_forward(family, context):
         assert relative_error(layers[index, "kv".index(name)], states) <= 1e-5
 
 
-def test_precompute_counts_aloud_only_if_asked(llama, rng, capsys):
+def test_precompute_shows_progress_only_on_request(llama, rng, capsys):
     prompt = random_prompt(rng)
     precompute(llama, [prompt], memory_store())
     assert capsys.readouterr().err == ""
