@@ -1,7 +1,7 @@
-"""Faults on purpose: jobs killed, disks full, bits flipped, files cut short, permissions gone, connections broken.
+"""Faults on purpose: jobs killed, disks full, bits flipped, files cut short, permissions lost, connections broken, ...
 
-After each a plain run again must finish, use nothing damaged, lose and repeat no prompt, and give the results of a run
-that nothing disturbed. ``python tests/faults.py`` runs the long form; `test_faults` a short one.
+After each fault, running the same again must finish, use nothing damaged, lose and repeat no prompt, and give the
+results of an undisturbed run. ``python tests/faults.py`` runs the long form, `test_faults` a short one.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -49,16 +50,17 @@ PROFILE = {
     },
     "methods": [{"selector": "full_reuse"}, {"selector": "a3"}],
 }
-FINISHED, SAID_SO, NOBODY = 0, 3, 65534
+FINISHED, CLEAR_ERROR = 0, 3  # exit codes of jobs
+NOBODY = 65534  # a user
 
 
 class Subject:
-    """A small experiment, and what it gives when nothing disturbs it.
+    """A small experiment, and its results when nothing disturbs it.
 
     Parameters
     ----------
     folder
-        Everything lies below it.
+        For all files.
     """
 
     def __init__(self, folder: Path):
@@ -71,7 +73,7 @@ class Subject:
         self.segments = stored(self.reference)
 
     def experiment(self, name: str, **store: object) -> Experiment:
-        """A new root; the reference's prompts are there, once it has them."""
+        """The experiment in a new root, with the reference's prompts."""
         root = self.folder / name
         (root / "params").mkdir(parents=True)
         (root / "params/p.yaml").write_text(yaml.safe_dump(PROFILE | {"store": store}))
@@ -88,6 +90,12 @@ class Subject:
     def precompute(self, experiment: Experiment) -> None:
         experiment.precompute(self.model)
 
+    def collect(self, experiment: Experiment) -> None:
+        collect(experiment.store(), 0)
+
+    def verify(self, experiment: Experiment) -> None:
+        assert verify(experiment.store()).whole
+
     def evaluate(self, experiment: Experiment) -> pd.DataFrame:
         rows = evaluate(experiment, *TASK, self.model, self.tokenizer, progress=False)
         return rows.drop(columns=TIMES).map(lambda cell: cell.tolist() if isinstance(cell, np.ndarray) else cell)
@@ -103,7 +111,7 @@ class Subject:
         return taken
 
     def start(self, job: str, experiment: Experiment, user: int | None = None) -> int:
-        """Run a job in a child process; its errors, as far as they are clear ones, go to the root's file error."""
+        """Run a job in a child process, as this user; a clear error goes to the file `error` in the root."""
         if child := os.fork():
             return child
         code = 1
@@ -115,16 +123,16 @@ class Subject:
             try:
                 getattr(self, job)(experiment)
                 code = FINISHED
-            except (StoreError, OSError) as said:
-                os.write(error, f"{type(said).__name__}: {said}".encode())
-                code = SAID_SO
+            except (StoreError, OSError) as raised:
+                os.write(error, f"{type(raised).__name__}: {raised}".encode())
+                code = CLEAR_ERROR
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
 
     def agrees(self, experiment: Experiment) -> None:
-        """A plain run again finishes, with the reference's results and the reference's store."""
+        """Check that running the same again finishes, with the results and the store of the reference."""
         self.precompute(experiment)
         rows = self.evaluate(experiment)
         assert not rows.duplicated(["prompt", "method", "ratio"]).any()
@@ -144,7 +152,7 @@ def wait(child: int) -> int:
 
 
 def kills(subject: Subject, count: int, random: Random) -> dict[str, int]:
-    """Kill precompute and evaluation at random moments, each until it gets through, over and over."""
+    """Kill precompute and evaluation at random moments, again and again until they finish first."""
     seconds, done = subject.seconds, Counter(precompute=0, evaluate=0, runs=0)
     while done["precompute"] + done["evaluate"] < count:
         experiment = subject.experiment(f"kills-{done['runs']}")
@@ -155,7 +163,7 @@ def kills(subject: Subject, count: int, random: Random) -> dict[str, int]:
                 time.sleep(random.uniform(0, seconds[job]))
                 os.kill(child, signal.SIGKILL)
                 code = wait(child)
-                if code == FINISHED:  # it was faster
+                if code == FINISHED:  # before it could be killed
                     break
                 assert code == -signal.SIGKILL, (experiment.root / "error").read_text()
                 done[job] += 1
@@ -185,12 +193,12 @@ def flips(subject: Subject, count: int, random: Random) -> dict[str, int]:
         start, stop = {"length": (0, 8), "header": (8, header), "data": (header, size)}[part]
         flip(path, random.randrange(8 * start, 8 * stop))
         try:
-            found = fused_prefill(subject.model, of[key], store, get_selector("full_reuse")).logits
-            assert torch.equal(found, expected[of[key]]), f"damage in {part} was used"
+            logits = fused_prefill(subject.model, of[key], store, get_selector("full_reuse")).logits
+            assert torch.equal(logits, expected[of[key]]), f"damage in {part} was used"
         except StoreError:
             done["noticed"] += 1
         done[part] += 1
-        if done.total() % 20 == 0:  # runs between them must not be stopped by, or use, what is damaged
+        if done.total() % 20 == 0:  # a damaged manifest must not stop the next run
             flip(
                 experiment.root / f"outputs/p/store/manifests/{experiment.outputs.manifest}.json", random.randrange(200)
             )
@@ -205,7 +213,7 @@ def flips(subject: Subject, count: int, random: Random) -> dict[str, int]:
 
 
 def _flipped_rows(subject: Subject, count: int, random: Random) -> int:
-    """Flip bits of an interrupted evaluation's rows."""
+    """Flip bits in the rows of an interrupted evaluation."""
     experiment, real = subject.experiment("rows"), subject.reference.outputs
     subject.precompute(experiment)
     identity = json.loads(real.summary(*TASK).read_text())["identity"]
@@ -228,7 +236,7 @@ def flip(path: Path, bit: int) -> None:
 
 
 def truncations(subject: Subject, count: int, random: Random) -> dict[str, int]:
-    """Cut files short, anywhere; or leave nothing of them."""
+    """Cut files short anywhere, down to nothing."""
     experiment = subject.experiment("truncations")
     subject.precompute(experiment)
     store, prompts = experiment.store(), [item.prompt for item in experiment.items(*TASK)]
@@ -250,7 +258,7 @@ def truncations(subject: Subject, count: int, random: Random) -> dict[str, int]:
 
 
 def full_disks(subject: Subject, count: int, random: Random) -> dict[str, int] | None:
-    """Run on file systems that fill up somewhere on the way; None where none can be mounted here."""
+    """Run on file systems that fill up midway, and collect garbage there; None if none can be mounted here."""
     done, needed = Counter(stopped=0, finished=0), sum(map(len, subject.segments.values()))
     for number in range(count):
         experiment = subject.experiment(f"full-{number}")
@@ -264,14 +272,20 @@ def full_disks(subject: Subject, count: int, random: Random) -> dict[str, int] |
             for job in ("precompute", "evaluate"):
                 code = wait(subject.start(job, experiment))
                 done["finished" if code == FINISHED else "stopped"] += 1
-                said = (experiment.root / "error").read_text()
-                assert code == FINISHED or (
-                    code == SAID_SO and ("disk is full" in said or "not in the store" in said)
-                ), said
+                error = (experiment.root / "error").read_text()
+                known = "disk is full" in error or "not in the store" in error
+                assert code == FINISHED or (code == CLEAR_ERROR and known), error
                 assert verify(experiment.store()).whole
                 if code == FINISHED:  # leave a little, for the rows
                     free = shutil.disk_usage(outputs).free
                     (outputs / "ballast").write_bytes(bytes(max(0, free - random.randrange(12_000))))
+            with suppress(OSError), (outputs / "ballast").open("ab") as file:
+                while True:
+                    file.write(bytes(1 << 12))
+                    file.flush()
+            assert wait(subject.start("collect", experiment)) == FINISHED, (experiment.root / "error").read_text()
+            assert not experiment.store().keys()
+            done["collected"] += 1
             (outputs / "ballast").unlink(missing_ok=True)
             subprocess.run(["mount", "-o", f"remount,size={3 * needed}", str(outputs)], check=True)
             subject.agrees(experiment)
@@ -281,7 +295,7 @@ def full_disks(subject: Subject, count: int, random: Random) -> dict[str, int] |
 
 
 def permissions(subject: Subject, count: int, random: Random) -> dict[str, int]:
-    """Take permissions away from folders and files, and give them back; as a user whom they bind."""
+    """Take permissions away from folders and files, and give them back; the jobs run as a user who needs them."""
     user, done = NOBODY if os.getuid() == 0 else None, Counter(stopped=0, finished=0)
     for number in range(count):
         experiment = subject.experiment(f"permissions-{number}")
@@ -298,7 +312,7 @@ def permissions(subject: Subject, count: int, random: Random) -> dict[str, int]:
             try:
                 for job in ("precompute", "evaluate"):
                     code = wait(subject.start(job, experiment, user))
-                    assert code in (FINISHED, SAID_SO), f"{job} with {place} forbidden ended by {code}"
+                    assert code in (FINISHED, CLEAR_ERROR), f"{job} with {place} forbidden ended with {code}"
                     done["finished" if code == FINISHED else "stopped"] += 1
             finally:
                 if place.exists():
@@ -313,8 +327,7 @@ def broken_connections(subject: Subject, count: int, random: Random) -> dict[str
     with s3_server() as server:
         target = server.rpartition(":")[2]
         proxy, port = _proxy(target)
-        given = {"AWS_ACCESS_KEY_ID": "loopback", "AWS_SECRET_ACCESS_KEY": "loopback", "AWS_MAX_ATTEMPTS": "1"}
-        os.environ.update(given | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"})
+        os.environ.update(s3_environment(port))
         try:
             for number in range(count):
                 bucket = f"faults-{os.getpid()}-{number}"
@@ -325,8 +338,10 @@ def broken_connections(subject: Subject, count: int, random: Random) -> dict[str
                     time.sleep(random.uniform(0, subject.seconds[job]))
                     proxy.kill()
                     proxy.wait()
-                    code, said = wait(child), (experiment.root / "error").read_text()
-                    assert code == FINISHED or (code == SAID_SO and "StoreError" in said), f"{job}: {code}: {said}"
+                    code, error = wait(child), (experiment.root / "error").read_text()
+                    assert code == FINISHED or (code == CLEAR_ERROR and "StoreError" in error), (
+                        f"{job}: {code}: {error}"
+                    )
                     done["finished" if code == FINISHED else "stopped"] += 1
                     proxy, _ = _proxy(target, port)
                     subject.precompute(experiment)
@@ -362,25 +377,110 @@ asyncio.run(main())
 
 
 def _proxy(target: str, port: int = 0) -> tuple[subprocess.Popen, int]:
-    """A way to a server that can be cut; the process, and the port that it listens on."""
+    """Start a proxy for a server, whose connections end with its process; return that process and the proxy's port."""
     command = [sys.executable, "-c", PROXY, target, str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return process, int(process.stdout.readline())
 
 
+def s3_environment(port: int) -> dict[str, str]:
+    """For clients of an S3 server on this machine."""
+    return {
+        "AWS_ACCESS_KEY_ID": "loopback",
+        "AWS_SECRET_ACCESS_KEY": "loopback",
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+def silent_servers(subject: Subject, count: int, random: Random) -> dict[str, int]:
+    """Run all jobs against an S3 server that accepts connections and never answers."""
+    done, before = Counter(stopped=0), dict(os.environ)
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:  # the system accepts for it
+        os.environ.update(s3_environment(server.getsockname()[1]) | {"RAGKV_STORE_TIMEOUT": "0.2"})
+        try:
+            for number in range(count):
+                experiment = subject.experiment(f"silent-{number}", url="s3://bucket/kv")
+                for job in ("precompute", "evaluate", "collect", "verify"):
+                    code = wait(subject.start(job, experiment))
+                    error = (experiment.root / "error").read_text()
+                    assert code == CLEAR_ERROR, f"{job}: {code}"
+                    assert "for the store 's3://bucket/kv' to answer" in error, f"{job}: {error}"
+                    done["stopped"] += 1
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+    return dict(done)
+
+
+def unlistable_folders(subject: Subject, count: int, random: Random) -> dict[str, int]:
+    """Collect garbage and verify while one of the store's folders cannot be listed."""
+    user, done = NOBODY if os.getuid() == 0 else None, Counter(stopped=0)
+    experiment = subject.experiment("unlistable")
+    subject.precompute(experiment)
+    store = Path(experiment.outputs.store)
+    if user is not None:
+        subprocess.run(["chown", "-R", str(user), str(experiment.root)], check=True)
+    for folder in random.choices([store, *(path for path in store.iterdir() if path.is_dir())], k=count):
+        mode = folder.stat().st_mode
+        folder.chmod(random.choice([0o000, 0o300, 0o200]))
+        try:
+            for job in ("collect", "verify"):
+                code = wait(subject.start(job, experiment, user))
+                harmless = job == "verify" and folder.name == "uses"  # only evictions ask when segments were used
+                assert code == CLEAR_ERROR or harmless, f"{job} without {folder} ended with {code}"
+                done["stopped"] += 1
+        finally:
+            folder.chmod(mode)
+        assert stored(experiment) == subject.segments
+    subject.agrees(experiment)
+    return dict(done)
+
+
+def stopped_collectors(subject: Subject, count: int, random: Random) -> dict[str, int]:
+    """Stop a collector at a random moment; a job begins, and must keep what it finds when the collector continues."""
+    done = Counter(kept=0, evicted=0)
+    seconds = 0.0
+    for number in range(count):
+        experiment = subject.experiment(f"stopped-{number}")
+        subject.precompute(experiment)
+        store, start = experiment.store(), time.perf_counter()
+        collector = subject.start("collect", experiment)
+        if not number:  # how long one takes
+            assert wait(collector) == FINISHED
+            seconds = time.perf_counter() - start
+            continue
+        time.sleep(random.uniform(0, seconds))
+        os.kill(collector, signal.SIGSTOP)
+        with store.hold(subject.segments, "a job"):
+            held = {key for key in subject.segments if store.segments.exists(key)}
+            os.kill(collector, signal.SIGCONT)
+            assert wait(collector) == FINISHED
+            assert all(store.segments.read(key) == subject.segments[key] for key in held)
+        done["kept"] += len(held)
+        done["evicted"] += len(subject.segments) - len(held)
+        subject.agrees(experiment)
+        shutil.rmtree(experiment.root)
+    return dict(done)
+
+
 FAULTS: dict[str, tuple[Callable[[Subject, int, Random], dict[str, int] | None], int, int]] = {
-    "kills": (kills, 10, 210),  # how many in the short and in the long form
+    "kills": (kills, 10, 210),  # how often in the short and in the long form
     "flips": (flips, 100, 1020),
     "truncations": (truncations, 10, 60),
     "full_disks": (full_disks, 2, 10),
     "permissions": (permissions, 4, 14),
     "broken_connections": (broken_connections, 2, 6),
+    "silent_servers": (silent_servers, 1, 3),
+    "unlistable_folders": (unlistable_folders, 6, 40),
+    "stopped_collectors": (stopped_collectors, 4, 40),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write what happened there")
+    parser.add_argument("--json", type=Path, help="write what happened to this file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=FAULTS, nargs="*", default=list(FAULTS))
     parser.add_argument("--short", action="store_true", help="as in the tests")
@@ -388,18 +488,22 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="ragkv-faults-"))
     folder.chmod(0o755)
     try:
-        subject, found = Subject(folder), {}
+        subject, outcomes = Subject(folder), {}
         for name in arguments.only:
             cause, few, many = FAULTS[name]
             start = time.perf_counter()
             outcome = cause(subject, few if arguments.short else many, Random(f"{arguments.seed} {name}"))
-            found[name] = outcome and outcome | {"seconds": round(time.perf_counter() - start, 1)}
-            print(name, found[name], flush=True)
+            outcomes[name] = outcome and outcome | {"seconds": round(time.perf_counter() - start, 1)}
+            print(name, outcomes[name], flush=True)
         if arguments.json:
-            told = {"seed": arguments.seed, "prompts": len(subject.rows) // len(PROFILE["methods"])}
-            result = "after every fault a plain run again finished, with the undisturbed run's results and store"
-            source = provenance(subject.model)
-            write_json(arguments.json, told | {"faults": found, "result": result, "provenance": source})
+            report = {
+                "seed": arguments.seed,
+                "prompts": len(subject.rows) // len(PROFILE["methods"]),
+                "faults": outcomes,
+                "result": "after every fault, running the same again gave the undisturbed run's results and store",
+                "provenance": provenance(subject.model),
+            }
+            write_json(arguments.json, report)
     finally:
         shutil.rmtree(folder)
 

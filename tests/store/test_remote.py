@@ -4,6 +4,7 @@ import os
 import socket
 from contextlib import suppress
 from threading import Event, Thread
+from time import sleep
 
 import pytest
 import torch
@@ -118,14 +119,26 @@ def silent():
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_server_that_does_not_answer_is_an_error_that_says_so(silent, monkeypatch, caplog, name):
+def test_a_server_that_does_not_answer_is_an_error_that_says_so(silent, monkeypatch, name):
     monkeypatch.setenv("RAGKV_STORE_TIMEOUT", "0.3")
-    monkeypatch.setattr("ragkv.store.remote.PATIENCE", 0.05)
     monkeypatch.setattr("ragkv.store.remote.LISTINGS", 1)
     store = KVStore("s3://bucket/kv", **silent)
     with pytest.raises(StoreError, match=r"waited 0\.3 seconds for the store 's3://bucket/kv' to answer \(\w+ bucket"):
         OPERATIONS[name](store)
-    assert "waiting for the store 's3://bucket/kv' to answer" in caplog.text
+
+
+def test_a_request_that_takes_long_is_logged(silent, monkeypatch, caplog):
+    monkeypatch.setattr("ragkv.store.remote.PATIENCE", 0.01)
+    store = KVStore("s3://bucket/kv", **silent)
+
+    def slow(path, **options):
+        while not caplog.text:
+            sleep(0.01)
+        return b"data"
+
+    monkeypatch.setattr(store.folder.files, "cat_file", slow)
+    assert store.folder.read("aa/file") == b"data"
+    assert "waiting for the store 's3://bucket/kv' to answer (cat_file bucket/kv/aa/file)" in caplog.text
 
 
 @pytest.mark.parametrize("value", ["", "soon", "0", "-1", "nan", "inf"])
