@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ragkv.extras import extra
+
 Record = tuple[str, dict]  # where it stands ("hotpotqa.jsonl line 17"), and its fields
 HUB = "hf:"
 
@@ -101,10 +103,8 @@ def _parquet(path: Path, name: str) -> list[Record]:
 
 
 def _hub(source: str, name: str) -> list[Record]:
-    try:
-        from datasets import load_dataset  # optional, and slow to import
-    except ImportError:
-        raise ValueError(f"the source {HUB}{source} needs the package datasets: pip install 'ragkv[hub]'") from None
+    with extra("hub", f"the source {HUB}{source}"):
+        from datasets import load_dataset  # slow to import
     repository, _, revision = source.partition("@")
     try:
         rows = load_dataset(repository, name, split="test", revision=revision or None)

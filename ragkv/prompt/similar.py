@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 
+from ragkv.extras import extra
 from ragkv.prompt import Ids, Prompt
 
 Scores = Callable[[Sequence[str]], list[float]]
@@ -15,7 +16,8 @@ def bm25(documents: Sequence[Sequence[str]]) -> Scores:
     """A function from a query's words to the BM25 score of every document, all given as words."""
     if not any(documents):
         return lambda query: [0.0] * len(documents)
-    import bm25s  # not before it is needed: beside JAX it takes most of a GPU's memory
+    with extra("rag", "BM25"):
+        import bm25s  # not before it is needed: beside JAX it takes most of a GPU's memory
 
     retriever = bm25s.BM25()
     retriever.index(documents, show_progress=False)
@@ -24,7 +26,8 @@ def bm25(documents: Sequence[Sequence[str]]) -> Scores:
 
 def words(texts: Sequence[str]) -> list[list[str]]:
     """The words of each text, in lower case."""
-    import bm25s
+    with extra("rag", "BM25"):
+        import bm25s
 
     return bm25s.tokenize(texts, stopwords=[], token_pattern=_WORDS, return_ids=False, show_progress=False)
 

@@ -4,15 +4,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
 import typer
 
 from ragkv.store import Cache, KVStore, StoreError
 from ragkv.store.collect import collect
 from ragkv.store.inventory import Inventory, list_segments, sharing
 from ragkv.store.verify import verify
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 store = typer.Typer(help="Look after a store of keys and values.", no_args_is_help=True)
 Url = Annotated[str, typer.Argument(help="A folder, or an fsspec URL such as s3://bucket/kv.")]
@@ -135,7 +137,7 @@ def _errors_in_one_line() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-def _readable(rows: pd.DataFrame) -> pd.DataFrame:
+def _readable(rows: "pd.DataFrame") -> "pd.DataFrame":
     """Short model names, readable times, and text where a damaged file has no format."""
     return rows.assign(
         model=rows["model"].str[:12].fillna("damaged"),
@@ -145,7 +147,7 @@ def _readable(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _table(rows: pd.DataFrame) -> str:
+def _table(rows: "pd.DataFrame") -> str:
     sizes = {name: rows[name].map(_size) for name in ("bytes", "saved") if name in rows}
     return rows.assign(**sizes).to_string(index=False)
 

@@ -4,16 +4,19 @@ import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import pandas as pd
 from tqdm import tqdm
 
+from ragkv.extras import extra
 from ragkv.store.errors import StoreError
 from ragkv.store.kvstore import KVStore
 from ragkv.store.local_files import Entry
 from ragkv.store.segment_file import read_header
 from ragkv.store.segments import FileSource, segment_key
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _PARTIAL = re.compile(r"(.*)\.[0-9a-f]{32}\.partial")
 _RECORD = re.compile(r"(manifests|uses|holds|key)/[\w.-]+\.json")
@@ -66,7 +69,7 @@ def _is_leftover(name: str) -> bool:
     return match is not None and bool(segment_key(match[1]) or _RECORD.fullmatch(match[1]))
 
 
-def list_segments(store: KVStore, *, progress: bool = False) -> pd.DataFrame:
+def list_segments(store: KVStore, *, progress: bool = False) -> "pd.DataFrame":
     """A row per segment, the most recently used first.
 
     Returns
@@ -76,6 +79,9 @@ def list_segments(store: KVStore, *, progress: bool = False) -> pd.DataFrame:
         ``model`` are missing for a damaged file; ``last_use`` is in UTC; ``held`` says whether a running job needs the
         segment.
     """
+    with extra("evaluation", "a table of a store's segments"):
+        import pandas as pd
+
     inventory = Inventory.of(store)
     held = {key for lease in store.holds.standing() for key in lease.keys}
     headers = map_in_threads(lambda key: _header_fields(store, key), inventory.segments, "headers", progress=progress)
@@ -111,6 +117,9 @@ def sharing(store: KVStore) -> pd.DataFrame:
         many distinct segments these are, how many of them are stored, the bytes of those, and the bytes that all
         references beyond the first to each would take if nothing was shared.
     """
+    with extra("evaluation", "a table of what prompts share"):
+        import pandas as pd
+
     sizes = {key: entry.size for key, entry in Inventory.of(store).segments.items()}
     rows = []
     for name in store.manifests.names():

@@ -1,13 +1,10 @@
-"""The rooms of the package: imports go one way, from a room to those below it, and no room is too full."""
+"""The layout of the package: every room imports only from the floors below it, and modules stay small."""
 
-import ast
-from pathlib import Path
+from imports import MODULES, PACKAGE, imports
 
-from helpers import ROOT
-
-PACKAGE = ROOT / "ragkv"
-FLOORS = (  # from the ground up: a room imports from its own floor's rooms above it in this list never
-    ("version", "options", "parameters", "shards"),
+# Rooms from the ground up. A room imports from the floors below it, never from its own floor or from above.
+FLOORS = (
+    ("version", "extras", "options", "parameters", "shards"),
     ("kernels", "prompt"),
     ("models",),
     ("selectors", "eviction", "store"),
@@ -23,67 +20,66 @@ FLOORS = (  # from the ground up: a room imports from its own floor's rooms abov
     ("__init__", "__main__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-MODULES = {path: path.relative_to(PACKAGE).with_suffix("").parts for path in PACKAGE.rglob("*.py")}
+LONGEST = 300  # lines of a module
+MOST = 12  # files of ragkv/ itself
+
+Parts = tuple[str, ...]  # of a module's name, without "ragkv": ("store", "kvstore")
 
 
-def imported(path: Path) -> set[tuple[str, ...]]:
-    """The package's own modules that a file imports anywhere in it, each as the parts of its name."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are written in full"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        found |= {tuple(name.split(".")[1:]) for name in names if name.split(".")[0] == "ragkv"}
-    return found
+def imported(module: Parts) -> set[Parts]:
+    """What a module imports from the package, anywhere in it."""
+    path = PACKAGE.joinpath(*module).with_suffix(".py")
+    return {tuple(found.name.split(".")[1:]) for found in imports(path) if found.package == "ragkv"}
 
 
-def home(name: tuple[str, ...]) -> str:
-    """The room of what is imported; names that the package itself gives are of no room."""
+def room(name: Parts) -> str:
+    """The room that an imported name is in; public names such as ``ragkv.KVStore`` are in ``ragkv/__init__.py``."""
     return name[0] if name and name[0] in FLOOR else "__init__"
 
 
 def test_every_room_is_on_a_floor():
-    assert {parts[0] for parts in MODULES.values()} == set(FLOOR)
+    there = {parts[0] for parts in MODULES.values()}
+    assert there - FLOOR.keys() == set(), "put new rooms on a floor, in FLOORS above"
+    assert FLOOR.keys() - there == set(), "these rooms are gone: remove them from FLOORS above"
 
 
-def test_imports_go_down():
+def test_rooms_import_from_the_floors_below_them():
     upwards = [
-        f"{'.'.join(parts)} imports {'.'.join(name)}"
-        for path, parts in MODULES.items()
-        for name in imported(path)
-        if home(name) != parts[0] and FLOOR[home(name)] >= FLOOR[parts[0]]
+        f"{'.'.join(module)} (floor {FLOOR[module[0]]}) imports {'.'.join(name)} (floor {FLOOR[room(name)]})"
+        for module in MODULES.values()
+        for name in imported(module)
+        if room(name) != module[0] and FLOOR[room(name)] >= FLOOR[module[0]]
     ]
-    assert not upwards
+    assert upwards == [], "move what is needed down to a lower room, or give it to the function as an argument"
 
 
-def test_no_module_imports_itself_through_others():
-    """Within a room, too: what a module imports never leads back to it."""
+def module_of(name: Parts) -> Parts:
+    """The module that an imported name is defined in: the longest beginning of it that is a module or package."""
     known = set(MODULES.values())
-
-    def module(name):
-        """The module that a name comes from."""
-        for end in range(len(name), 0, -1):
-            for parts in (name[:end], (*name[:end], "__init__")):
-                if parts in known:
-                    return parts
-        return ("__init__",)
-
-    arrows = {parts: {module(name) for name in imported(path)} - {parts} for path, parts in MODULES.items()}
-    left = {parts: set(others) for parts, others in arrows.items()}
-    while ends := [parts for parts, others in left.items() if not others & left.keys()]:
-        for parts in ends:
-            del left[parts]
-    assert not left, "these modules import each other in a circle: " + ", ".join(map(".".join, sorted(left)))
+    for end in range(len(name), 0, -1):
+        for module in (name[:end], (*name[:end], "__init__")):
+            if module in known:
+                return module
+    return ("__init__",)
 
 
-def test_the_ground_floor_is_small():
-    assert len(list(PACKAGE.glob("*.py"))) <= 12
+def test_no_modules_import_each_other_in_a_circle():
+    """Within a room, too. Modules whose imports are all resolved are taken away; what then remains is in a circle."""
+    waiting = {module: {module_of(name) for name in imported(module)} - {module} for module in MODULES.values()}
+    while resolved := [module for module, needs in waiting.items() if not needs & waiting.keys()]:
+        for module in resolved:
+            del waiting[module]
+    circle = sorted(f"ragkv.{'.'.join(module)}" for module in waiting)
+    assert circle == [], "these modules import each other in a circle, or import from one"
 
 
-def test_a_module_is_read_in_one_sitting():
-    long = {str(path): lines for path in MODULES if (lines := len(path.read_text().splitlines())) > 300}
-    assert not long
+def test_the_package_itself_has_few_files():
+    files = sorted(path.name for path in PACKAGE.glob("*.py"))
+    assert len(files) <= MOST, f"put some of these into rooms: {', '.join(files)}"
+
+
+def test_modules_are_short_enough_to_read_in_one_sitting():
+    lines = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in MODULES}
+    assert {name: count for name, count in lines.items() if count > LONGEST} == {}, (
+        "split these modules by what they do"
+    )

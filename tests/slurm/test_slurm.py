@@ -45,7 +45,7 @@ def project(tmp_path):
     for file in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / file, root)
     (root / ".venv").mkdir()
-    (root / ".venv/.installed").touch()
+    (root / ".venv/.setup").touch()
     return root
 
 
