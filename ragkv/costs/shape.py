@@ -64,7 +64,8 @@ class Shape:
         if model in SHAPES:
             return cls.of_config(PretrainedConfig(**SHAPES[model]))
         try:
-            config = AutoConfig.from_pretrained(model_source(model))
+            # False: code that comes with the model never runs, and nothing is asked on the terminal
+            config = AutoConfig.from_pretrained(model_source(model), trust_remote_code=False)
         except (OSError, ValueError):
             raise ValueError(
                 f"the shape of {model!r} is not known: its config.json can be read neither as a local folder nor "

@@ -1,4 +1,4 @@
-"""``ragkv doctor``: is everything here as the package needs it, and if not, what to do about it.
+"""``ragkv doctor``: is everything here as ragkv needs it, and if not, what can be done about it?
 
 A check is a function that returns a `Check`; `examine` runs all of them.
 """
@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
 import torch
-from packaging.requirements import Requirement
 
 from ragkv.costs.shape import SHAPES, Shape
-from ragkv.doctor.disk import room, speed
+from ragkv.doctor import packages
+from ragkv.doctor.disk import free_bytes, speed
 from ragkv.doctor.exactness import ATTENTION, LOGITS, attention_error, family_model, logits_error, same_answer
-from ragkv.doctor.model_files import folder_problems, weights_in
+from ragkv.doctor.model_files import OWN_CODE, folder_problems, weights_in
 from ragkv.models import flashinfer
 from ragkv.models.checks import FAMILIES
 from ragkv.models.load import model_source
@@ -32,13 +32,13 @@ from ragkv.version import __version__
 
 State = Literal["ok", "warning", "problem"]
 SAMPLE = 8  # segments of a store that are read
-LITTLE = 1e9  # bytes that are soon filled
-TOKENS = 8192  # of the prompt whose loading is estimated
+NEARLY_FULL = 1e9  # free bytes below which a disk is worth a warning
+TOKENS = 8192  # of the prompt whose loading time is estimated
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, how it is, and what to do where it is not fine."""
+    """What was checked, its state, what was found, and what to do about it where it is not fine."""
 
     name: str
     state: State
@@ -47,52 +47,60 @@ class Check:
 
 
 def examine(store: str, model: Path | None = None) -> Iterator[Check]:
-    """All checks, one after the other; one that fails unexpectedly is a problem itself.
+    """Run all checks, one after the other. One that fails unexpectedly is a problem itself, and the others go on.
 
     Parameters
     ----------
     store
-        A store's folder or URL, whether it is there yet or not.
+        A store's folder or URL, whether it exists yet or not.
     model
         A folder with a model's files.
     """
-    checks: dict[str, Callable[[], Check]] = {"versions": versions, "GPU": gpu}
-    checks |= {name: partial(attention, name) for name in ("triton", "flashinfer")}
-    checks |= {name: partial(seams, name) for name in FAMILIES}
-    checks |= {"disk": partial(disk, store), "store": partial(segments, store)}
-    checks |= {name: partial(embedded, name) for name in (f"tiny-{family}" for family in TINY)}
-    checks |= {"model": partial(model_folder, model)} if model is not None else {}
+    checks: dict[str, Callable[[], Check]] = {"versions": versions, "extras": extras, "GPU": gpu}
+    for backend in ("triton", "flashinfer"):
+        checks[backend] = partial(attention, backend)
+    for family in FAMILIES:
+        checks[family] = partial(exactness, family)
+    checks["disk"] = partial(disk, store)
+    checks["store"] = partial(segments, store)
+    for family in TINY:
+        checks[f"tiny-{family}"] = partial(embedded, f"tiny-{family}")
+    if model is not None:
+        checks["model"] = partial(model_folder, model)
     for name, check in checks.items():
         try:
             yield check()
         except Exception as error:
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
-            yield Check(name, "problem", text, "this check could not be made: see what its message says")
+            yield Check(name, "problem", _first_line(error), "this check could not be made: see what its message says")
 
 
 def versions() -> Check:
-    """Whether what the package requires is installed."""
+    """Whether everything that ragkv requires is installed, in versions that fit."""
+    advice = "run `pip install -U ragkv`, or `make setup` in a checkout"
     try:
-        required = [Requirement(text) for text in requires("ragkv") or []]
+        wrong = [f"{name} is missing" for name in packages.missing()] + packages.outdated()
     except PackageNotFoundError:
         return Check("versions", "warning", "ragkv is found, but not installed", "run `pip install -e .` in its folder")
-    needed = [r for r in required if r.marker is None or r.marker.evaluate({"extra": ""})]
-    wrong = [f"{r.name} is {found or 'missing'}, needs {r.specifier or 'any'}" for r in needed if (found := _wrong(r))]
     if wrong:
-        return Check(
-            "versions", "problem", "; ".join(wrong), "run `pip install -U ragkv`, or `make setup` in a checkout"
-        )
+        return Check("versions", "problem", "; ".join(wrong), advice)
     shown = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "safetensors"))
     return Check("versions", "ok", f"ragkv {__version__}, Python {platform.python_version()}, {shown}")
 
 
-def _wrong(required: Requirement) -> str | None:
-    """The version that is installed instead of what is required; None if it fits."""
+def extras() -> Check:
+    """Which of ragkv's extras are installed; none has to be, but what is installed must fit."""
     try:
-        found = version(required.name)
+        absent = [name for name in packages.EXTRAS if packages.missing(name)]
+        outdated = sorted({text for name in packages.EXTRAS for text in packages.outdated(name)})
     except PackageNotFoundError:
-        return "missing"
-    return None if required.specifier.contains(found, prereleases=True) else found
+        return Check("extras", "ok", "not checked: ragkv is not installed")
+    if outdated:
+        return Check("extras", "problem", "; ".join(outdated), "run `pip install -U` with these packages")
+    installed = [name for name in packages.EXTRAS if name not in absent]
+    detail = f"installed: {', '.join(installed) or 'none'}"
+    if absent:
+        detail += f"; not installed: {', '.join(absent)}"
+    return Check("extras", "ok", detail)
 
 
 def gpu() -> Check:
@@ -100,8 +108,8 @@ def gpu() -> Check:
     if torch.cuda.is_available():
         cards = []
         for index in range(torch.cuda.device_count()):
-            free, total = (size / 1e9 for size in torch.cuda.mem_get_info(index))
-            cards.append(f"{torch.cuda.get_device_name(index)}, {free:.0f} of {total:.0f} GB free")
+            free, total = torch.cuda.mem_get_info(index)
+            cards.append(f"{torch.cuda.get_device_name(index)}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
         return Check("GPU", "ok", f"{'; '.join(cards)}; CUDA {torch.version.cuda}")
     if _driver_lists_gpus() and "CUDA_VISIBLE_DEVICES" not in os.environ:
         detail = f"there is one, but PyTorch {torch.__version__} does not see it"
@@ -117,87 +125,91 @@ def _driver_lists_gpus() -> bool:
 
 
 def attention(name: str) -> Check:
-    """Whether a backend's kernel compiles and is right, where there is a GPU for it."""
+    """Whether a backend's kernel compiles and computes the right attention, where there is a GPU for it."""
     if not torch.cuda.is_available():
-        return Check(name, "ok", "not looked at: it needs a GPU")
+        return Check(name, "ok", "not checked: it needs a GPU")
     if name == "flashinfer" and (reason := flashinfer.missing()):
         if reason.startswith("ModuleNotFoundError"):
             return Check(name, "ok", "not installed, and not needed: backend auto does without")
-        return Check(name, "problem", reason, "install it anew for this PyTorch and CUDA, or remove it")
+        return Check(name, "problem", reason, "reinstall it for this PyTorch and CUDA, or remove it")
     try:
         error = attention_error(name)
     except ImportError as failure:
-        return Check(
-            name, "warning", f"{failure}: PyTorch's attention is used, which is slower", f"run `pip install {name}`"
-        )
-    except Exception as failure:  # a compiler's, a loader's or the GPU's
-        text = f"it does not run: {type(failure).__name__}: {failure}".splitlines()[0]
-        return Check(
-            name, "problem", text, "it is compiled when first used: that needs nvcc or a C compiler, and ninja"
-        )
-    if not error <= ATTENTION:
-        return Check(
-            name, "problem", f"its attention is off by {error:.0e}", "use backend sdpa, and update the package"
-        )
-    return Check(name, "ok", "its kernel compiles, and its attention is that of PyTorch")
+        detail = f"{failure}: PyTorch's attention is used, which is slower"
+        return Check(name, "warning", detail, f"run `pip install {name}`")
+    except Exception as failure:  # from a compiler, a loader or the GPU
+        advice = "it is compiled when first used: that needs nvcc or a C compiler, and ninja"
+        return Check(name, "problem", f"it does not run: {_first_line(failure)}", advice)
+    if not error <= ATTENTION:  # NaN is a problem, too
+        detail = f"its attention is off by {error:.0e}"
+        return Check(name, "problem", detail, "use backend sdpa, and update the package")
+    return Check(name, "ok", "its kernel compiles, and its attention equals PyTorch's")
 
 
-def seams(family: str) -> Check:
-    """Whether this package and transformers compute the same, on a small random model of a family."""
+def exactness(family: str) -> Check:
+    """Whether ragkv and transformers compute the same on a small random model of a family."""
     model = family_model(family)
     error = logits_error(model)
-    advice = f"transformers {version('transformers')} differs from those that this package was tested with: try another"
+    advice = f"ragkv was not tested with transformers {version('transformers')}, which differs: try another version"
     if not error <= LOGITS:
         return Check(family, "problem", f"a prefill that recomputes everything is off by {error:.0e}", advice)
     if not same_answer(model):
-        return Check(family, "problem", "decoding goes on differently from transformers' generate", advice)
+        return Check(family, "problem", "decoding gives other tokens than transformers' generate", advice)
     return Check(family, "ok", "a prefill that recomputes everything, and decoding, equal those of transformers")
 
 
 def disk(url: str) -> Check:
-    """How fast keys and values come from where a store lies."""
+    """How fast keys and values are read from where a store is."""
     try:
         written, read = speed(url)
     except OSError as error:
         return Check("disk", "problem", f"{url} cannot be used: {error}", "give --store a folder that you can write to")
-    model, shape = next((name, Shape.of(name)) for name in SHAPES)
-    seconds = TOKENS * shape.bytes_per_token(2) / read
+    model = next(iter(SHAPES))
+    seconds = TOKENS * Shape.of(model).bytes_per_token(2) / read
     detail = (
-        f"writes {written / 1e9:.2f} GB/s, reads {read / 1e9:.2f} GB/s: {seconds:.1f} s to load {TOKENS:,} tokens of "
+        f"writes {written / 1e9:.2f} GB/s, reads {read / 1e9:.2f} GB/s: "
+        f"{seconds:.1f} s to load {TOKENS:,} tokens of {model.split('/')[-1]}"
     )
-    detail += model.split("/")[-1]
-    if (free := room(url)) < LITTLE:
-        return Check(
-            "disk", "warning", f"{detail}; {free / 1e9:.2f} GB free", "make room, or give --store another folder"
-        )
+    free = free_bytes(url)
+    if free < NEARLY_FULL:
+        detail += f"; {free / 1e9:.2f} GB free"
+        return Check("disk", "warning", detail, "free some space, or give --store another folder")
     return Check("disk", "ok", detail)
 
 
 def segments(url: str) -> Check:
-    """Whether a store opens, and some of its files are whole."""
+    """Whether a store opens, and a sample of its files is undamaged."""
     store = KVStore(url)
-    if not (keys := store.keys()):
+    keys = store.keys()
+    if not keys:
         return Check("store", "ok", f"{url} holds nothing yet")
-    sample = keys[:: -(-len(keys) // SAMPLE)]
-    broken = [key[:12] for key in sample if problem(store, key)]
-    detail = f"{len(sample) - len(broken)} of {len(sample)} files read, of {len(keys)}, are whole"
-    if broken:
+    every = -(-len(keys) // SAMPLE)  # rounded up, so that the sample spreads over all of them
+    sample = keys[::every]
+    damaged = [key[:12] for key in sample if problem(store, key)]
+    detail = f"{len(sample) - len(damaged)} of {len(sample)} files read, of {len(keys)}, are whole"
+    if damaged:
         advice = "run precompute again on the same prompts: it rewrites damaged files"
-        return Check("store", "problem", f"{detail}; damaged: {', '.join(broken)}", advice)
+        return Check("store", "problem", f"{detail}; damaged: {', '.join(damaged)}", advice)
     return Check("store", "ok", detail)
 
 
 def embedded(name: str) -> Check:
     """Whether an embedded model's files are as they were shipped."""
     if damaged := changed(Path(model_source(name))):
-        return Check(name, "problem", f"missing or changed: {', '.join(damaged)}", "install ragkv again")
-    return Check(name, "ok", "all files are there, and as they were written")
+        return Check(name, "problem", f"missing or changed: {', '.join(damaged)}", "reinstall ragkv")
+    return Check(name, "ok", "all its files are here and unchanged")
 
 
 def model_folder(folder: Path) -> Check:
     """Whether a folder holds all that a model needs: configuration, weights, tokenizer."""
     if problems := folder_problems(folder):
-        return Check("model", "problem", "; ".join(problems), f"download the model again into {folder}")
+        own_code = any(OWN_CODE in text for text in problems)
+        advice = "use a model that transformers supports" if own_code else f"download the model again into {folder}"
+        return Check("model", "problem", "; ".join(problems), advice)
     shards = weights_in(folder)
     size = sum(path.stat().st_size for path in shards) / 1e9
     return Check("model", "ok", f"configuration, tokenizer, and {size:.2f} GB of weights in {len(shards)} files")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

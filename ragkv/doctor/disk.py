@@ -1,4 +1,4 @@
-"""How fast a file is written and read where a store lies, and how much room there is."""
+"""How fast files are written and read where a store is, and how much space is left there."""
 
 import math
 import os
@@ -13,50 +13,57 @@ BYTES = 64 * 2**20
 
 
 def speed(url: str) -> tuple[float, float]:
-    """Bytes a second of writing a file to a folder or fsspec URL and of reading it, past the memory where that can be.
+    """Write a file to a folder or fsspec URL, read it back, and remove it.
 
-    A local folder that is not there yet is looked at where it would be made; nothing stays.
+    A folder that does not exist is not created: its nearest existing parent is measured.
+
+    Returns
+    -------
+    tuple of float
+        Bytes per second of writing and of reading. Where the system allows it, reading bypasses the page cache.
 
     Raises
     ------
     OSError
-        The file cannot be written there, or other bytes come back.
+        The file cannot be written, or other bytes come back.
     """
-    files, folder = _folder(url)
-    path, data = f"{folder}/{uuid4().hex}.partial", os.urandom(BYTES)
+    files, folder = _existing_folder(url)
+    path = f"{folder}/{uuid4().hex}.partial"
+    data = os.urandom(BYTES)
     try:
         start = perf_counter()
         with files.open(path, "wb") as file:
             file.write(data)
             file.flush()
-            with suppress(AttributeError, OSError):  # only files of this machine have a number
+            with suppress(AttributeError, OSError):  # only local files have a descriptor
                 os.fsync(file.fileno())
         written = perf_counter()
         with files.open(path, "rb") as file:
             with suppress(AttributeError, OSError):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            whole = file.read() == data
+            unchanged = file.read() == data
         read = perf_counter()
     finally:
         with suppress(OSError):
             files.rm_file(path)
-    if not whole:
+    if not unchanged:
         raise OSError("it gives back other bytes than were written")
     return BYTES / (written - start), BYTES / (read - written)
 
 
-def room(url: str) -> float:
-    """Free bytes there; infinite where nobody says."""
-    files, folder = _folder(url)
-    return shutil.disk_usage(folder).free if _local(files) else math.inf
+def free_bytes(url: str) -> float:
+    """Free space at a folder or fsspec URL; infinite where the file system does not tell."""
+    files, folder = _existing_folder(url)
+    return shutil.disk_usage(folder).free if _is_local(files) else math.inf
 
 
-def _folder(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def _existing_folder(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system and the folder, or its nearest parent that exists."""
     files, folder = fsspec.core.url_to_fs(url)
-    while _local(files) and not os.path.isdir(folder):
+    while _is_local(files) and not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     return files, folder
 
 
-def _local(files: fsspec.AbstractFileSystem) -> bool:
+def _is_local(files: fsspec.AbstractFileSystem) -> bool:
     return "file" in files.protocol

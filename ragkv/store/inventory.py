@@ -107,7 +107,7 @@ def _header_fields(store: KVStore, key: str) -> dict:
     return {"tokens": tokens} | {name: header.identity[name] for name in fields}
 
 
-def sharing(store: KVStore) -> pd.DataFrame:
+def sharing(store: KVStore) -> "pd.DataFrame":
     """For each manifest: what its prompts need, and what they save by sharing segments.
 
     Returns

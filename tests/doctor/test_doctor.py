@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import fsspec
@@ -10,15 +11,17 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from helpers import FAMILIES, make_model, random_prompt, relative_error
+from transformers import AutoConfig
 from typer.testing import CliRunner
 
 from ragkv import KVStore, load_tokenizer, precompute
 from ragkv.cli import app
-from ragkv.doctor import checks
+from ragkv.costs.shape import Shape
+from ragkv.doctor import checks, packages
 from ragkv.doctor.checks import Check, examine
-from ragkv.doctor.disk import room, speed
+from ragkv.doctor.disk import free_bytes, speed
 from ragkv.doctor.exactness import LOGITS, family_model, logits_error, same_answer
-from ragkv.doctor.model_files import folder_problems
+from ragkv.doctor.model_files import OWN_CODE, folder_problems
 from ragkv.models.load import embedded_models, model_source
 from ragkv.tiny.sums import changed, write_sums
 from ragkv.tiny.train import FAMILIES as TINY
@@ -42,7 +45,9 @@ def test_all_is_well_here(tmp_path):
     assert [check for check in found if check.state == "problem"] == []
     names = [check.name for check in found]
     assert len(set(names)) == len(names)
-    assert {"versions", "GPU", "triton", "flashinfer", *FAMILIES, "disk", "store", *embedded_models()} == set(names)
+    assert {"versions", "extras", "GPU", "triton", "flashinfer", *FAMILIES, "disk", "store", *embedded_models()} == set(
+        names
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -88,10 +93,10 @@ def test_a_forward_of_transformers_that_differs_is_seen(family):
 
 def test_a_family_that_differs_is_a_problem(monkeypatch):
     monkeypatch.setattr(checks, "logits_error", lambda model: float("nan"))
-    assert checks.seams("llama").state == "problem"
+    assert checks.exactness("llama").state == "problem"
     monkeypatch.setattr(checks, "logits_error", lambda model: 0.0)
     monkeypatch.setattr(checks, "same_answer", lambda model: False)
-    found = checks.seams("llama")
+    found = checks.exactness("llama")
     assert found.state == "problem"
     assert "transformers" in found.advice
 
@@ -150,23 +155,79 @@ def test_a_gpu_that_pytorch_does_not_see(monkeypatch, tmp_path):
     assert checks.gpu().state == "ok"
 
 
+@pytest.fixture
+def installed(monkeypatch):
+    """Say what ragkv requires, and which distributions are installed."""
+
+    def version(name, versions):
+        if name not in versions:
+            raise PackageNotFoundError(name)
+        return versions[name]
+
+    def install(required, **versions):
+        monkeypatch.setattr(packages, "requires", lambda name: required)
+        monkeypatch.setattr(packages, "version", lambda name: version(name, versions))
+
+    return install
+
+
 @pytest.mark.parametrize(
     ("required", "detail"),
     [
-        (["torch>=99"], f"torch is {torch.__version__}, needs >=99"),
-        (["no-such-package-here"], "no-such-package-here is missing, needs any"),
+        (["torch>=99"], "torch is 9.8.0, needs >=99"),
+        (["no-such-package"], "no-such-package is missing"),
+        (["torch>=99", "no-such-package"], "no-such-package is missing; torch is 9.8.0, needs >=99"),
         (["torch", "absent; extra == 'gpu'", "absent; python_version < '3'"], None),
+        (["torch>=9.8"], None),
     ],
 )
-def test_versions_that_do_not_fit(monkeypatch, required, detail):
-    monkeypatch.setattr(checks, "requires", lambda name: required)
+def test_versions_that_do_not_fit(installed, required, detail):
+    installed(required, torch="9.8.0")
     found = checks.versions()
     assert (found.state, found.detail) == ("problem", detail) if detail else found.state == "ok"
 
 
+@pytest.mark.parametrize("local", ["", "+cpu", "+cu130"])
+def test_builds_of_a_version_are_that_version(monkeypatch, installed, local):
+    """The module may name its build where the distribution does not, as PyPI's torch does, and the other way round."""
+    for module, distribution in ((local, ""), ("", local), (local, local)):
+        monkeypatch.setattr(torch, "__version__", f"9.8.0{module}")
+        installed(["torch>=9.8,==9.8.0"], torch=f"9.8.0{distribution}")
+        assert checks.versions().state == "ok"
+        installed(["torch>=9.8.1"], torch=f"9.8.0{distribution}")
+        assert checks.versions().detail == f"torch is 9.8.0{distribution}, needs >=9.8.1"
+
+
+def test_what_is_required_here_is_installed():
+    """With the versions that pip reports, whatever the build."""
+    assert packages.missing() == packages.outdated() == []
+
+
+def test_extras_that_are_there_and_those_that_are_not(installed):
+    required = ["torch", "pandas>=2; extra == 'evaluation'", "bm25s; extra == 'rag'"]
+    required += ["ragkv[evaluation,rag]; extra == 'notebooks'", "papermill; extra == 'notebooks'"]
+    installed(required, torch="9.8.0", pandas="2.2", papermill="1.0")
+    assert packages.missing("notebooks") == ["bm25s"]
+    found = checks.extras()
+    assert found.state == "ok"
+    assert found.detail == "installed: evaluation, hub, s3, gpu, slurm; not installed: rag, notebooks"
+    installed(required, pandas="1.5", bm25s="1.0")
+    found = checks.extras()
+    assert (found.state, found.detail) == ("problem", "pandas is 1.5, needs >=2")
+
+
+def test_a_copy_that_is_not_installed_is_a_warning(monkeypatch):
+    def requires(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(packages, "requires", requires)
+    assert checks.versions().state == "warning"
+    assert checks.extras().detail == "not checked: ragkv is not installed"
+
+
 def test_a_disk_is_measured_where_the_store_will_lie(tmp_path):
     assert all(rate > 1e6 for rate in speed(str(tmp_path / "not" / "yet")))
-    assert room(str(tmp_path / "not" / "yet")) == shutil.disk_usage(tmp_path).free
+    assert free_bytes(str(tmp_path / "not" / "yet")) == shutil.disk_usage(tmp_path).free
     assert all(rate > 1e6 for rate in speed("memory://disk"))
     assert list(tmp_path.iterdir()) == []
     assert fsspec.filesystem("memory").find("/disk") == []
@@ -188,7 +249,7 @@ def test_a_full_or_forgetful_disk_is_a_problem(monkeypatch, tmp_path):
     assert "other bytes" in found.detail
     assert fsspec.filesystem("memory").find("/kv") == []
 
-    monkeypatch.setattr(checks, "room", lambda url: 1e6)
+    monkeypatch.setattr(checks, "free_bytes", lambda url: 1e6)
     found = checks.disk(str(tmp_path))
     assert (found.state, "0.00 GB free" in found.detail) == ("warning", True)
 
@@ -236,7 +297,7 @@ def test_any_change_of_a_model_s_files_is_found(llama, tmp_path):
 
 def test_a_missing_embedded_model_is_a_problem():
     found = checks.embedded("tiny-gpt")
-    assert (found.state, found.advice) == ("problem", "install ragkv again")
+    assert (found.state, found.advice) == ("problem", "reinstall ragkv")
 
 
 def test_a_complete_model_is_fine(folder):
@@ -293,3 +354,55 @@ def test_what_a_model_s_folder_lacks_is_said(folder, damage, messages):
     found = checks.model_folder(folder)
     assert (found.state, found.detail) == ("problem", problems)
     assert str(folder) in found.advice
+
+
+CODE = """
+from pathlib import Path
+
+Path({mark!r}).touch()
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+
+class OwnConfig(PretrainedConfig):
+    model_type = "own"
+
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.fixture
+def with_own_code(folder, tmp_path, monkeypatch):
+    """A model whose configuration and tokenizer are code in its folder: the code leaves a file when it runs.
+
+    A question on the terminal, whether it may run, would be answered with yes.
+    """
+    mark = tmp_path / "the code ran"
+    (folder / "own.py").write_text(CODE.format(mark=str(mark)))
+    edited("config.json", model_type="own", auto_map={"AutoConfig": "own.OwnConfig"})(folder)
+    tokenizer = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    edited("tokenizer_config.json", **tokenizer)(folder)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    yield folder
+    assert not mark.exists()
+
+
+def test_code_of_a_model_never_runs(with_own_code):
+    found = checks.model_folder(with_own_code)
+    assert found.state == "problem"
+    assert f"config.json: {OWN_CODE}" in found.detail
+    assert f"the tokenizer cannot be loaded: {OWN_CODE}" in found.detail
+    assert found.advice == "use a model that transformers supports"
+
+
+def test_planning_never_runs_code_of_a_model(with_own_code):
+    with pytest.raises(ValueError, match="shape of"):
+        Shape.of(str(with_own_code))
+
+
+def test_that_code_would_run_if_it_were_asked_for(folder, with_own_code, tmp_path):
+    """Else the two tests above would hold for any code."""
+    AutoConfig.from_pretrained(with_own_code, trust_remote_code=True)
+    (tmp_path / "the code ran").unlink()
