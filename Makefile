@@ -50,7 +50,7 @@ dry-run: .venv/.setup  ## say what `make reproduce` would run, in how many GPU-h
 
 test: .venv/.test  ## the tests, then the notebooks on a few prompts
 	$(ONE_THREAD) python -m pytest tests -n $(CORES) --dist worksteal
-	$(ONE_THREAD) python -m pytest --nbval-lax notebooks
+	$(ONE_THREAD) python -m pytest notebooks --nbval-lax -n $(CORES) --dist loadfile
 
 lint: .venv/.lint  ## ruff (notebooks too) and mypy
 	ruff check .

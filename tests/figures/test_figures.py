@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from itertools import pairwise
 
 import matplotlib
@@ -68,21 +69,28 @@ DRAWN = {
 }
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Each figure's file, drawn when it is first asked for."""
+    folder = tmp_path_factory.mktemp("figures")
+    return cache(lambda name: figures.save(DRAWN[name](), folder / name / "f.png", SOURCE))
+
+
 @pytest.mark.parametrize("name", DRAWN)
-def test_the_same_results_give_the_same_files(name, tmp_path):
+def test_the_same_results_give_the_same_files(name, saved, tmp_path):
     """Also if the session's settings differ; drawing does not change them."""
-    first = figures.save(DRAWN[name](), tmp_path / "one" / "f.png", SOURCE)
+    first = saved(name)
     with matplotlib.rc_context({"font.size": 23, "axes.grid": True, "savefig.dpi": 30, "lines.linewidth": 9}):
         before = dict(matplotlib.rcParams)
-        second = figures.save(DRAWN[name](), tmp_path / "two" / "f.png", SOURCE)
+        second = figures.save(DRAWN[name](), tmp_path / "f.png", SOURCE)
         assert dict(matplotlib.rcParams) == before
     for ending in (".png", ".pdf"):
         assert first.with_suffix(ending).read_bytes() == second.with_suffix(ending).read_bytes()
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_both_files_say_where_they_come_from(name, tmp_path):
-    path = figures.save(DRAWN[name](), tmp_path / "f.png", SOURCE)
+def test_both_files_say_where_they_come_from(name, saved):
+    path = saved(name)
     printed = path.with_suffix(".pdf").read_bytes()
     with Image.open(path) as image:
         assert image.text["Source"] == "results p/m/b/t.parquet, commit 0123abc"

@@ -256,11 +256,11 @@ def test_embedded_models_answer(name, task):
     assert its_tokenizer.get_vocab() == tokenizer().get_vocab()
     assert model.dtype == torch.float32
     right = 0
-    for prompt, completion in questions(task, 20):
+    for prompt, completion in questions(task, 8):
         prefill = fused_prefill(model, prompt, None, get_selector("full_prefill"))
         ids = decode(model, prefill, max_new_tokens=4).ids
         right += its_tokenizer.decode(ids, skip_special_tokens=True).strip() == completion
-    assert right >= 17
+    assert right >= 7
 
 
 def test_without_the_document_they_do_not_answer():
