@@ -14,7 +14,9 @@ from ragkv.fusion.workspace import Workspace
 from ragkv.loading.memory import InMemory
 from ragkv.selectors import get_selector
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)  # here, so that hundreds of tests are not collected first
+
 GPUS = torch.cuda.device_count()
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 

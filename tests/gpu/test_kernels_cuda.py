@@ -17,7 +17,9 @@ from ragkv.selectors import get_selector
 from ragkv.store import KVStore, Layout
 from ragkv.store.quantize import CODECS
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)  # here, so that hundreds of tests are not collected first
+
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
