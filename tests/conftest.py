@@ -1,4 +1,4 @@
-"""Settings of all tests, and their fixtures."""
+"""Settings and fixtures of all tests; what they call themselves is in helpers.py, profiles.py and imports.py."""
 
 import os
 import shutil
@@ -25,7 +25,8 @@ settings.register_profile(
 )
 settings.load_profile("ragkv")
 
-LONG = ("test_slurm.py", "test_workflow.py", "test_load.py")  # minutes: other tests run beside them, not before them
+# These take minutes. They start first, so that the other workers run everything else meanwhile.
+LONG = ("test_slurm.py", "test_workflow.py", "test_load.py")
 
 
 def pytest_collection_modifyitems(items):
@@ -39,35 +40,37 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def model(family: str) -> PreTrainedModel:
-    """A tiny random model of each family; not to be changed."""
+    """A tiny random model of every family. Tests must not change it."""
     return shared_model(family)
 
 
 @pytest.fixture
 def llama() -> PreTrainedModel:
-    """One family where the family does not matter; not to be changed."""
+    """A model for tests in which the family does not matter. They must not change it."""
     return shared_model("llama")
 
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> Random:
+    """Random numbers that are the same on every run, and others in every test."""
     return Random(request.node.name)
 
 
 @pytest.fixture(params=["folder", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path) -> KVStore:
-    """An empty store, in a folder and in memory."""
+    """An empty store: once in a folder, once in memory."""
     return KVStore(tmp_path / "kv") if request.param == "folder" else memory_store()
 
 
 @pytest.fixture(scope="module")
 def tiny():
+    """An embedded model and its tokenizer."""
     return load_model("tiny-llama", device="cpu")
 
 
 @pytest.fixture
 def ready(tmp_path, tiny):
-    """An experiment whose prompts are chunked and precomputed."""
+    """An experiment whose prompts are chunked and precomputed, ready to be evaluated."""
     experiment = write_profile(tmp_path)
     experiment.chunk(tiny[1])
     experiment.precompute(tiny[0])

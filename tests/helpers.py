@@ -1,4 +1,4 @@
-"""Tiny random models of every family, random prompts, fresh stores, and what tests compare with."""
+"""What tests share: tiny random models of every family, random prompts, empty stores, and references."""
 
 import os
 from functools import lru_cache
@@ -64,7 +64,7 @@ RATIO_SELECTORS = sorted(name for name in SELECTORS if name not in ("full_prefil
 
 
 def make_model(family: str, seed: int = 0, **options: object) -> PreTrainedModel:
-    """A random float32 model whose norms and biases are no ones and zeros, so that leaving one out shows."""
+    """A random float32 model. Its norms and biases are not ones and zeros, so that a test fails if one is left out."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(CONFIGS[family](**options)).float().eval()
     with torch.no_grad():
@@ -79,33 +79,33 @@ def make_model(family: str, seed: int = 0, **options: object) -> PreTrainedModel
 
 @lru_cache
 def shared_model(family: str) -> PreTrainedModel:
-    """The same model for all tests that do not change it."""
+    """One model for all tests that do not change it."""
     return make_model(family)
 
 
 def random_ids(rng: Random, length: int) -> list[int]:
-    """Ids of ordinary words: no special tokens."""
+    """Token ids, none of them of a special token."""
     return [rng.randrange(3, VOCAB) for _ in range(length)]
 
 
 def random_prompt(
     rng: Random, chunks: tuple[int, ...] = (13, 7, 20), question: int = 6, prefix: int | None = 4
 ) -> Prompt:
-    """Random ids of these lengths; the prefix begins with BOS, and there is none if `prefix` is None."""
-    before = [] if prefix is None else [BOS, *random_ids(rng, prefix - 1)]
-    return Prompt(before, [random_ids(rng, length) for length in chunks], random_ids(rng, question))
+    """A prompt of random ids, its parts of these lengths. The prefix begins with BOS; None leaves it out."""
+    prefix_ids = [] if prefix is None else [BOS, *random_ids(rng, prefix - 1)]
+    return Prompt(prefix_ids, [random_ids(rng, length) for length in chunks], random_ids(rng, question))
 
 
-_numbers = count()
+_numbers = count()  # of stores in memory
 
 
 def memory_store() -> KVStore:
-    """An empty store in memory that no one else has."""
+    """An empty store in memory; every call returns another one."""
     return KVStore(f"memory://ragkv-test-{os.getpid()}-{next(_numbers)}")
 
 
 def fuse(model: PreTrainedModel, prompt: Prompt, name: str, **options: object):
-    """precompute and fused_prefill through a fresh store."""
+    """Precompute a prompt into an empty store, and its fused prefill by the selector of that name."""
     store = memory_store()
     precompute(model, [prompt], store)
     return fused_prefill(model, prompt, store, get_selector(name, **options))
@@ -113,13 +113,13 @@ def fuse(model: PreTrainedModel, prompt: Prompt, name: str, **options: object):
 
 @torch.inference_mode()
 def plain(model: PreTrainedModel, prompt: Prompt):
-    """The model's own forward over the whole prompt: last logits, and the cache."""
+    """The reference: the last logits and the cache of transformers' own forward over the whole prompt."""
     out = model(input_ids=torch.tensor([prompt.ids]), use_cache=True)
     return out.logits[:, -1], out.past_key_values
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference over the largest expected magnitude."""
+    """The largest difference, relative to the largest expected magnitude."""
     found, expected = found.double(), expected.double()
     assert found.shape == expected.shape
     return float((found - expected).abs().max() / expected.abs().max())
@@ -133,7 +133,7 @@ PROSE = (
 
 @lru_cache
 def byte_level_bpe(*special: str) -> PreTrainedTokenizerFast:
-    """A small tokenizer of the kind that Llama-3 and Qwen have; it adds no special tokens to a text."""
+    """A small byte-level tokenizer, like those of Llama-3 and Qwen. It adds no special tokens to a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -145,14 +145,15 @@ def byte_level_bpe(*special: str) -> PreTrainedTokenizerFast:
     )
 
 
-SEGMENT = Segment((5, 6, 7, 8), (1,))
+SEGMENT = Segment((5, 6, 7, 8), (1,))  # four tokens behind one of context
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All files below a folder."""
+    """The bytes of all files below a folder, by their relative paths."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def read_all(store: KVStore, layout: Layout, segment: Segment = SEGMENT) -> list[torch.Tensor]:
+    """Everything that is stored of a segment: its surprisal, and the keys and values of every layer."""
     stored = store.open(layout, segment)
     return [stored.surprisal(), *(stored.layer(i) for i in range(layout.layers))]

@@ -19,6 +19,7 @@ PROFILE = {
 
 
 def write_profile(root, **changes):
+    """Write the profile, with these keys changed, to ``params/p.yaml``; the experiment that it describes."""
     folder = root / "params"
     folder.mkdir(exist_ok=True)
     (folder / "p.yaml").write_text(yaml.safe_dump(PROFILE | changes))
@@ -26,10 +27,11 @@ def write_profile(root, **changes):
 
 
 def run(experiment, tiny):
-    """Evaluate from scratch: what was finished before is forgotten."""
+    """Evaluate again even where the evaluation was finished before."""
     experiment.outputs.summary("ruler", "vt_1").unlink(missing_ok=True)
     return evaluate(experiment, "ruler", "vt_1", *tiny, progress=False)
 
 
 def without_times(rows):
+    """What has to be the same on every run."""
     return rows.drop(columns=["ttft", "tpot", "load", "select"])

@@ -80,7 +80,7 @@ def work(kind: str, number: int, url: str, name: str, seconds: float) -> dict:
 
 def side_by_side(processes: int, url: str, name: str, seconds: float) -> list[dict]:
     """So many processes of each kind at once; an error in one of them is raised here."""
-    with ProcessPoolExecutor(2 * processes, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2 * processes, multiprocessing.get_context("forkserver")) as pool:  # one import for all
         kinds = [(kind, number) for number in range(processes) for kind in ("precompute", "evaluate")]
         running = [pool.submit(work, kind, number, url, name, seconds) for kind, number in kinds]
         return [future.result() for future in running]
@@ -117,7 +117,8 @@ def check(model: PreTrainedModel, store: KVStore, answers: list[dict[int, tuple]
     """
     layout, prompts = Layout.of(model), [prompt(number, model.config.vocab_size) for number in range(PROMPTS)]
     segments = list(dict.fromkeys(s for asked in prompts for s in asked.segments(None)))
-    stored = [segment for segment in segments if segment not in set(store.missing(layout, segments))]
+    missing = set(store.missing(layout, segments))
+    stored = [segment for segment in segments if segment not in missing]
     damaged = [segment for segment in stored if not store.check(layout, segment)]
     if damaged or sorted(map(layout.key, stored)) != store.keys():
         raise RuntimeError(f"{len(damaged)} of {len(stored)} segments are damaged, of {len(store.keys())} files")

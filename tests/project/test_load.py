@@ -30,7 +30,7 @@ def model():
 
 
 def test_writers_and_readers_over_one_store(tmp_path):
-    command = [sys.executable, SCRIPT, "--minutes", "0.1", "--store", tmp_path / "kv", "--out", tmp_path / "load.json"]
+    command = [sys.executable, SCRIPT, "--minutes", "0.05", "--store", tmp_path / "kv", "--out", tmp_path / "load.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "load.json").read_text())
