@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +37,7 @@ class Import:
         return self.name.partition(".")[0]
 
 
+@cache
 def imports(path: Path) -> list[Import]:
     """Everything that a file imports, wherever in it."""
     return list(_inside(ast.parse(path.read_text()), path, "load", None))

@@ -71,7 +71,7 @@ def test_graphs_give_what_the_layers_give(rng, workspace_of, monkeypatch, device
         for mine, plain in zip(found.cache.layers, expected.cache.layers, strict=True):
             assert relative_error(mine.keys, plain.keys) <= 1e-4
             assert relative_error(mine.values, plain.values) <= 1e-4
-        assert decode(model, found, max_new_tokens=4).ids == decode(model, expected, max_new_tokens=4).ids
+        assert decode(model, found, max_new_tokens=3).ids == decode(model, expected, max_new_tokens=3).ids
     graphs = workspace._capture
     assert any("tokens" in what for what in graphs.captured)
     assert set(graphs.captured) == set(graphs.replayed)
