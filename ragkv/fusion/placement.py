@@ -10,10 +10,10 @@ from ragkv.fusion.clock import Clock
 from ragkv.fusion.memory import Memory
 from ragkv.kernels import kernels_run
 from ragkv.loading.parts import parts_of, spans_of
-from ragkv.loading.workers import ReadWorkers
 from ragkv.loading.reused import ReusedKV, side_by_side
 from ragkv.loading.segments import SegmentInMemory, SegmentKV
 from ragkv.loading.transfer import Transfer
+from ragkv.loading.workers import ReadWorkers
 
 
 class Placement:

@@ -8,9 +8,9 @@ from torch import Tensor, device
 
 from ragkv.kernels import kernels_run
 from ragkv.loading.copy_stream import CopyStream, gpu_stream
-from ragkv.loading.workers import ReadWorkers
-from ragkv.loading.readers import WorkerReader, LayerReader, ThreadReader
+from ragkv.loading.readers import LayerReader, ThreadReader, WorkerReader
 from ragkv.loading.segments import LayerSource, SegmentInMemory, SegmentKV
+from ragkv.loading.workers import ReadWorkers
 from ragkv.store.quantize import CODECS
 from ragkv.store.stored_segment import PackedSegment, StoredSegment
 
