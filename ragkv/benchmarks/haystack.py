@@ -1,4 +1,4 @@
-"""Text for needles to be hidden in: plain prose made from word lists, or sentences of the user's own files."""
+"""Text to hide needles in: plain prose generated from word lists, or sentences from the user's own files."""
 
 import random
 import re
@@ -13,7 +13,7 @@ from ragkv.prompt.templates import encode
 
 GENERATED = "generated"
 
-# No digits and no names: what is hidden among these sentences stands out.
+# No digits and no names, so that a needle hidden among these sentences cannot be confused with them.
 _WORDS = {
     name: words.split(", ")
     for name, words in {
@@ -64,18 +64,18 @@ Sentences = Callable[[random.Random], Iterator[str]]
 
 
 def sentences(source: str, root: Path) -> Sentences:
-    """A haystack, read once: a function from a random generator to sentences without end.
+    """Read a haystack once; returns a function that takes a random generator and yields sentences endlessly.
 
     Parameters
     ----------
     source
-        ``generated``: sentences drawn from word lists, without digits and names. Else a folder of .txt and .md files,
-        relative to `root`: their sentences in order, over and over again, from a random one on.
+        ``generated``: random sentences made from word lists, without digits or names. Otherwise a folder of .txt and
+        .md files, relative to `root`: their sentences in order, repeated endlessly, starting at a random one.
 
     Raises
     ------
     ValueError
-        The folder has no text, or a file is not UTF-8.
+        The folder contains no text, or a file is not UTF-8.
     """
     if source == GENERATED:
         return generated
@@ -84,11 +84,11 @@ def sentences(source: str, root: Path) -> Sentences:
 
 
 def generated(rng: random.Random) -> Iterator[str]:
-    """Sentences of our own patterns, drawn one after the other without end."""
+    """Endless random sentences made from the patterns and word lists above."""
     while True:
         pattern = rng.choice(_PATTERNS)
-        text = re.sub(r"\[(\w+)\]", lambda field: rng.choice(_WORDS[field[1]]), pattern)
-        yield text[0].upper() + text[1:]
+        sentence = re.sub(r"\[(\w+)\]", lambda field: rng.choice(_WORDS[field[1]]), pattern)
+        yield sentence[0].upper() + sentence[1:]
 
 
 def read_sentences(folder: Path) -> list[str]:
@@ -97,7 +97,7 @@ def read_sentences(folder: Path) -> list[str]:
     Raises
     ------
     ValueError
-        The folder has no text, or a file is not UTF-8.
+        The folder contains no text, or a file is not UTF-8.
     """
     folder = folder.resolve()
     if not folder.is_dir():
@@ -105,14 +105,14 @@ def read_sentences(folder: Path) -> list[str]:
     files = sorted(path for path in folder.iterdir() if path.suffix in (".txt", ".md") and path.is_file())
     if not files:
         raise ValueError(f"no .txt or .md files in the haystack folder {folder}. {_ADVICE}")
-    found = [sentence for file in files for sentence in split_sentences(read_text(file))]
-    if not found:
+    every = [sentence for file in files for sentence in split_sentences(read_text(file))]
+    if not every:
         raise ValueError(f"all .txt and .md files in the haystack folder {folder} are empty. {_ADVICE}")
-    return found
+    return every
 
 
 def split_sentences(text: str) -> list[str]:
-    """A text's sentences, white space within them collapsed: they end at ``.``, ``!`` or ``?`` before white space."""
+    """Split a text after ``.``, ``!`` or ``?`` where white space follows; white space within sentences is collapsed."""
     parts = (" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s+", text))
     return [part for part in parts if part]
 
@@ -123,11 +123,12 @@ def fill(sentences: Iterator[str], tokenizer: PreTrainedTokenizerBase, budget: i
     Parameters
     ----------
     sentences
-        Without end; a few more are taken than are used.
+        An endless iterator; a few more sentences are consumed than are returned.
     """
     taken: list[str] = []
     spare = budget
-    while spare >= 0:  # counted one by one first, which may differ from the whole
+    # First count sentence by sentence, which is cheap but may differ from the count of the joined text.
+    while spare >= 0:
         while spare >= 0:
             taken.append(next(sentences))
             spare -= len(encode(tokenizer, taken[-1]))

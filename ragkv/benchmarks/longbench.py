@@ -1,4 +1,4 @@
-"""LongBench (arXiv 2308.14508): records to examples, from its own files or others' of the same fields."""
+"""LongBench (arXiv 2308.14508): examples from its own files, or from other records with the same fields."""
 
 import json
 from collections.abc import Mapping
@@ -17,21 +17,22 @@ TINY = "tiny"
 
 
 class LongBenchTask(TaskParameters):
-    """`length` is the prompt's in tokens where records are generated (source ``tiny``)."""
+    """`length` is the prompt length in tokens of generated records (source ``tiny``)."""
 
     length: int = Field(default=1024, ge=128)
 
 
 @register("longbench")
 class LongBench(Benchmark):
-    """LongBench, its 21 tasks, and as ``<task>_e`` the 13 of LongBench-E.
+    """LongBench: its 21 tasks, and the 13 tasks of LongBench-E under the names ``<task>_e``.
 
     Attributes
     ----------
     source
-        Where the records are, see `ragkv.benchmarks.records`; ``tiny`` generates them in the embedded models' language.
+        Where to read records from, see `ragkv.benchmarks.records`; ``tiny`` generates them in the language of the
+        embedded models.
     prompts_file
-        The benchmark's own ``dataset2prompt.json``, to use its wordings instead of this project's.
+        The benchmark's own ``dataset2prompt.json``, to use its prompts instead of this project's.
     """
 
     notebook: ClassVar = "03_longbench"
@@ -48,14 +49,16 @@ class LongBench(Benchmark):
     def examples(self, name: str, tokenizer: PreTrainedTokenizerBase, root: Path) -> tuple[list[Example], list[str]]:
         parameters = self.tasks[name]
         if self.source == TINY:
-            from ragkv.benchmarks.tiny import LONGBENCH_WORDING, longbench_records  # which imports this package
+            from ragkv.benchmarks.tiny import LONGBENCH_WORDING, longbench_records  # imports this package
 
-            made = longbench_records(parameters.prompts, parameters.length, parameters.seed)
-            records = [(f"generated record {number}", record) for number, record in enumerate(made, 1)]
+            generated = longbench_records(parameters.prompts, parameters.length, parameters.seed)
+            records = [(f"generated record {number}", record) for number, record in enumerate(generated, 1)]
             wording = LONGBENCH_WORDING
         else:
-            records, wording = read_records(self.source, name, root), self._wording(name, root)
-        examples, skipped = [], []
+            records = read_records(self.source, name, root)
+            wording = self._wording(name, root)
+        examples: list[Example] = []
+        skipped: list[str] = []
         for number, (where, record) in enumerate(records[: parameters.prompts]):
             example = _example(f"{name}-{number:04d}", where, record, wording)
             if isinstance(example, Example):
@@ -65,8 +68,8 @@ class LongBench(Benchmark):
         return examples, skipped
 
     def sizes(self, name: str) -> list[tuple[int, int]]:
-        generated = self.tasks[name].length if self.source == TINY else 10_000  # about LongBench's average
-        return [(self.tasks[name].prompts, min(generated, self.max_tokens or generated))]
+        length = self.tasks[name].length if self.source == TINY else 10_000  # roughly LongBench's average
+        return [(self.tasks[name].prompts, min(length, self.max_tokens or length))]
 
     def _wording(self, name: str, root: Path) -> Wording:
         task = name.removesuffix("_e")
@@ -78,18 +81,18 @@ class LongBench(Benchmark):
             before, after = text.split("{context}")
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"{path.resolve()} is not there: it is to hold the prompts (prompts_file)"
+                f"{path.resolve()} is not there: prompts_file must name a file with the prompts"
             ) from None
         except (json.JSONDecodeError, KeyError, AttributeError, TypeError, ValueError):
             raise ValueError(
-                f"{path}: it must be a JSON object that has for {task!r} a text with one {{context}} in it"
+                f"{path}: it must be a JSON object in which {task!r} is a text that contains {{context}} once"
             ) from None
         return Wording(before, after)
 
 
 def _example(name: str, where: str, record: dict, wording: Wording) -> Example | str:
-    """The record as an example, or why it is left out."""
-    if "chunks" in record:  # an older layout of already chunked records
+    """The record as an example, or the reason for skipping it."""
+    if "chunks" in record:  # the research code's layout, in which documents are already chunked
         require(record, where, {"chunks": list, "question": str, "answers": list})
         document, question = tuple(record["chunks"]), record["question"]
     else:

@@ -1,6 +1,6 @@
-"""LongBench's 21 tasks: how each is asked, how long its answer may be, and how it is scored.
+"""LongBench's 21 tasks: the prompt, the length limit of the answer, and the score of each.
 
-The wordings are this project's own; the benchmark's own file of prompts can be given instead (`prompts_file`).
+The prompts are this project's own; the benchmark's file of prompts can be used instead (`prompts_file`).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,25 +13,26 @@ from ragkv.benchmarks.base import Scores, Task
 
 @dataclass(frozen=True)
 class Wording:
-    """The texts around the document; ``{input}`` stands for the record's question."""
+    """The texts around the document; ``{input}`` is replaced by the record's question."""
 
     before: str
     after: str
     answer_prefix: str = ""
 
     def filled(self, question: str) -> "Wording":
-        return Wording(*(text.replace("{input}", question) for text in (self.before, self.after, self.answer_prefix)))
+        parts = (self.before, self.after, self.answer_prefix)
+        return Wording(*(part.replace("{input}", question) for part in parts))
 
 
 def _scores(metric: metrics.Metric, clean: Callable[[str], str], rouge: bool) -> Scores:
-    """The task's own score under its own name, and rouge-score's under theirs."""
+    """The task's own metric under its own name; with `rouge`, also the three F measures of rouge-score."""
     name = metric.__name__
 
     def scores(prediction: str, answers: Sequence[str], classes: Sequence[str]) -> dict[str, float]:
-        said = clean(prediction)
-        by = partial(metric, classes=classes) if metric is metrics.classification else metric
-        own = {name: metrics.best(by, said, answers)}
-        return own | metrics.rouge_scores(said, answers) if rouge else own
+        prediction = clean(prediction)
+        score = partial(metric, classes=classes) if metric is metrics.classification else metric
+        own = {name: metrics.best(score, prediction, answers)}
+        return own | metrics.rouge_scores(prediction, answers) if rouge else own
 
     return scores
 
@@ -49,7 +50,7 @@ def _task(metric: metrics.Metric, max_new_tokens: int, *, rouge: bool = False) -
 
 
 def _few_shot(metric: metrics.Metric, max_new_tokens: int, *, rouge: bool = False, stop: str | None = None) -> Task:
-    """Examples lead the answer, so there is no chat template, and only the first line counts."""
+    """The prompt contains worked examples: no chat template is used, and only the answer's first line counts."""
     return Task(_scores(metric, _first_line, rouge), max_new_tokens, chat=False, stop=stop)
 
 

@@ -1,4 +1,4 @@
-"""Scores of a prediction against one answer, each from 0 to 1, as the benchmarks define them."""
+"""Scores of a prediction, from 0 to 1, as the benchmarks define them."""
 
 import re
 import string
@@ -10,7 +10,7 @@ from rapidfuzz import fuzz
 from rouge import Rouge
 from rouge_score.rouge_scorer import RougeScorer
 
-Metric = Callable[..., float]  # of a prediction and an answer
+Metric = Callable[..., float]  # metric(prediction, answer)
 
 
 def best(metric: Metric, prediction: str, answers: Sequence[str]) -> float:
@@ -19,14 +19,15 @@ def best(metric: Metric, prediction: str, answers: Sequence[str]) -> float:
 
 
 def token_f1(prediction: Iterable[str], answer: Iterable[str]) -> float:
-    """Harmonic mean of precision and recall of the tokens that both have, counted as often as both have them."""
-    said, wanted = Counter(prediction), Counter(answer)
-    common = (said & wanted).total()
-    return 2 * common / (said.total() + wanted.total()) if common else 0.0
+    """F1 of the tokens that prediction and answer share; repeated tokens count as often as both contain them."""
+    predicted = Counter(prediction)
+    expected = Counter(answer)
+    common = (predicted & expected).total()
+    return 2 * common / (predicted.total() + expected.total()) if common else 0.0
 
 
 def qa_f1(prediction: str, answer: str) -> float:
-    """LongBench's F1 of English words: lower case, without punctuation and articles."""
+    """LongBench's F1 over English words: lower case, without punctuation and articles."""
     return token_f1(_words(prediction), _words(answer))
 
 
@@ -42,7 +43,7 @@ _CHINESE_PUNCTUATION = (
 
 
 def qa_f1_zh(prediction: str, answer: str) -> float:
-    """LongBench's F1 of Chinese words, as jieba cuts them, without punctuation."""
+    """LongBench's F1 over Chinese words, as segmented by jieba, without punctuation."""
     return token_f1(_chinese_words(prediction), _chinese_words(answer))
 
 
@@ -58,14 +59,14 @@ def _cut(text: str) -> list[str]:
 
 @cache
 def _jieba():  # type: ignore[no-untyped-def]
-    import jieba  # takes a while, and only the Chinese tasks need it
+    import jieba  # slow to import, and only the Chinese tasks need it
 
     jieba.setLogLevel("WARNING")
     return jieba
 
 
 def rouge_l(prediction: str, answer: str) -> float:
-    """LongBench's ROUGE-L, F: that of the package ``rouge``; 0 where it fails, as on an empty prediction."""
+    """LongBench's ROUGE-L F, by the package ``rouge``; 0 where that fails, as on an empty prediction."""
     try:
         return Rouge().get_scores([prediction], [answer], avg=True)["rouge-l"]["f"]
     except (ValueError, RecursionError):
@@ -73,15 +74,15 @@ def rouge_l(prediction: str, answer: str) -> float:
 
 
 def rouge_l_zh(prediction: str, answer: str) -> float:
-    """The same over Chinese words."""
+    """LongBench's ROUGE-L F over Chinese words."""
     return rouge_l(" ".join(_cut(prediction)), " ".join(_cut(answer)))
 
 
 def classification(prediction: str, answer: str, classes: Sequence[str]) -> float:
-    """LongBench's: one over the number of classes named, if the right one is among them.
+    """LongBench's classification score: 1 / (classes named in the prediction) if the right one is among them, else 0.
 
-    A class that is a part of the right one does not count as named. The official scorer removes such classes from the
-    list while it walks over it, and so passes over the one behind each; to equal it, so does this one.
+    A class whose name is a part of the right one is not counted. The official scorer removes such classes from the
+    list while iterating over it, and therefore skips the class after each removed one; so does this function.
     """
     named = [name for name in classes if name in prediction]
     for name in named:
@@ -91,23 +92,23 @@ def classification(prediction: str, answer: str, classes: Sequence[str]) -> floa
 
 
 def retrieval(prediction: str, answer: str, header: str = "Paragraph ") -> float:
-    """LongBench's: the share of the numbers in the prediction that are the paragraph's."""
+    """LongBench's retrieval score: the share of the prediction's numbers that are the paragraph's number."""
     return count(prediction, re.findall(re.escape(header) + r"(\d+)", answer)[0])
 
 
 def retrieval_zh(prediction: str, answer: str) -> float:
-    """The same, the answer being ``段落<number>``."""
+    """The same for Chinese answers, ``段落<number>``."""
     return retrieval(prediction, answer, "段落")
 
 
 def count(prediction: str, answer: str) -> float:
-    """LongBench's: the share of the numbers in the prediction that are the answer."""
+    """LongBench's counting score: the share of the prediction's numbers that equal the answer."""
     numbers = re.findall(r"\d+", prediction)
     return sum(number == str(answer) for number in numbers) / len(numbers) if numbers else 0.0
 
 
 def code_similarity(prediction: str, answer: str) -> float:
-    """LongBench's: edit similarity of the first line that is code, by rapidfuzz (other matchers differ by points)."""
+    """LongBench's code score: edit similarity of the prediction's first line of code, by rapidfuzz."""
     lines = prediction.lstrip("\n").split("\n")
     code = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
     return fuzz.ratio(code, answer) / 100
@@ -119,27 +120,27 @@ def _rouge_scorer() -> RougeScorer:
 
 
 def rouge_scores(prediction: str, answers: Sequence[str]) -> dict[str, float]:
-    """rouge-score's F measures (stemmed), each the highest over the answers: ``rouge1, rouge2, rougeL``."""
-    found = [_rouge_scorer().score(answer, prediction) for answer in answers]
-    return {name: max(scores[name].fmeasure for scores in found) for name in found[0]}
+    """``rouge1``, ``rouge2`` and ``rougeL``: F measures of the package rouge-score (stemmed), best over the answers."""
+    every = [_rouge_scorer().score(answer, prediction) for answer in answers]
+    return {name: max(scores[name].fmeasure for scores in every) for name in every[0]}
 
 
 def rouge1_f(prediction: str, answer: str) -> float:
-    """rouge-score's ROUGE-1 F, stemmed."""
+    """ROUGE-1 F of the package rouge-score (stemmed)."""
     return _rouge_scorer().score(answer, prediction)["rouge1"].fmeasure
 
 
 def token_overlap(prediction: str, answer: str) -> float:
-    """The share of the answer's distinct words that the prediction has."""
-    wanted = set(answer.split())
-    return len(wanted & set(prediction.split())) / len(wanted)
+    """The share of the answer's distinct words that the prediction contains."""
+    expected = set(answer.split())
+    return len(expected & set(prediction.split())) / len(expected)
 
 
 def string_match_all(prediction: str, answers: Sequence[str]) -> float:
-    """RULER's: the share of the answers that stand in the prediction, whatever the case."""
+    """RULER's score: the share of the answers that the prediction contains, ignoring case."""
     return sum(answer.lower() in prediction.lower() for answer in answers) / len(answers)
 
 
 def string_match_part(prediction: str, answers: Sequence[str]) -> float:
-    """RULER's for questions: whether one of the answers stands in the prediction."""
+    """RULER's score for question answering: 1 if the prediction contains any of the answers, ignoring case."""
     return float(any(answer.lower() in prediction.lower() for answer in answers))

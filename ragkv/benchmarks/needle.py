@@ -32,16 +32,16 @@ class NeedleTask(TaskParameters):
     Attributes
     ----------
     lengths
-        The document's tokens, needles included.
+        Document lengths in tokens, needles included.
     depths
-        Where the needle stands: 0 is the document's beginning, 100 its end. Several needles divide the way from there
-        to the end evenly.
+        Where the needle is hidden: 0 is the document's beginning, 100 its end. Several needles are spread evenly from
+        there to the end.
     needles
         The facts to hide.
     answer
-        What is scored against; the needles themselves if there is none.
+        What predictions are scored against; None means the needles themselves.
     prompts
-        How many per length and depth.
+        Number of prompts per length and depth.
     """
 
     prompts: int = Field(default=1, ge=1)
@@ -53,14 +53,14 @@ class NeedleTask(TaskParameters):
 
     @field_validator("lengths", "depths")
     @classmethod
-    def _once_each(cls, given: list[float]) -> list[float]:
-        twice = sorted({f"{some:g}" for some in given if given.count(some) > 1})
-        if twice:
-            raise ValueError(f"{', '.join(twice)} given more than once")
-        return given
+    def _no_duplicates(cls, values: list[float]) -> list[float]:
+        duplicates = sorted({f"{value:g}" for value in values if values.count(value) > 1})
+        if duplicates:
+            raise ValueError(f"{', '.join(duplicates)} given more than once")
+        return values
 
     @model_validator(mode="after")
-    def _answerable(self) -> "NeedleTask":
+    def _has_its_own_question(self) -> "NeedleTask":
         if "needles" in self.model_fields_set and "question" not in self.model_fields_set:
             raise ValueError("these needles need a question of their own: give one that they answer")
         return self
@@ -74,7 +74,7 @@ class Needle(Benchmark):
     ----------
     haystack
         ``generated``; or a folder of .txt and .md files, see `ragkv.benchmarks.haystack`; or ``tiny``, the small
-        language of the embedded models, which brings needles, question and answer of its own.
+        language of the embedded models, which has its own needles, questions and answers.
     tasks
         Any names.
     """
@@ -103,7 +103,7 @@ class Needle(Benchmark):
     def _maker(
         self, name: str, parameters: NeedleTask, tokenizer: PreTrainedTokenizerBase, root: Path
     ) -> Callable[[int, float, int], Example]:
-        """What makes the example of a length, depth and number."""
+        """A function that makes the example for a length, a depth and a number."""
         if self.haystack == TINY:
             from ragkv.benchmarks.tiny import needle_example
 
@@ -140,7 +140,7 @@ def _example(
     hay = fill(texts(rng), tokenizer, length)
     tokens = [len(encode(tokenizer, sentence)) for sentence in hay]
     document, evidence = _hide(needles, hay, tokens, depth)
-    while hay and len(encode(tokenizer, document)) > length:  # makes room for the needles
+    while hay and len(encode(tokenizer, document)) > length:  # make room for the needles
         del hay[-1], tokens[-1]
         document, evidence = _hide(needles, hay, tokens, depth)
     return Example(
@@ -157,20 +157,26 @@ def _example(
 def _hide(
     needles: Sequence[str], hay: Sequence[str], tokens: Sequence[int], depth: float
 ) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The document, and where its needles stand, each at the sentence's end nearest to its share of the hay's tokens.
+    """The document, and the character spans of its needles.
 
-    Of n needles, number i (from 0) stands at a depth of ``depth + i * (100 - depth) / n`` per cent.
+    Needle i of n (from 0) belongs at a depth of ``depth + i * (100 - depth) / n`` per cent of the hay's tokens; it is
+    put at the nearest end of a sentence.
     """
     ends = list(accumulate(tokens, initial=0))
-    places: list[list[str]] = [[] for _ in ends]
+    needles_at: list[list[str]] = [[] for _ in ends]
     for i, needle in enumerate(needles):
         wanted = (depth + i * (100 - depth) / len(needles)) / 100 * ends[-1]
-        places[min(range(len(ends)), key=lambda place: abs(ends[place] - wanted))].append(needle)
-    hidden = [(needle, True) for needle in places[0]]
-    for sentence, here in zip(hay, places[1:], strict=True):
-        hidden += [(sentence, False), *((needle, True) for needle in here)]
-    starts = accumulate((len(text) + 1 for text, _ in hidden), initial=0)
+        nearest = min(range(len(ends)), key=lambda place: abs(ends[place] - wanted))
+        needles_at[nearest].append(needle)
+
+    # (text, is a needle)
+    parts = [(needle, True) for needle in needles_at[0]]
+    for sentence, behind in zip(hay, needles_at[1:], strict=True):
+        parts.append((sentence, False))
+        parts += [(needle, True) for needle in behind]
+
+    starts = accumulate((len(text) + 1 for text, _ in parts), initial=0)
     evidence = tuple(
-        (start, start + len(text)) for start, (text, needle) in zip(starts, hidden, strict=False) if needle
+        (start, start + len(text)) for start, (text, is_needle) in zip(starts, parts, strict=False) if is_needle
     )
-    return " ".join(text for text, _ in hidden), evidence
+    return " ".join(text for text, _ in parts), evidence

@@ -1,4 +1,4 @@
-"""A benchmark's records, from the files that it is given out in: JSON lines, JSON, parquet, or the hub."""
+"""A benchmark's records, read from JSON lines, JSON, parquet files or the Hugging Face hub."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ import pandas as pd
 
 from ragkv.extras import extra
 
-Record = tuple[str, dict]  # where it stands ("hotpotqa.jsonl line 17"), and its fields
+Record = tuple[str, dict]  # its place ("hotpotqa.jsonl line 17"), and its fields
 HUB = "hf:"
 
 
@@ -18,16 +18,16 @@ def read_records(source: str, name: str, root: Path) -> list[Record]:
     Parameters
     ----------
     source
-        A folder with ``<name>.jsonl``, ``<name>.json`` (a list), ``<name>.parquet``, or one parquet file of all tasks
-        with a column ``dataset``; such a parquet file itself; or ``hf:<hub id>``, with ``@<revision>`` at the end if
-        need be, whose configurations are the tasks. Paths are relative to `root`.
+        One of: a folder with ``<name>.jsonl``, ``<name>.json`` (a list), ``<name>.parquet``, or one parquet file of all
+        tasks with a column ``dataset``; such a parquet file itself; ``hf:<hub id>``, optionally followed by
+        ``@<revision>``, whose configurations are the tasks. Paths are relative to `root`.
 
     Raises
     ------
     FileNotFoundError
-        No such folder or file; the message says what was looked for and what is there.
+        There is no such folder or file; the message says what was looked for and what is there.
     ValueError
-        What is found is no JSON, or not made of records; the message says where.
+        A file is not valid JSON, or does not consist of records; the message says where.
     """
     if source.startswith(HUB):
         return _hub(source.removeprefix(HUB), name)
@@ -40,21 +40,22 @@ def read_records(source: str, name: str, root: Path) -> list[Record]:
         if (path := folder / (name + ending)).exists():
             return list(read(path, name))
     tables = sorted(folder.glob("*.parquet"))
-    if len(tables) == 1 and (found := _parquet(tables[0], name)):
-        return found
-    there = ", ".join(sorted({p.stem for p in folder.iterdir() if p.suffix in (".jsonl", ".json", ".parquet")}))
+    if len(tables) == 1 and (records := _parquet(tables[0], name)):
+        return records
+    others = sorted({path.stem for path in folder.iterdir() if path.suffix in (".jsonl", ".json", ".parquet")})
     raise FileNotFoundError(
-        f"{folder} has no {name}.jsonl, {name}.json or {name}.parquet: there are {there or 'no such files at all'}"
+        f"{folder} has no {name}.jsonl, {name}.json or {name}.parquet: "
+        f"there are {', '.join(others) or 'no such files at all'}"
     )
 
 
 def require(record: Mapping, where: str, fields: Mapping[str, type | tuple[type, ...]]) -> None:
-    """Check that the fields are there and of these types.
+    """Check that a record has the given fields, with the given types.
 
     Raises
     ------
     ValueError
-        With the file, the line and the field.
+        A field is missing or of another type; the message gives the file, the line and the field.
     """
     for field, kind in fields.items():
         if field not in record:
@@ -108,7 +109,7 @@ def _hub(source: str, name: str) -> list[Record]:
     repository, _, revision = source.partition("@")
     try:
         rows = load_dataset(repository, name, split="test", revision=revision or None)
-    except Exception as error:  # the hub's client raises many kinds
+    except Exception as error:  # the hub's client raises many kinds of errors
         raise ValueError(
             f"{name} of {HUB}{source} could not be loaded ({str(error).splitlines()[0]}): download the dataset's files "
             "to a folder, and give this folder as the source"

@@ -38,16 +38,16 @@ DRAW: dict[str, Callable[[Random, Iterator[str]], Drawn]] = {
 
 
 class RulerTask(TaskParameters):
-    """`lengths` in tokens: of the whole prompt and the longest answer; `prompts` are per length."""
+    """`lengths` are in tokens, and include the longest answer; `prompts` is the number of prompts per length."""
 
     lengths: list[Annotated[int, Field(ge=1)]] = Field(default=[4096], min_length=1)
 
     @field_validator("lengths")
     @classmethod
-    def _once_each(cls, given: list[int]) -> list[int]:
-        if twice := sorted({str(length) for length in given if given.count(length) > 1}):
-            raise ValueError(f"{', '.join(twice)} given more than once")
-        return given
+    def _no_duplicates(cls, lengths: list[int]) -> list[int]:
+        if duplicates := sorted({str(length) for length in lengths if lengths.count(length) > 1}):
+            raise ValueError(f"{', '.join(duplicates)} given more than once")
+        return lengths
 
 
 @register("ruler")
@@ -57,14 +57,14 @@ class Ruler(Benchmark):
     Attributes
     ----------
     source
-        ``generated``; ``tiny``, in the embedded models' language; or a folder of the official generator's files:
-        ``<length>/data/<task>/validation.jsonl``, ``<length>/<task>/validation.jsonl``, ``<length>/<task>.jsonl``, and
-        the same without the length's folder if there is one length.
+        ``generated``; ``tiny``, in the language of the embedded models; or a folder of files from the official
+        generator: ``<length>/data/<task>/validation.jsonl``, ``<length>/<task>/validation.jsonl`` or
+        ``<length>/<task>.jsonl``. With a single length, its folder may be left out.
     haystack
-        What needles are hidden in, see `ragkv.benchmarks.haystack`.
+        The text that needles are hidden in, see `ragkv.benchmarks.haystack`.
     squad, hotpotqa
-        The files that the questions of ``qa_1`` and ``qa_2`` come from. No question is asked twice, so that there may
-        be fewer prompts than asked for.
+        Files with the questions of ``qa_1`` and ``qa_2``. Every question is used at most once, so there may be fewer
+        prompts than the profile asks for.
     """
 
     notebook: ClassVar = "05_ruler"
@@ -78,12 +78,13 @@ class Ruler(Benchmark):
 
     def task(self, name: str) -> Task:
         if self.source == TINY:
-            from ragkv.benchmarks.tiny import RULER_TASKS  # which imports this package
+            from ragkv.benchmarks.tiny import RULER_TASKS  # imports this package
 
             choose("task of RULER in the small language", name, dict.fromkeys(RULER_TASKS))
             return Task(_scores(string_match_all), 24)
-        new = choose("task of RULER", name, NEW_TOKENS)
-        return Task(_scores(string_match_part if name.startswith("qa") else string_match_all), new)
+        max_new_tokens = choose("task of RULER", name, NEW_TOKENS)
+        match = string_match_part if name.startswith("qa") else string_match_all
+        return Task(_scores(match), max_new_tokens)
 
     def examples(self, name: str, tokenizer: PreTrainedTokenizerBase, root: Path) -> tuple[list[Example], list[str]]:
         parameters = self.tasks[name]
@@ -91,18 +92,19 @@ class Ruler(Benchmark):
         skipped: list[str] = []
         if self.source not in (GENERATED, TINY):
             one_folder_each(self.source, name, parameters.lengths, root)
-        draw, most = self._drawer(name, root) if self.source == GENERATED else (None, parameters.prompts)
+        draw, count = self._drawer(name, root) if self.source == GENERATED else (None, parameters.prompts)
         for length in parameters.lengths:
             if self.source == TINY:
                 from ragkv.benchmarks.tiny import ruler_example
 
                 examples += [ruler_example(name, length, parameters.seed, n) for n in range(parameters.prompts)]
             elif draw:
-                for number in range(most):
+                for number in range(count):
                     examples.append(self._fitted(draw(length, number), name, length, number, tokenizer))
             else:
                 read, left_out = official_examples(self.source, name, length, parameters.prompts, root)
-                examples, skipped = examples + read, skipped + left_out
+                examples += read
+                skipped += left_out
         return examples, skipped
 
     def sizes(self, name: str) -> list[tuple[int, int]]:
@@ -110,7 +112,7 @@ class Ruler(Benchmark):
         return [(prompts, min(length, self.max_tokens or length)) for length in lengths]
 
     def _drawer(self, name: str, root: Path) -> tuple[Callable[[int, int], Drawn], int]:
-        """What draws the example of a length and number, and how many there are."""
+        """A function that draws the example for a length and a number, and the number of examples."""
         prompts, seed = self.tasks[name].prompts, self.tasks[name].seed
 
         def rng(length: int, number: int) -> Random:
@@ -125,65 +127,72 @@ class Ruler(Benchmark):
         return lambda length, number: DRAW[name](own := rng(length, number), texts(own)), prompts
 
     def _fitted(self, drawn: Drawn, name: str, length: int, number: int, tokenizer: PreTrainedTokenizerBase) -> Example:
-        """The example at the largest size that fits into `length` tokens with its answer."""
-        room = length - (self.tasks[name].max_new_tokens or NEW_TOKENS[name])
+        """The example at the largest size that, with its answer, fits into `length` tokens."""
+        budget = length - (self.tasks[name].max_new_tokens or NEW_TOKENS[name])
 
         def tokens(size: int) -> int:
-            laid = drawn.layout(size)
-            return len(encode(tokenizer, laid.before + laid.document + laid.after + laid.answer_prefix))
+            layout = drawn.layout(size)
+            return len(encode(tokenizer, layout.before + layout.document + layout.after + layout.answer_prefix))
 
-        if (least := tokens(drawn.smallest)) > room:
+        shortest = tokens(drawn.smallest)
+        if shortest > budget:
             raise ValueError(
                 f"{name} at a length of {length} tokens: its shortest prompt and its answer take "
-                f"{least + length - room}; ask for a longer one"
+                f"{shortest + length - budget}; ask for a longer one"
             )
-        laid = drawn.layout(_largest(tokens, drawn.smallest, least, room))
+        layout = drawn.layout(_largest(tokens, drawn.smallest, shortest, budget))
         return Example(
             f"{name}-{length}-{number:04d}",
-            laid.before,
-            laid.document,
-            laid.after,
-            laid.answers,
-            laid.answer_prefix,
+            layout.before,
+            layout.document,
+            layout.after,
+            layout.answers,
+            layout.answer_prefix,
             labels={"length": length},
-            evidence=laid.evidence,
+            evidence=layout.evidence,
         )
 
     def _questions(self, name: str, root: Path) -> ruler_questions.Questions:
-        field, read = (
-            ("squad", ruler_questions.read_squad) if name == "qa_1" else ("hotpotqa", ruler_questions.read_hotpotqa)
-        )
-        path = getattr(self, field)
+        if name == "qa_1":
+            field, path, read = "squad", self.squad, ruler_questions.read_squad
+        else:
+            field, path, read = "hotpotqa", self.hotpotqa, ruler_questions.read_hotpotqa
         if path is None:
             raise ValueError(f"{name} needs the benchmark's file of questions: give its path as {field}")
         return read(root / path)
 
 
-def _largest(tokens: Callable[[int], int], smallest: int, least: int, room: int) -> int:
-    """The largest size whose tokens fit into `room`, `smallest` being one that does, with its `least` tokens.
+def _largest(tokens: Callable[[int], int], smallest: int, shortest: int, budget: int) -> int:
+    """The largest size whose tokens fit into `budget`. The `smallest` size fits; it has `shortest` tokens.
 
-    Tokens grow nearly evenly with the size, so that a line through two sizes leads close to it.
+    Tokens grow almost linearly with the size, so interpolation between two sizes gets close to the answer.
     """
-    low, high, step = (smallest, least), (0, 0), 8
-    while not high[0]:  # low fits
-        size = low[0] + step
-        if (found := tokens(size)) > room:
-            high = size, found
-        elif found == low[1]:  # nothing more is there to be put in
-            return low[0]
+    low, low_tokens = smallest, shortest  # fits
+    high, high_tokens = 0, 0  # does not fit, once it is known
+    step = 8
+    while not high:
+        size = low + step
+        size_tokens = tokens(size)
+        if size_tokens > budget:
+            high, high_tokens = size, size_tokens
+        elif size_tokens == low_tokens:  # there is nothing more to put in
+            return low
         else:
-            step = (room - found) * (size - low[0]) // (found - low[1]) + 2
-            low = size, found
-    middle = True
-    while high[0] - low[0] > 1:
-        middle = not middle  # every other time, as lines may come near from one side only
-        share = 0.5 if middle else (room - low[1] + 1) / (high[1] - low[1])
-        size = min(max(low[0] + int(share * (high[0] - low[0])), low[0] + 1), high[0] - 1)
-        if (found := tokens(size)) <= room:
-            low = size, found
+            step = (budget - size_tokens) * (size - low) // (size_tokens - low_tokens) + 2
+            low, low_tokens = size, size_tokens
+
+    bisect = True
+    while high - low > 1:
+        bisect = not bisect  # every other time: interpolation alone may approach from one side only
+        share = 0.5 if bisect else (budget - low_tokens + 1) / (high_tokens - low_tokens)
+        size = low + int(share * (high - low))
+        size = min(max(size, low + 1), high - 1)
+        size_tokens = tokens(size)
+        if size_tokens <= budget:
+            low, low_tokens = size, size_tokens
         else:
-            high = size, found
-    return low[0]
+            high, high_tokens = size, size_tokens
+    return low
 
 
 def _scores(

@@ -1,4 +1,4 @@
-"""RULER's official generator's files: where they lie, and its prompts taken apart."""
+"""Files of RULER's official generator: where they are, and how their prompts split into parts."""
 
 import re
 from collections.abc import Sequence
@@ -9,8 +9,9 @@ from ragkv.benchmarks.records import read_records, require
 
 
 def official_examples(source: str, name: str, length: int, prompts: int, root: Path) -> tuple[list[Example], list[str]]:
-    """The first `prompts` records of a task at a length as examples; those without outputs are left out, and told."""
-    examples, skipped = [], []
+    """The first `prompts` records of a task at a length as examples, and the records skipped for having no outputs."""
+    examples: list[Example] = []
+    skipped: list[str] = []
     folder, stem = _find(source, name, length, root)
     for number, (where, record) in enumerate(read_records(folder, stem, root)[:prompts]):
         require(record, where, {"input": str, "outputs": list})
@@ -22,15 +23,15 @@ def official_examples(source: str, name: str, length: int, prompts: int, root: P
 
 
 def one_folder_each(source: str, name: str, lengths: Sequence[int], root: Path) -> None:
-    """Check that no file is read for two lengths.
+    """Check that every length has a file of its own.
 
     Raises
     ------
     ValueError
-        One is: it lies in no length's folder.
+        Two lengths would read the same file, because it is not in a folder named after its length.
     """
-    found = {_find(source, name, length, root) for length in lengths}
-    if len(found) < len(lengths):
+    files = {_find(source, name, length, root) for length in lengths}
+    if len(files) < len(lengths):
         raise ValueError(
             f"{(root / source).resolve()} has one file of {name} for several lengths: ask for one length, or put each "
             f"into a folder of its own ({lengths[0]}/{name}.jsonl, {lengths[1]}/{name}.jsonl, ...)"
@@ -38,17 +39,17 @@ def one_folder_each(source: str, name: str, lengths: Sequence[int], root: Path) 
 
 
 def _find(source: str, name: str, length: int, root: Path) -> tuple[str, str]:
-    """The folder that holds the task's file, and the file's name without ending."""
+    """The folder of the task's file, and the file's name without its suffix."""
     places = [(f"data/{name}", "validation"), (name, "validation"), (".", name)]
     for folder in (Path(source, str(length)), Path(source)):
         for inner, stem in places:
             if (root / folder / inner / f"{stem}.jsonl").exists():
                 return str(folder / inner), stem
-    whole = (root / source).resolve()
-    if not whole.is_dir():
-        raise FileNotFoundError(f"{whole} is not there: put the folder of RULER's files there")
+    top = (root / source).resolve()
+    if not top.is_dir():
+        raise FileNotFoundError(f"{top} is not there: put the folder of RULER's files there")
     raise FileNotFoundError(
-        f"{whole} has no {name}.jsonl at a length of {length}: put it at {length}/{name}.jsonl, "
+        f"{top} has no {name}.jsonl at a length of {length}: put it at {length}/{name}.jsonl, "
         f"{length}/{name}/validation.jsonl or {length}/data/{name}/validation.jsonl"
     )
 

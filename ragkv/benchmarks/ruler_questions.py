@@ -1,4 +1,4 @@
-"""RULER's question answering: questions of SQuAD and HotpotQA among documents that do not answer them."""
+"""RULER's question answering: SQuAD and HotpotQA questions, their documents hidden among unrelated ones."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,19 @@ from ragkv.benchmarks.ruler_tasks import Drawn, Layout
 
 @dataclass(frozen=True)
 class Question:
-    """A question, the documents that hold its answer, and others that are about the same."""
+    """A question.
+
+    Attributes
+    ----------
+    text
+        The question.
+    answers
+        Accepted answers.
+    true
+        The documents that contain the answer.
+    near
+        Documents on the same topic.
+    """
 
     text: str
     answers: tuple[str, ...]
@@ -23,21 +35,22 @@ class Question:
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions, and the documents of all of them."""
+    """Questions, and the documents of all of them together."""
 
     questions: list[Question]
     documents: list[str]
 
     def draw(self, rng: Random, number: int) -> Drawn:
-        """Question `number`, its documents among as many others as fit: first those that are about the same."""
-        asked = self.questions[number]
-        true = asked.true
-        near = [document for document in dict.fromkeys(asked.near) if document not in true]
-        known = {*true, *near}
-        far = [document for document in self.documents if document not in known]
+        """Question `number`, its documents among as many others as fit, those on the same topic first."""
+        question = self.questions[number]
+        true = question.true
+        near = [document for document in dict.fromkeys(question.near) if document not in true]
+        related = {*true, *near}
+        far = [document for document in self.documents if document not in related]
         rng.shuffle(near)
         rng.shuffle(far)
-        others, seed = near + far, rng.random()
+        others = near + far
+        seed = rng.random()
 
         def layout(size: int) -> Layout:
             documents = true + others[: size - len(true)]
@@ -46,9 +59,9 @@ class Questions:
                 before="Answer the question from the documents below, in as few words as you can.\n\n",
                 parts=[f"Document {place}:\n{document}" for place, document in enumerate(documents, 1)],
                 hits={i for i, document in enumerate(documents) if document in true},
-                after=f"\n\nAnswer from the documents above, in as few words as you can.\n\nQuestion: {asked.text}",
+                after=f"\n\nAnswer from the documents above, in as few words as you can.\n\nQuestion: {question.text}",
                 answer_prefix=" Answer:",
-                answers=asked.answers,
+                answers=question.answers,
                 gap="\n\n",
             )
 
@@ -56,33 +69,36 @@ class Questions:
 
 
 def read_squad(path: Path) -> Questions:
-    """SQuAD's own file; questions without an answer are left out.
+    """Read SQuAD's own file; unanswerable questions are left out.
 
     Raises
     ------
     FileNotFoundError, ValueError
         There is no such file, or it is not in SQuAD's format; the message says where.
     """
-    whole = _read(path, dict)
-    require(whole, str(path), {"data": list})
+    content = _read(path, dict)
+    require(content, str(path), {"data": list})
     questions: list[Question] = []
     documents: list[str] = []
-    for article_where, article in _records(whole["data"], f"{path} article", {"paragraphs": list}):
+    for article_where, article in _records(content["data"], f"{path} article", {"paragraphs": list}):
         where, fields = f"{article_where} paragraph", {"context": str, "qas": list}
         paragraphs = list(_records(article["paragraphs"], where, fields))
         near = [paragraph["context"] for _, paragraph in paragraphs]
         documents += near
         for where, paragraph in paragraphs:
-            for inner, asked in _records(paragraph["qas"], f"{where} question", {"question": str, "answers": list}):
-                answers = [a["text"] for _, a in _records(asked["answers"], f"{inner} answer", {"text": str})]
-                if answers and not asked.get("is_impossible"):
+            fields = {"question": str, "answers": list}
+            for inner, question in _records(paragraph["qas"], f"{where} question", fields):
+                answers = [
+                    answer["text"] for _, answer in _records(question["answers"], f"{inner} answer", {"text": str})
+                ]
+                if answers and not question.get("is_impossible"):
                     distinct = tuple(dict.fromkeys(answers))
-                    questions.append(Question(asked["question"], distinct, [paragraph["context"]], near))
-    return _some(questions, documents, path)
+                    questions.append(Question(question["question"], distinct, [paragraph["context"]], near))
+    return _not_empty(questions, documents, path)
 
 
 def read_hotpotqa(path: Path) -> Questions:
-    """HotpotQA's own file (distractor setting).
+    """Read HotpotQA's own file (distractor setting).
 
     Raises
     ------
@@ -103,18 +119,18 @@ def read_hotpotqa(path: Path) -> Questions:
             ) from None
         documents += texts.values()
         questions.append(Question(record["question"], (record["answer"],), true, list(texts.values())))
-    return _some(questions, documents, path)
+    return _not_empty(questions, documents, path)
 
 
-def _some(questions: list[Question], documents: list[str], path: Path) -> Questions:
+def _not_empty(questions: list[Question], documents: list[str], path: Path) -> Questions:
     if not questions:
         raise ValueError(f"{path}: there is no question with an answer in it")
     return Questions(questions, list(dict.fromkeys(documents)))
 
 
-def _records(found: list, where: str, fields: Mapping[str, type]) -> Iterator[tuple[str, dict]]:
-    """The records, each with where it stands, once they are known to have the fields."""
-    for number, record in enumerate(found, 1):
+def _records(records: list, where: str, fields: Mapping[str, type]) -> Iterator[tuple[str, dict]]:
+    """Each record and its place in the file, after checking that it has the fields."""
+    for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
             raise ValueError(f"{where} {number}: this must be an object with {', '.join(fields)}")
         require(record, f"{where} {number}", fields)
@@ -123,13 +139,13 @@ def _records(found: list, where: str, fields: Mapping[str, type]) -> Iterator[tu
 
 def _read(path: Path, kind: type) -> Any:
     if not path.exists():
-        raise FileNotFoundError(f"{path.resolve()} is not there: it is to hold the questions of this task")
+        raise FileNotFoundError(f"{path.resolve()} is not there: put the file with this task's questions there")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise ValueError(f"{path}: this is not UTF-8 text. Save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: this is no JSON ({error.msg} at line {error.lineno})") from None
-    if not isinstance(found, kind):
-        raise ValueError(f"{path}: it must hold a {kind.__name__}, it holds a {type(found).__name__}")
-    return found
+    if not isinstance(content, kind):
+        raise ValueError(f"{path}: it must hold a {kind.__name__}, it holds a {type(content).__name__}")
+    return content

@@ -1,4 +1,4 @@
-"""RULER's needles in a haystack: facts about keys among sentences, or among nothing but facts."""
+"""RULER's needles in a haystack: facts about keys, hidden among sentences or among other facts."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ NOUNS = (
 
 
 def keys(rng: Random) -> Iterator[str]:
-    """Distinct names of three words."""
+    """Distinct three-word names."""
     return distinct(lambda: f"{rng.choice(ADJECTIVES)} {rng.choice(COLOURS)} {rng.choice(NOUNS)}")
 
 
@@ -34,24 +34,40 @@ def _uuid(rng: Random) -> str:
 
 
 def _spread(rng: Random, needles: list[str]) -> Callable[[list[str]], tuple[list[str], dict[int, int]]]:
-    """Random places, the same shares of any text: sentences to parts, and where each needle stands among them."""
-    places = [rng.random() for _ in needles]
-    order = sorted(range(len(needles)), key=places.__getitem__)
+    """Draw a relative position for each needle; returns a function that inserts the needles into any list of sentences.
 
-    def put(sentences: list[str]) -> tuple[list[str], dict[int, int]]:
-        parts, where = list(sentences), {}
-        for already, needle in enumerate(order):
-            place = int(places[needle] * (len(sentences) + 1)) + already
-            parts.insert(place, needles[needle])
-            where[needle] = place
-        return parts, where
+    It returns the sentences with the needles, and the index of each needle among them.
+    """
+    positions = [rng.random() for _ in needles]
+    order = sorted(range(len(needles)), key=positions.__getitem__)
 
-    return put
+    def insert(sentences: list[str]) -> tuple[list[str], dict[int, int]]:
+        parts = list(sentences)
+        index_of: dict[int, int] = {}
+        for inserted, needle in enumerate(order):
+            index = int(positions[needle] * (len(sentences) + 1)) + inserted
+            parts.insert(index, needles[needle])
+            index_of[needle] = index
+        return parts, index_of
+
+    return insert
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Needle in a haystack: facts about keys among sentences (or nothing but facts), some of them asked for."""
+    """A needle task.
+
+    Attributes
+    ----------
+    haystack
+        What surrounds the needles: a few repeated sentences, prose, or other needles.
+    key, value
+        What a needle's key and value look like.
+    keys, values
+        Number of keys, and of values for each.
+    asked
+        Number of keys that the question asks for.
+    """
 
     haystack: Literal["noise", "essay", "needles"]
     key: Literal["words", "uuid"] = "words"
@@ -63,15 +79,15 @@ class Retrieval:
     def draw(self, rng: Random, sentences: Iterator[str]) -> Drawn:
         kind = "number" if self.value == "number" else "uuid"
         names = distinct(lambda: _uuid(rng)) if self.key == "uuid" else keys(rng)
-        said = distinct(lambda: str(rng.randrange(10**6, 10**7)) if self.value == "number" else _uuid(rng))
+        numbers = distinct(lambda: str(rng.randrange(10**6, 10**7)) if self.value == "number" else _uuid(rng))
 
         def fact() -> str:
-            return f"The magic {kind} of {next(names)} is {next(said)}."
+            return f"The magic {kind} of {next(names)} is {next(numbers)}."
 
-        known = [(name, list(islice(said, self.values))) for name in islice(names, self.keys)]
+        known = [(name, list(islice(numbers, self.values))) for name in islice(names, self.keys)]
         needles = [f"The magic {kind} of {name} is {value}." for name, values in known for value in values]
         wanted = needles[: self.asked * self.values]
-        put = _spread(rng, needles)
+        insert = _spread(rng, needles)
         if self.haystack == "needles":
             around = Endless(iter(fact, None))
         else:
@@ -82,11 +98,11 @@ class Retrieval:
         question = f"are all the magic {kind}s" if several else f"is the magic {kind}"
 
         def layout(size: int) -> Layout:
-            parts, where = put(around.first(size))
+            parts, index_of = insert(around.first(size))
             return Layout(
                 before=f"Some magic {kind}s are hidden in the text below. Remember them: you will be asked for them.\n",
                 parts=parts,
-                hits={where[i] for i in range(len(wanted))},
+                hits={index_of[i] for i in range(len(wanted))},
                 after=f"\nWhat {question} of {subjects}?",
                 answer_prefix=f" The magic {kind}{asked}",
                 answers=tuple(value for _, values in known[: self.asked] for value in values),

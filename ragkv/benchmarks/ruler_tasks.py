@@ -1,7 +1,7 @@
-"""RULER's tasks, made for a token budget (arXiv 2404.06654): the benchmark's settings in this project's words.
+"""RULER's tasks, generated for a token budget (arXiv 2404.06654): the benchmark's settings in this project's words.
 
-A task is drawn once from its seed and can then be laid out at any size (sentences, needles, words or documents), so
-that the largest size that fits can be looked for.
+An example is drawn once from its seed and can then be laid out at any size (in sentences, needles, words or documents),
+so that the largest size that fits the budget can be searched for.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,19 @@ NOISE = (
 
 @dataclass(frozen=True)
 class Layout:
-    """A prompt of one size: parts of the document, those that the answer follows from, and the texts around them."""
+    """A prompt of one size.
+
+    Attributes
+    ----------
+    before, after, answer_prefix
+        The texts around the document.
+    parts
+        The document's parts, joined by `gap`.
+    hits
+        Indices of the parts that the answer follows from.
+    answers
+        The right answers.
+    """
 
     before: str
     parts: list[str]
@@ -36,8 +48,9 @@ class Layout:
 
     @property
     def evidence(self) -> tuple[tuple[int, int], ...]:
-        """Where the hits stand in the document, in characters."""
-        spans, start = [], 0
+        """The character spans of the hits in the document."""
+        spans = []
+        start = 0
         for index, part in enumerate(self.parts):
             if index in self.hits:
                 spans.append((start, start + len(part)))
@@ -47,7 +60,7 @@ class Layout:
 
 @dataclass
 class Drawn:
-    """An example whose size is still open: `layout(size)` for any size from `smallest` on."""
+    """An example of any size: `layout(size)` works for every size from `smallest` on."""
 
     layout: Callable[[int], Layout]
     smallest: int
@@ -55,7 +68,7 @@ class Drawn:
 
 @dataclass
 class Endless:
-    """The first items of an endless iterator, as many as were asked for so far."""
+    """The items of an endless iterator, kept so that they can be taken again."""
 
     source: Iterator[str]
     taken: list[str] = field(default_factory=list)
@@ -66,12 +79,12 @@ class Endless:
 
 
 def distinct(draw: Callable[[], str], patience: int = 10_000) -> Iterator[str]:
-    """What `draw` gives, nothing twice.
+    """Distinct results of repeated calls of `draw`.
 
     Raises
     ------
     ValueError
-        `patience` draws, one after the other, gave nothing new.
+        `patience` draws in a row gave nothing new.
     """
     seen: set[str] = set()
     misses = 0
@@ -86,7 +99,7 @@ def distinct(draw: Callable[[], str], patience: int = 10_000) -> Iterator[str]:
 
 
 def made_up_word(rng: Random) -> str:
-    """Six letters that can be pronounced."""
+    """A pronounceable word of six letters."""
     return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(3))
 
 
@@ -96,19 +109,21 @@ def noise() -> Iterator[str]:
 
 
 def draw_tracking(rng: Random, sentences: Iterator[str], hops: int = 4) -> Drawn:
-    """Variable tracking: one chain of assignments, all variables that hold its value are asked for."""
+    """Variable tracking: a chain of assignments; the question asks for all variables that hold its value."""
     letters = distinct(lambda: "".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(5)))
-    names, value = list(islice(letters, hops + 1)), str(rng.randrange(10_000, 100_000))
+    names = list(islice(letters, hops + 1))
+    value = str(rng.randrange(10_000, 100_000))
     chain = [f"VAR {names[0]} = {value}."] + [f"VAR {new} = VAR {old}." for old, new in pairwise(names)]
-    places = sorted(rng.random() for _ in chain)
+    positions = sorted(rng.random() for _ in chain)
     around = Endless(noise())
 
     def layout(size: int) -> Layout:
-        parts, hits = around.first(size), set()
-        for index, (place, statement) in enumerate(zip(places, chain, strict=True)):
-            at = int(place * (size + 1)) + index
-            parts.insert(at, statement)
-            hits.add(at)
+        parts = around.first(size)
+        hits = set()
+        for inserted, (position, statement) in enumerate(zip(positions, chain, strict=True)):
+            index = int(position * (size + 1)) + inserted
+            parts.insert(index, statement)
+            hits.add(index)
         return Layout(
             before="Variables are assigned in the text below, some of them from others. Keep track of their values.\n",
             parts=parts,
@@ -124,9 +139,11 @@ def draw_tracking(rng: Random, sentences: Iterator[str], hops: int = 4) -> Drawn
 def draw_common_words(
     rng: Random, sentences: Iterator[str], common: int = 10, often: int = 30, seldom: int = 3
 ) -> Drawn:
-    """Common words: a numbered list in which ten words stand 30 times each, the others three times."""
+    """Common words: a numbered list with ten words that occur 30 times each; the others occur three times."""
     words = distinct(lambda: made_up_word(rng))
-    frequent, others, seed = list(islice(words, common)), Endless(words), rng.random()
+    frequent = list(islice(words, common))
+    others = Endless(words)
+    seed = rng.random()
 
     def layout(size: int) -> Layout:
         listed = frequent * often + others.first(size) * seldom
@@ -144,8 +161,9 @@ def draw_common_words(
 
 
 def draw_frequent_words(rng: Random, sentences: Iterator[str], alpha: float = 2.0) -> Drawn:
-    """Frequent words: coded words whose frequencies fall as ``rank ** -alpha``; the first three are asked for."""
-    words, seed = Endless(distinct(lambda: made_up_word(rng))), rng.random()
+    """Frequent words: made-up words with frequencies ``rank ** -alpha``; the question asks for the first three."""
+    words = Endless(distinct(lambda: made_up_word(rng)))
+    seed = rng.random()
 
     def layout(size: int) -> Layout:
         counts = [int(size / rank**alpha) for rank in range(1, int(size ** (1 / alpha)) + 1)]
@@ -161,4 +179,5 @@ def draw_frequent_words(rng: Random, sentences: Iterator[str], alpha: float = 2.
             answers=tuple(ranked[:3]),
         )
 
-    return Drawn(layout, smallest=18)  # 18, 4, 2, 1: from here on no fourth word is as frequent as the third
+    # Frequencies at size 18 are 18, 4, 2, 1: from here on, the fourth word is always rarer than the third.
+    return Drawn(layout, smallest=18)

@@ -10,7 +10,7 @@ from ragkv.benchmarks.longbench_tasks import Wording
 from ragkv.tiny.corpus import SENTENCE_TOKENS, Document, Question, make_document, sentence_text
 
 BEFORE = "Read the notes below.\n"
-AROUND = 64  # tokens kept free for instruction, question and answer
+AROUND = 64  # tokens reserved for instruction, question and answer
 
 _RULER: dict[str, dict[str, Any]] = {
     "niah_single_1": {"needles": 1, "noise": True},
@@ -30,10 +30,10 @@ LONGBENCH_WORDING = Wording(BEFORE, "\nFind {input}?", " {input}")
 
 
 def ruler_example(name: str, length: int, seed: int, number: int) -> Example:
-    """Example `number` of a RULER task: of a prompt of at most `length` tokens, its answer included.
+    """Example `number` of a RULER task; prompt and answer have at most `length` tokens together.
 
-    Beside RULER's retrieval tasks there are ``vt_1`` to ``vt_3``: ten chains of assignments over 1 to 3 hops, of which
-    the question is about the last variable of one.
+    Besides RULER's retrieval tasks there are ``vt_1`` to ``vt_3``: ten chains of assignments over 1 to 3 hops. The
+    question is about the last variable of one of them.
     """
     options = dict(_RULER[name])
     sentences = (length - AROUND) // SENTENCE_TOKENS
@@ -44,14 +44,14 @@ def ruler_example(name: str, length: int, seed: int, number: int) -> Example:
 
 
 def needle_example(name: str, length: int, depth: float, seed: int, number: int) -> Example:
-    """A needle at `depth` per cent of a document of `length` tokens."""
+    """A document of `length` tokens with a needle at `depth` per cent of it."""
     sentences = length // SENTENCE_TOKENS
     document = _made(name, length, sentences, f"{depth}/{seed}/{number}", {"needles": 1})
     question = document.questions[0]
     needle = document.sentences.pop(question.evidence[0])
-    place = round(depth / 100 * (sentences - 1))
-    document.sentences.insert(place, needle)
-    moved = Document(document.sentences, [replace(question, evidence=(place,))])
+    index = round(depth / 100 * (sentences - 1))
+    document.sentences.insert(index, needle)
+    moved = Document(document.sentences, [replace(question, evidence=(index,))])
     return _example(f"{name}-{length}-{depth:g}-{number:02d}", moved, {"length": length, "depth": depth})
 
 
@@ -78,14 +78,14 @@ def longbench_records(count: int, length: int, seed: int) -> list[dict]:
 
 
 def notes(documents: int, sentences: int, seed: int, **statements: Any) -> tuple[list[str], list[Question]]:
-    """Several documents with statements scattered over all of them, and the questions that these answer.
+    """Several documents with statements scattered over them, and the questions that the statements answer.
 
     Parameters
     ----------
     sentences
-        In each document.
+        Number of sentences in each document.
     statements
-        How many there are of each kind, as `make_document` takes them.
+        Number of statements of each kind: keyword arguments of `make_document`.
     """
     whole = make_document(Random(f"notes/{seed}"), documents * sentences, **statements)
     starts = range(0, documents * sentences, sentences)
@@ -94,7 +94,7 @@ def notes(documents: int, sentences: int, seed: int, **statements: Any) -> tuple
 
 
 def _made(name: str, length: int, sentences: int, seed: str, options: dict[str, Any]) -> Document:
-    """A document that depends on these alone; too short a one is an error that names the task."""
+    """A document determined by the arguments alone; if it is too short for its statements, the error names the task."""
     try:
         return make_document(Random(f"{name}/{length}/{seed}"), sentences, **options)
     except ValueError as error:
@@ -117,9 +117,9 @@ def _example(name: str, document: Document, labels: dict[str, int | float | str]
 
 
 def _text(document: Document) -> tuple[str, list[tuple[int, int]]]:
-    """The document, a blank line before each passage, and where its sentences stand."""
+    """The document's text, with a blank line before each passage, and the character spans of its sentences."""
     parts = [sentence_text(sentence) for sentence in document.sentences]
     gaps = ["\n\n" if sentence[0] == "Passage" else " " for sentence in document.sentences[1:]]
     pieces = [part + gap for part, gap in zip(parts, [*gaps, ""], strict=True)]
-    starts = accumulate(map(len, pieces), initial=0)
-    return "".join(pieces), [(start, start + len(part)) for start, part in zip(starts, parts, strict=False)]
+    starts = list(accumulate(map(len, pieces), initial=0))[:-1]
+    return "".join(pieces), [(start, start + len(part)) for start, part in zip(starts, parts, strict=True)]

@@ -1,4 +1,4 @@
-"""Text becomes a prompt of token ids: templates, chunks, documents."""
+"""Text becomes a prompt of token ids: chat templates, chunks, documents."""
 
 from ragkv.prompt.prompt import Ids, Prompt, Segment, split_ids
 from ragkv.prompt.templates import chat_parts, encode

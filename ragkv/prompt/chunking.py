@@ -1,7 +1,7 @@
-"""Documents cut into chunks of token ids: windows, whole sentences or paragraphs, or passages as they come.
+"""Cut documents into chunks of token ids: fixed windows, whole sentences or paragraphs, or given passages.
 
-Chunks are cut from the document's own ids and stay ids: joined, they are the document's ids again. Nothing is decoded
-and encoded anew on the way.
+Chunks are slices of the document's own ids: concatenated, they are exactly the ids of the document. No text is decoded
+and encoded again on the way.
 """
 
 import re
@@ -17,23 +17,28 @@ from ragkv.prompt import Ids
 from ragkv.prompt.templates import encode, guard
 
 By = Literal["tokens", "sentences", "paragraphs"]
-_ENDS = {
+_UNIT_ENDS = {
     "paragraphs": re.compile(r"\n\s*\n"),
     "sentences": re.compile(r"[.!?]+[\"')\]\N{RIGHT DOUBLE QUOTATION MARK}]*\s+|[\u3002\uff01\uff1f]+|\n+"),
 }
-_LEVELS = {"tokens": (), "sentences": ("sentences",), "paragraphs": ("paragraphs", "sentences")}
+# The kinds of unit that each way of cutting keeps whole, the largest first.
+_UNITS: dict[str, tuple[str, ...]] = {
+    "tokens": (),
+    "sentences": ("sentences",),
+    "paragraphs": ("paragraphs", "sentences"),
+}
 
 
 @dataclass(frozen=True)
 class Chunked:
-    """A document in chunks.
+    """A document cut into chunks.
 
     Attributes
     ----------
     chunks
-        Token ids.
+        Token ids of each chunk.
     kept
-        Which of the document's tokens they hold, in order: all, unless its middle was cut out.
+        Indices of the document's tokens that the chunks hold, in order: all of them, unless the middle was cut out.
     """
 
     chunks: list[Ids]
@@ -53,89 +58,101 @@ def chunk_document(
     Parameters
     ----------
     document
-        A text; or passages, each of which becomes a chunk as it is, however long.
+        A text; or a sequence of passages, each of which becomes one chunk, however long it is.
     by
-        ``tokens``: windows of `tokens` ids. ``sentences``, ``paragraphs``: as many whole ones as fit into `tokens`;
-        what is too long on its own is cut at the next smaller unit.
+        ``tokens``: windows of `tokens` ids. ``sentences`` or ``paragraphs``: as many whole ones as fit into `tokens`;
+        one that does not fit on its own is cut at the next smaller unit.
     max_tokens
-        A longer document keeps its first and its last tokens, half of them each (as LongBench truncates).
+        A longer document keeps only its first and last tokens, half of the limit each (as LongBench truncates).
 
     Raises
     ------
     ValueError
-        `tokens` is below 1, `by` unknown, or sentences are asked for from a tokenizer that does not say where its
-        tokens stand.
+        `tokens` is below 1, `by` is unknown, or cutting at sentences needs character offsets that the tokenizer does
+        not have.
     """
     if tokens < 1:
         raise ValueError(f"a chunk size of {tokens} tokens: it must be at least 1")
-    if by not in _LEVELS:
-        raise ValueError(f"chunks by {by!r}: choose one of {', '.join(_LEVELS)}")
+    if by not in _UNITS:
+        raise ValueError(f"chunks by {by!r}: choose one of {', '.join(_UNITS)}")
+
     if isinstance(document, str):
-        ids, levels = _encode(tokenizer, document, _LEVELS[by])
+        ids, levels = _encode_with_units(tokenizer, document, _UNITS[by])
     else:
         passages = [encode(tokenizer, passage) for passage in document]
-        ids, levels = [i for passage in passages for i in passage], [list(accumulate(map(len, passages)))]
+        ids = [i for passage in passages for i in passage]
+        levels = [list(accumulate(map(len, passages)))]
+
     kept = head_tail(len(ids), max_tokens)
-    cut = [i for i in range(1, len(kept)) if kept[i] != kept[i - 1] + 1] if levels else []  # windows go on behind it
-    levels = [sorted({bisect_left(kept, end) for end in ends} | set(cut)) for ends in levels]
+    # Where the middle was cut out, no unit continues. Windows of tokens do.
+    cuts = [i for i in range(1, len(kept)) if kept[i] != kept[i - 1] + 1] if levels else []
+    levels = [sorted({bisect_left(kept, end) for end in ends} | set(cuts)) for ends in levels]
+
     if isinstance(document, str):
-        parts = pairwise([0, *cut, len(kept)])
-        spans = [span for part in parts for span in _joined(_pieces(*part, levels, tokens), tokens)]
+        spans = []
+        for part in pairwise([0, *cuts, len(kept)]):
+            spans += _packed(_pieces(*part, levels, tokens), tokens)
     else:
         spans = list(pairwise([0, *levels[0]]))
-    return Chunked([tuple(ids[i] for i in kept[start:stop]) for start, stop in spans if stop > start], kept)
+    chunks = [tuple(ids[i] for i in kept[start:stop]) for start, stop in spans if stop > start]
+    return Chunked(chunks, kept)
 
 
-def head_tail(length: int, most: int | None) -> list[int]:
-    """Indices of what stays of `length` tokens: all, or the first and the last of them, `most` together."""
-    if most is None or length <= most:
+def head_tail(length: int, limit: int | None) -> list[int]:
+    """Indices of the tokens to keep out of `length`: all, or the first and last ones, `limit` in total."""
+    if limit is None or length <= limit:
         return list(range(length))
-    if most < 1:
-        raise ValueError(f"no room for the document: prefix and question leave {most} tokens of the limit to it")
-    tail = most // 2
-    return [*range(most - tail), *range(length - tail, length)]
+    if limit < 1:
+        raise ValueError(f"no room for the document: prefix and question leave {limit} tokens of the limit to it")
+    tail = limit // 2
+    return [*range(limit - tail), *range(length - tail, length)]
 
 
 def encode_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """The ids of `text`, and where each token stands, as (start, stop) characters."""
+    """The ids of `text`, and the (start, stop) character span of each token."""
     if not tokenizer.is_fast:
-        raise ValueError(
-            "this tokenizer does not say where its tokens stand in the text: use a fast one, or chunks by tokens"
-        )
+        raise ValueError("this tokenizer has no character offsets: use a fast one, or chunk_by='tokens'")
     before, skip = guard(tokenizer)
     encoded = tokenizer(before + text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
     spans = [(start - len(before), stop - len(before)) for start, stop in encoded.offset_mapping[skip:]]
     return encoded.input_ids[skip:], spans
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, kinds: tuple[str, ...]) -> tuple[list[int], list[list[int]]]:
-    """The text's ids, and at which of them units of each kind end."""
+def _encode_with_units(
+    tokenizer: PreTrainedTokenizerBase, text: str, kinds: tuple[str, ...]
+) -> tuple[list[int], list[list[int]]]:
+    """The ids of the text and, for each kind of unit, the token indices at which a unit ends."""
     if not kinds:
         return encode(tokenizer, text), []
     ids, spans = encode_with_spans(tokenizer, text)
     stops = [stop for _, stop in spans]
-    # the white space behind a unit is its own, unless it is part of the next word's token
-    ends = [[bisect_right(stops, match.end()) for match in _ENDS[kind].finditer(text)] for kind in kinds]
+    # White space after a unit belongs to the unit, unless the tokenizer makes it part of the next word.
+    ends = [[bisect_right(stops, match.end()) for match in _UNIT_ENDS[kind].finditer(text)] for kind in kinds]
     return ids, ends
 
 
 def _pieces(start: int, stop: int, levels: Sequence[list[int]], size: int) -> Iterator[tuple[int, int]]:
-    """Spans of at most `size` tokens: units of the first level, those too long cut by the next, at last windows."""
-    if stop - start <= size and not levels:
-        yield start, stop
-    elif not levels:
-        yield from pairwise([*range(start, stop, size), stop])
-    else:
-        inside = levels[0][bisect_left(levels[0], start + 1) : bisect_left(levels[0], stop)]
-        for unit in pairwise([start, *inside, stop]):
-            if unit[1] - unit[0] <= size:
-                yield unit
-            else:
-                yield from _pieces(*unit, levels[1:], size)
+    """Cut a span into pieces of at most `size` tokens.
+
+    Pieces are units of the first level; a unit that is too long is cut at the next level, and finally into windows.
+    """
+    if not levels:
+        if stop - start <= size:
+            yield start, stop
+        else:
+            yield from pairwise([*range(start, stop, size), stop])
+        return
+    ends = levels[0]
+    inside = ends[bisect_left(ends, start + 1) : bisect_left(ends, stop)]
+    for unit in pairwise([start, *inside, stop]):
+        if unit[1] - unit[0] <= size:
+            yield unit
+        else:
+            yield from _pieces(*unit, levels[1:], size)
 
 
-def _joined(pieces: Iterator[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
-    """Neighbouring pieces together, as many as fit into `size` tokens."""
+def _packed(pieces: Iterator[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """Join adjacent pieces, as many at a time as fit into `size` tokens."""
     joined: tuple[int, int] | None = None
     for start, stop in pieces:
         if joined and stop - joined[0] <= size:

@@ -1,4 +1,4 @@
-"""Documents to answer questions from: texts, or text files, in chunks that know where they come from."""
+"""Documents to answer questions from: texts or text files, and their chunks."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SUFFIXES = (".txt", ".md")
 
 @dataclass(frozen=True)
 class Document:
-    """A text and its name: its file's, or its number among texts given as such."""
+    """A text and its name: the file it came from, or its number in a list of texts."""
 
     name: str
     text: str
@@ -31,9 +31,9 @@ class Chunk:
     document
         The document's name.
     text
-        What it says.
+        The chunk's text.
     ids
-        Its token ids, and those of the blank line that sets it apart from the next chunk of a prompt.
+        The chunk's token ids, followed by those of a blank line that separates it from the next chunk of a prompt.
     """
 
     document: str
@@ -42,68 +42,70 @@ class Chunk:
 
 
 def read_documents(documents: Documents) -> list[Document]:
-    """Documents from wherever they are, those without any text left out.
+    """Read documents; those without any text are left out.
 
     Parameters
     ----------
     documents
-        A folder (its .txt and .md files, those of folders inside it too, by name), a file, or a list: of texts as
-        `str`, of folders and files as `Path`.
+        A folder (its .txt and .md files including subfolders, in order of name), a file, or a list: a `str` in it is
+        a text, a `Path` in it is a folder or a file.
 
     Raises
     ------
     ValueError
-        There is no document, no such file, or something that is not text; the message says which.
+        There are no documents, a file is missing, or something is not text; the message says which.
     """
     if not isinstance(documents, Iterable | Path) or isinstance(documents, bytes | bytearray | Mapping):
         raise ValueError(f"documents are of type {type(documents).__name__}: give a list of texts, or a folder")
     if isinstance(documents, str) and not _exists(documents):
         raise ValueError(f"there is no folder or file {documents[:80]!r}; texts are given as a list, [text, ...]")
-    given = [Path(documents)] if isinstance(documents, str | Path) else list(documents)
-    read = [found for number, one in enumerate(given, 1) for found in _read(one, number)]
+    sources = [Path(documents)] if isinstance(documents, str | Path) else list(documents)
+
+    read = [document for number, source in enumerate(sources, 1) for document in _read(source, number)]
     if not read:
         raise ValueError("there are no documents: give at least one text, or a folder with .txt or .md files")
-    if not (kept := [document for document in read if document.text.strip()]):
+    with_text = [document for document in read if document.text.strip()]
+    if not with_text:
         raise ValueError("there is no text in any of the documents")
-    return kept
+    return with_text
 
 
 def _exists(name: str) -> bool:
     try:
         return bool(name.strip()) and Path(name).exists()
-    except OSError:  # too long for a name: it is a text
+    except OSError:  # too long for a file name, so it is a text
         return False
 
 
-def _read(given: object, number: int) -> list[Document]:
-    if isinstance(given, str):
-        if given.endswith(SUFFIXES) and "\n" not in given and Path(given).is_file():
-            raise ValueError(f"document {number} is the name of a file, {given!r}: give Path({given!r}) to read it")
-        return [Document(str(number), _checked(given, f"document {number}"))]
-    if not isinstance(given, Path):
-        raise ValueError(f"document {number} is of type {type(given).__name__}: give its text as str, or a Path")
-    if given.is_file():
-        return [Document(given.name, read_text(given))]
-    if not given.is_dir():
-        raise ValueError(f"there is no folder or file {given}")
-    files = sorted(path for path in given.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+def _read(source: object, number: int) -> list[Document]:
+    if isinstance(source, str):
+        if source.endswith(SUFFIXES) and "\n" not in source and Path(source).is_file():
+            raise ValueError(f"document {number} is the name of a file, {source!r}: give Path({source!r}) to read it")
+        return [Document(str(number), _checked(source, f"document {number}"))]
+    if not isinstance(source, Path):
+        raise ValueError(f"document {number} is of type {type(source).__name__}: give its text as str, or a Path")
+    if source.is_file():
+        return [Document(source.name, read_text(source))]
+    if not source.is_dir():
+        raise ValueError(f"there is no folder or file {source}")
+    files = sorted(path for path in source.rglob("*") if path.suffix in SUFFIXES and path.is_file())
     if not files:
-        raise ValueError(f"no .txt or .md files in the folder {given}")
-    return [Document(file.relative_to(given).as_posix(), read_text(file)) for file in files]
+        raise ValueError(f"no .txt or .md files in the folder {source}")
+    return [Document(file.relative_to(source).as_posix(), read_text(file)) for file in files]
 
 
 def read_text(file: Path) -> str:
-    """A UTF-8 file's text, see `decode_text`."""
+    """The text of a UTF-8 file, see `decode_text`."""
     return decode_text(file.read_bytes(), str(file))
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """The text that a UTF-8 file called `name` holds.
+    """Decode the content of a UTF-8 file; `name` is what error messages call it.
 
     Raises
     ------
     ValueError
-        It is not UTF-8, or holds what no text has; the message names the line.
+        It is not UTF-8, or not text; the message gives the line.
     """
     try:
         return _checked(data.decode("utf-8-sig"), name)
@@ -113,7 +115,7 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def _checked(text: str, name: str) -> str:
-    """The text, unless it has the zero bytes of images, archives and programs."""
+    """Return the text unless it contains zero bytes, as images, archives and programs do."""
     before, zero, _ = text.partition("\0")
     if zero:
         line = before.count("\n") + 1
@@ -124,10 +126,10 @@ def _checked(text: str, name: str) -> str:
 def chunk_documents(
     tokenizer: PreTrainedTokenizerBase, documents: Iterable[Document], *, by: By, tokens: int
 ) -> list[Chunk]:
-    """All documents' chunks, of at most `tokens` tokens each and the blank line; see `ragkv.prompt.chunking`."""
-    apart = tuple(encode(tokenizer, "\n\n"))
-    return [
-        Chunk(document.name, tokenizer.decode(ids).strip(), ids + apart)
-        for document in documents
-        for ids in chunk_document(tokenizer, document.text, by=by, tokens=tokens).chunks
-    ]
+    """Cut all documents into chunks of at most `tokens` tokens plus a blank line; see `ragkv.prompt.chunking`."""
+    blank_line = tuple(encode(tokenizer, "\n\n"))
+    chunks = []
+    for document in documents:
+        for ids in chunk_document(tokenizer, document.text, by=by, tokens=tokens).chunks:
+            chunks.append(Chunk(document.name, tokenizer.decode(ids).strip(), ids + blank_line))
+    return chunks

@@ -1,4 +1,4 @@
-"""A prompt as token ids, ``prefix | chunk 1 | ... | chunk k | question``, and where each token stands."""
+"""A prompt as token ids, ``prefix | chunk 1 | ... | chunk k | question``, and the positions of its parts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +14,15 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens whose keys and values are computed together, behind a context that is dropped again.
+    """Tokens whose keys and values are computed together, after a context that is then dropped.
 
     Attributes
     ----------
     ids
         The segment's token ids.
     context
-        Token ids put before them when the segment is computed: nothing, BOS, the prompt's prefix, other chunks.
+        Token ids that precede the segment while it is computed: none, BOS, the prompt's prefix, or other chunks.
+        Their own keys and values are not kept.
     """
 
     ids: Ids
@@ -37,11 +38,11 @@ class Prompt:
     prefix
         Ids before the document: BOS, the chat template's header, the instruction. May be empty.
     chunks
-        Ids of each retrieved chunk, in the order in which they stand in the prompt.
+        Ids of each retrieved chunk, in prompt order.
     question
-        Ids after the document: the question, the template's turn, the beginning of the answer.
+        Ids after the document: the question, the template's assistant header, the beginning of the answer.
     contexts
-        What each chunk was computed behind; ``None`` means BOS where the prompt begins with one, else nothing.
+        The context that each chunk is computed after. ``None`` means BOS if the prompt begins with one, else nothing.
 
     Raises
     ------
@@ -83,7 +84,7 @@ class Prompt:
 
     @cached_property
     def tensor(self) -> Tensor:
-        """The same, ``(tokens,)``, on the host."""
+        """All token ids in order, ``(tokens,)``, int64 on the CPU."""
         return torch.from_numpy(np.fromiter(self.ids, np.int64, len(self.ids)))
 
     @cached_property
@@ -103,22 +104,24 @@ class Prompt:
         return range(len(self.ids) - len(self.question), len(self.ids))
 
     def behind_prefix(self) -> "Prompt":
-        """The same prompt, its chunks to be computed behind the prefix instead of BOS alone."""
+        """The same prompt with its chunks computed after the whole prefix instead of after BOS alone."""
         return replace(self, contexts=(self.prefix,) * len(self.chunks))
 
     def start(self, bos: int | None) -> Ids:
-        """BOS, where the prompt begins with it; `bos` is the model's, or None for families that have none."""
+        """``(bos,)`` if the prompt begins with BOS, else ``()``. `bos` is the model's id, or None if it has none."""
         return self.prefix[:1] if bos is not None and self.prefix[:1] == (bos,) else ()
 
     def segments(self, bos: int | None) -> list[Segment]:
-        """What is computed ahead: the prefix, if any, and each chunk behind its context.
+        """The segments to precompute: the prefix, unless it is empty, and each chunk after its context.
 
         Parameters
         ----------
         bos
-            The model's BOS id, or None for families that have none.
+            The model's BOS id, or None if it has none.
         """
-        contexts = self.contexts if self.contexts is not None else (self.start(bos),) * len(self.chunks)
+        contexts = self.contexts
+        if contexts is None:
+            contexts = (self.start(bos),) * len(self.chunks)
         chunks = [Segment(ids, context) for ids, context in zip(self.chunks, contexts, strict=True)]
         return [Segment(self.prefix), *chunks] if self.prefix else chunks
 
@@ -128,7 +131,7 @@ def _ids(ids: Iterable[int]) -> Ids:
 
 
 def split_ids(ids: Sequence[int], size: int) -> list[Ids]:
-    """Windows of `size` tokens; the last one may be shorter. Joined they are the ids again.
+    """Cut ids into windows of `size` tokens; the last window may be shorter.
 
     Raises
     ------

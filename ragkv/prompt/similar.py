@@ -1,4 +1,4 @@
-"""What is most like a text, by BM25: chunks like a question, or like the chunk that is precomputed behind them
+"""BM25 similarity: between a question and chunks, and between chunks that are precomputed after one another
 (FusionRAG, arXiv 2601.12904)."""
 
 from collections.abc import Callable, Sequence
@@ -13,11 +13,14 @@ _WORDS = r"(?u)[\u3040-\u30ff\u3400-\u9fff]|\w+"  # Chinese and Japanese have no
 
 
 def bm25(documents: Sequence[Sequence[str]]) -> Scores:
-    """A function from a query's words to the BM25 score of every document, all given as words."""
+    """A function that takes the words of a query and returns the BM25 score of every document.
+
+    Documents are given as lists of words, too.
+    """
     if not any(documents):
         return lambda query: [0.0] * len(documents)
     with extra("rag", "BM25"):
-        import bm25s  # not before it is needed: beside JAX it takes most of a GPU's memory
+        import bm25s  # imported only when needed: it imports JAX where that is installed, which reserves most of a GPU
 
     retriever = bm25s.BM25()
     retriever.index(documents, show_progress=False)
@@ -33,21 +36,22 @@ def words(texts: Sequence[str]) -> list[list[str]]:
 
 
 def best_first(scores: Sequence[float]) -> list[int]:
-    """Indices by score, the highest first; of equal ones the earlier."""
-    return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)  # stable
+    """Indices in order of score, highest first; ties keep their order."""
+    return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
 
 
 def behind_similar(prompt: Prompt, count: int, bos: int | None) -> Prompt:
-    """The same prompt, each chunk to be computed behind the `count` other chunks of it that are most like it."""
+    """The same prompt with each chunk computed after the `count` other chunks that are most similar to it."""
     start = prompt.start(bos)
-    return replace(prompt, contexts=tuple(start + context for context in similar_contexts(prompt.chunks, count)))
+    contexts = tuple(start + context for context in similar_contexts(prompt.chunks, count))
+    return replace(prompt, contexts=contexts)
 
 
 def similar_contexts(chunks: Sequence[Ids], count: int) -> list[Ids]:
-    """For each chunk, its `count` nearest other chunks side by side, in the order in which they are given.
+    """For each chunk, the ids of its `count` most similar other chunks, concatenated in their given order.
 
-    Similarity is BM25 over token ids, the chunk itself being the query; of equal ones the earlier is nearer. Chunks
-    that share no token with it are left out, and so are its own repetitions.
+    Similarity is BM25 over token ids, with the chunk itself as the query; of equally similar chunks the earlier one
+    wins. Chunks that share no token with it are left out, and so are exact copies of it.
 
     Raises
     ------
@@ -57,9 +61,10 @@ def similar_contexts(chunks: Sequence[Ids], count: int) -> list[Ids]:
     if count < 1:
         raise ValueError(f"{count} similar chunks: ask for at least 1")
     tokens = [[str(token) for token in chunk] for chunk in chunks]
-    scored, contexts = bm25(tokens), []
+    score = bm25(tokens)
+    contexts = []
     for index, query in enumerate(tokens):
-        scores = scored(query)
-        nearest = [i for i in best_first(scores) if scores[i] > 0 and chunks[i] != chunks[index]][:count]
-        contexts.append(tuple(chain.from_iterable(chunks[i] for i in sorted(nearest))))
+        scores = score(query)
+        similar = [i for i in best_first(scores) if scores[i] > 0 and chunks[i] != chunks[index]]
+        contexts.append(tuple(chain.from_iterable(chunks[i] for i in sorted(similar[:count]))))
     return contexts

@@ -1,49 +1,49 @@
-"""Text to token ids: encoding a part of a prompt, and the chat template around the document."""
+"""Text to token ids: encoding one part of a prompt, and the chat template around the document."""
 
 from transformers import PreTrainedTokenizerBase
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
-    """Token ids of `text` as they are within a longer text, without BOS or other special tokens added.
+    """Token ids of `text` as a part of a longer text: no BOS or other special token is added.
 
     Parameters
     ----------
     special
-        Whether special tokens written out in the text are what they say. A document's are not: it is only text.
+        Whether special tokens that are written out in the text are encoded as such. In documents they are plain text.
     """
     before, skip = guard(tokenizer)
     return tokenizer(before + text, add_special_tokens=False, split_special_tokens=not special).input_ids[skip:]
 
 
 def guard(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
-    """What to put before a text that stands within a longer one, and how many tokens that is.
+    """A text to encode in front of a part of a prompt, and the number of its tokens, which are then dropped.
 
-    Llama-2's and Mistral's tokenizers put a space before every text that they are given, which would set the parts of
-    a prompt apart; behind a line break, which they never merge with what follows, it goes with the guard.
+    The tokenizers of Llama-2 and Mistral insert a space before any text, which would separate the parts of a prompt.
+    After a line break, which they never merge with the text that follows, the space goes before the line break.
     """
     tokens = tokenizer.convert_ids_to_tokens(tokenizer("\n", add_special_tokens=False).input_ids)
     return ("\n", len(tokens)) if tokens[:1] == ["\N{LOWER ONE EIGHTH BLOCK}"] else ("", 0)
 
 
-_DOCUMENT = "\N{BULLET}document\N{BULLET}"  # stands for the document while the chat template is filled in
+_DOCUMENT = "\N{BULLET}document\N{BULLET}"  # placeholder for the document while the chat template is rendered
 
 
 def chat_parts(
     tokenizer: PreTrainedTokenizerBase, before: str, after: str, answer_prefix: str = "", *, chat: bool = True
 ) -> tuple[list[int], list[int]]:
-    """The ids before and after the document in a user's turn of the tokenizer's chat template.
+    """The ids before and after the document in a user turn of the tokenizer's chat template.
 
-    Exactly one BOS stands at the beginning where the tokenizer uses one. A tokenizer without a chat template
-    gives plain text.
+    If the tokenizer uses a BOS token, the prefix begins with exactly one. Without a chat template, the parts are plain
+    text.
 
     Parameters
     ----------
     before, after
-        The texts around the document, put together with it as they are.
+        The texts around the document, concatenated with it as they are.
     answer_prefix
-        How the answer begins: put after the assistant's header.
+        The beginning of the answer, appended to the assistant's header.
     chat
-        False leaves the chat template out.
+        False ignores the chat template.
 
     Returns
     -------
@@ -64,21 +64,21 @@ def chat_parts(
     return prefix, encode(tokenizer, end + answer_prefix, special=True)
 
 
-_ANSWER = "\N{BULLET}answer\N{BULLET}"  # stands for the answer while the chat template is filled in
+_ANSWER = "\N{BULLET}answer\N{BULLET}"  # placeholder for the answer while the chat template is rendered
 
 
 def next_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids between an answer and the next one: the end of the turn, the user's next one, the assistant's header.
+    """The ids between an answer and the next one: the end of the turn, a user turn with `text`, the assistant's header.
 
-    A tokenizer without a chat template gives the text on a line of its own.
+    Without a chat template, the text is put on a line of its own.
     """
     if not tokenizer.chat_template:
         return encode(tokenizer, f"\n{text}\n")
     turns = [("user", "-"), ("assistant", _ANSWER), ("user", text)]
-    filled = tokenizer.apply_chat_template(
+    rendered = tokenizer.apply_chat_template(
         [{"role": role, "content": content} for role, content in turns],
         tokenize=False,
         add_generation_prompt=True,
         enable_thinking=False,
     )
-    return encode(tokenizer, filled.split(_ANSWER)[1], special=True)
+    return encode(tokenizer, rendered.split(_ANSWER)[1], special=True)

@@ -1,4 +1,4 @@
-"""LongBench: records from every kind of source, prompts, scores, and what is wrong said clearly."""
+"""LongBench: records from every kind of source, prompts, scores, and errors."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_buckets_of_longbench_e(tmp_path):
     assert [e.labels["bucket"] for e in found] == ["0-4k", "0-4k", "4-8k", "4-8k", "8k+", "8k+"]
 
 
-def test_every_source_gives_the_same(tmp_path):
+def test_every_source_gives_the_same_examples(tmp_path):
     records = [record(), record(input="Who rained?", all_classes=["a", "b"])]
     other = record(dataset="hotpotqa", input="Not this one")
     write_lines(tmp_path / "lines/2wikimqa.jsonl", records)
@@ -71,7 +71,7 @@ def test_every_source_gives_the_same(tmp_path):
 
 
 def test_the_hub_through_datasets(tmp_path, monkeypatch):
-    """A data set in a folder, which `datasets` loads as it does one from the hub."""
+    """A data set in a folder, which `datasets` loads like one from the hub."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     repository = tmp_path / "repository"
     write_lines(repository / "data/2wikimqa.jsonl", [record()])
@@ -85,7 +85,7 @@ def test_the_hub_through_datasets(tmp_path, monkeypatch):
 
 
 def test_chunked_records_of_the_research_code(tmp_path):
-    """Its inputs/<model>/<dataset>.json: chunks stay as they are."""
+    """Files of the form inputs/<model>/<dataset>.json: chunks are kept as they are."""
     (tmp_path / "inputs").mkdir()
     old = [{"chunks": ["One. ", "Two."], "question": "Which?", "answers": ["one"], "all_classes": None}]
     (tmp_path / "inputs/2wikimqa.json").write_text(json.dumps(old))
@@ -128,7 +128,7 @@ def test_few_shot_answers_end_with_their_first_line(task):
     assert scores("no\nblue", ["blue"], ["blue"]) == scores("no", ["blue"], ["blue"])
 
 
-def test_limits_and_stops_are_the_benchmarks():
+def test_limits_and_stops_are_those_of_the_benchmark():
     longest = {name: task.max_new_tokens for name, task in TASKS.items()}
     assert {name for name, limit in longest.items() if limit == 512} == {"gov_report", "multi_news", "qmsum", "vcsum"}
     assert {name for name, task in TASKS.items() if task.stop} == {"samsum"}
@@ -150,7 +150,7 @@ def test_the_benchmarks_own_prompts(tmp_path):
         examples(tmp_path, prompts_file="nowhere.json")
 
 
-def test_what_cannot_be_used_is_skipped_and_counted(tmp_path):
+def test_unusable_records_are_skipped_and_reported(tmp_path):
     records = [record(answers=[]), record(), record(answers=[" "]), record(context="  "), record()]
     write_lines(tmp_path / "data/2wikimqa.jsonl", records)
     found, skipped = examples(tmp_path)

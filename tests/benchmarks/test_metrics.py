@@ -1,4 +1,4 @@
-"""Metrics against their definitions: worked out by hand, and by plain implementations of their own."""
+"""Metrics compared with values worked out by hand and with plain implementations of their definitions."""
 
 from fractions import Fraction
 
@@ -28,7 +28,7 @@ def test_qa_f1(prediction, answer, score):
 
 @given(WORDS, WORDS)
 def test_qa_f1_is_the_harmonic_mean(prediction, answer):
-    """Precision and recall counted token by token, each answer token used once."""
+    """Precision and recall counted token by token; each token of the answer is used once."""
 
     def plain(text):
         kept = "".join(c for c in text.lower() if c.isalnum() or c.isspace())
@@ -73,7 +73,7 @@ def test_rouge_l_of_both_packages(prediction, answer):
         assert metrics.rouge_l(" ".join(prediction), " ".join(answer)) == pytest.approx(f, abs=1e-6)
 
 
-def test_the_two_rouges_differ_and_have_names_of_their_own():
+def test_the_two_rouge_packages_differ():
     prediction, answer = "the cat the cat the cat sat", "the cat sat on the mat"
     assert metrics.rouge_l(prediction, answer) != pytest.approx(
         metrics.rouge_scores(prediction, [answer])["rougeL"], abs=0.01
@@ -81,7 +81,7 @@ def test_the_two_rouges_differ_and_have_names_of_their_own():
 
 
 @pytest.mark.parametrize("prediction", ["", ".", " ... "])
-def test_nothing_said_scores_nothing(prediction):
+def test_empty_predictions_score_zero(prediction):
     assert metrics.rouge_l(prediction, "the cat") == 0
     assert metrics.rouge_scores(prediction, ["the cat"]) == {"rouge1": 0, "rouge2": 0, "rougeL": 0}
 
@@ -105,8 +105,8 @@ def test_classification(prediction, answer, score):
     assert metrics.classification(prediction, answer, CLASSES) == score
 
 
-def test_classification_passes_over_the_one_behind_a_removed_one():
-    """What the official scorer's removal during its walk does: of neighbours that are parts, every second stays."""
+def test_classification_skips_the_class_after_a_removed_one():
+    """The official scorer removes from the list that it iterates over, so every second adjacent match stays."""
     classes = ["x", "xy", "xyz"]  # all named; walk: x removed, then index 1 is now xyz, so xy stays
     assert metrics.classification("xyz", "xyz", classes) == 1 / 2
 

@@ -1,4 +1,4 @@
-"""Haystacks, and needles hidden in them: where they stand, how long the document is, what is refused."""
+"""Haystacks and the needles hidden in them: positions, lengths of documents, and errors."""
 
 import math
 import random
@@ -24,7 +24,7 @@ QUESTION = "What is odd about Ulmo?"
 
 
 def counted(characters):
-    """A stand-in for a tokenizer, with a token for every so many characters."""
+    """A stand-in for a tokenizer, with one token for every so many characters."""
 
     class Counted:
         def __call__(self, text, **options):
@@ -55,7 +55,7 @@ def examples(benchmark, tokenizer=WORDS, root=HERE, name="single"):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Forty sentences of different lengths, each with a word of its own."""
+    """Forty sentences of different lengths, each with a unique word."""
     path = tmp_path_factory.mktemp("haystack")
     rng = random.Random("folder")
     every = [f"boat {'x' * (n + 1)} {' '.join(['rope'] * rng.randrange(12))}".strip() + "." for n in range(40)]
@@ -77,12 +77,12 @@ def test_generated_sentences_read_like_prose_without_digits_and_names():
     assert not {"ostrevalle", "newcomer", "plum", "soup", "tune"} & set(" ".join(some).lower().split())
 
 
-def test_generated_sentences_come_from_the_generator_alone():
+def test_generated_sentences_depend_only_on_the_random_generator():
     first, again, other = (list(islice(sentences("generated", HERE)(random.Random(s)), 50)) for s in (1, 1, 2))
     assert first == again != other
 
 
-def test_a_folder_is_read_in_order_and_over_again(tmp_path):
+def test_a_folder_is_read_in_order_and_repeated(tmp_path):
     (tmp_path / "b.txt").write_text("Five\n\nsix. ")
     (tmp_path / "a.md").write_bytes("\ufeffOne.  Two\n  lines! At 3.5 knots?\tFour".encode())
     (tmp_path / "c.csv").write_text("Not this.")
@@ -153,7 +153,7 @@ def test_fill_takes_as_many_sentences_as_fit(tokenizer, seed, budget):
     seed=st.integers(0, 99),
     hidden=st.integers(1, 3),
 )
-def test_needles_stand_at_the_sentence_ends_nearest_to_their_depth(folder, length, depth, seed, hidden):
+def test_needles_are_at_the_sentence_ends_nearest_to_their_depth(folder, length, depth, seed, hidden):
     facts, every = FACTS[:hidden], read_sentences(folder)
     benchmark = needle(folder, needles=facts, question=QUESTION, lengths=[length], depths=[depth], seed=seed)
     (found,) = examples(benchmark)
@@ -180,7 +180,7 @@ def test_needles_stand_at_the_sentence_ends_nearest_to_their_depth(folder, lengt
 
 @pytest.mark.parametrize("tokenizer", [WORDS, BPE], ids=["words", "bpe"])
 @pytest.mark.parametrize("length", [100, 512, 1500])
-def test_documents_are_as_long_as_they_may_be(tokenizer, length):
+def test_documents_are_as_long_as_possible(tokenizer, length):
     longest = 60 if tokenizer is BPE else 24  # tokens of a generated sentence
     for found in examples(needle(lengths=[length], depths=[0, 50, 100]), tokenizer):
         assert length - longest <= count(tokenizer, found.document) <= length
@@ -192,12 +192,12 @@ def test_depths_0_and_100_are_the_ends():
     assert 0.4 < middle.document.index(NEEDLE) / (len(middle.document) - len(NEEDLE)) < 0.6
 
 
-def test_needles_at_depth_100_stand_in_order_at_the_end():
+def test_needles_at_depth_100_are_in_order_at_the_end():
     (found,) = examples(needle(needles=FACTS, question=QUESTION, lengths=[200], depths=[100]))
     assert found.document.endswith(" ".join(FACTS))
 
 
-def test_a_document_may_be_needles_alone():
+def test_a_document_may_consist_of_needles_only():
     shortest = count(WORDS, NEEDLE)
     (found,) = examples(needle(lengths=[shortest], depths=[50]))
     assert found.document == NEEDLE and found.evidence == ((0, len(NEEDLE)),)
@@ -228,7 +228,7 @@ def test_sizes_are_the_grids():
 
 
 @pytest.mark.parametrize("source", ["generated", "folder"])
-def test_an_example_depends_on_its_cell_and_the_seed_alone(folder, source):
+def test_an_example_depends_only_on_its_cell_and_the_seed(folder, source):
     haystack = folder if source == "folder" else source
     grid = {"lengths": [60, 120], "depths": [0, 40, 100], "prompts": 3}
     every = {e.id: e for e in examples(needle(haystack, **grid))}
@@ -258,7 +258,7 @@ def test_the_prompts_texts():
     assert own.id == "own-99-0-00"
 
 
-def test_the_small_language_brings_its_own_needles():
+def test_the_small_language_has_its_own_needles():
     found = examples(needle("tiny", lengths=[128, 256], depths=[0, 50, 100]))
     assert [(e.labels["length"], e.labels["depth"]) for e in found] == [
         (n, d) for n in (128, 256) for d in (0, 50, 100)

@@ -1,4 +1,4 @@
-"""RULER: generated tasks within their budget, answers where the evidence is, the official generator's files."""
+"""RULER: generated tasks within their budget, evidence that holds the answers, files of the official generator."""
 
 import json
 import re
@@ -95,7 +95,7 @@ def test_the_budget_is_kept_and_used(root, task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_examples_depend_on_seed_length_and_number_alone(root, task):
+def test_examples_depend_only_on_seed_length_and_number(root, task):
     first = examples(root, task, prompts=3)
     assert examples(root, task, prompts=2) == first[:2]
     assert len({example.document for example in first}) == 3
@@ -104,7 +104,7 @@ def test_examples_depend_on_seed_length_and_number_alone(root, task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_answers_stand_in_the_evidence(root, task):
+def test_the_evidence_contains_the_answers(root, task):
     for example in examples(root, task):
         evidence = " ".join(example.document[start:stop] for start, stop in example.evidence)
         assert example.answers
@@ -133,7 +133,7 @@ FACT = re.compile(r"The magic (?:number|uuid) of ([\w -]+?) is ([\w-]+)\.")
 
 
 @pytest.mark.parametrize("task", RETRIEVAL)
-def test_needles_are_what_the_task_says(root, task):
+def test_needles_follow_the_tasks_settings(root, task):
     """Read back by a pattern: keys, values, and how many of them."""
     settings = RETRIEVAL[task]
     for example in examples(root, task, lengths=[1500]):
@@ -256,7 +256,7 @@ def test_scores_are_the_official_ones(task, prediction, answers, score):
     assert Ruler(tasks={task: {}}).task(task).scores(prediction, answers, ()) == {"string_match": score}
 
 
-def test_unknown_tasks_list_what_there_is():
+def test_unknown_tasks_list_the_known_ones():
     with pytest.raises(ValueError, match="unknown task of RULER 'niah': choose one of niah_single_1, "):
         Ruler(tasks={"niah": {}})
     with pytest.raises(ValueError, match=r"choose one of .*vt_3"):
@@ -291,7 +291,7 @@ def _whole(laid):
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(0, 9), st.integers(0, 3000), st.booleans())
 @settings(max_examples=300)
 def test_the_largest_size_is_found(units, smallest, more, endless):
-    """Sizes of any growth, which may end: the largest size that one walk over all of them finds."""
+    """Token counts that grow unevenly and may stop growing; compared with trying every size."""
 
     def tokens(size):
         taken = size - smallest
@@ -319,7 +319,7 @@ def test_frequent_words_are_never_as_frequent_as_others(more):
 
 
 def test_no_needle_is_like_another():
-    """Neither a key nor a value is a part of another one, so that an answer found was given."""
+    """No key and no value is a part of another one, so an answer that is found was really given."""
     for task in RETRIEVAL:
         facts = FACT.findall(DRAW[task](Random(1), iter(["Nothing."] * 400)).layout(400).document)
         for said in (sorted({key for key, _ in facts}), sorted({value for _, value in facts})):
@@ -327,7 +327,7 @@ def test_no_needle_is_like_another():
             assert all(everything.count(one) == 1 for one in said)
 
 
-def test_names_that_are_used_up_are_told():
+def test_running_out_of_names_is_an_error():
     rng = Random(0)
     names = distinct(lambda: rng.choice("abc"))
     assert sorted(islice(names, 3)) == ["a", "b", "c"]
@@ -349,7 +349,7 @@ def test_documents_of_the_users_texts_begin_at_different_places(tmp_path):
     assert len(begins) > 3
 
 
-def test_lengths_are_positive_and_stand_once():
+def test_lengths_are_positive_and_distinct():
     with pytest.raises(ValueError, match="500 given more than once"):
         Ruler(tasks={"vt": {"lengths": [500, 900, 500]}})
     with pytest.raises(ValueError, match="greater than or equal to 1"):
@@ -371,7 +371,7 @@ def test_no_question_is_asked_twice(root, task):
 
 
 def test_distractors_about_the_same_come_first(root, tmp_path):
-    """HotpotQA's own third document of each question, and paragraphs of the same article of SQuAD."""
+    """The third document of each HotpotQA question, and other paragraphs of the same SQuAD article."""
     for example in examples(root, "qa_2", prompts=8):
         place = re.search(r"mayor of (\w+)", example.after)[1]
         assert f"Cheese of {place}\n" in example.document
@@ -438,7 +438,7 @@ def _write(path, *records):
 RECORD = {"index": 0, "input": "Look.\nA is 7.\nWhat is A?", "outputs": ["7"]}
 
 
-def test_every_length_has_files_of_its_own(tmp_path):
+def test_every_length_has_its_own_files(tmp_path):
     benchmark = Ruler(source="official", tasks={"vt": {"lengths": [1024, 2048]}})
     _write(tmp_path / "official/1024/vt.jsonl", RECORD)
     with pytest.raises(FileNotFoundError, match=r"no vt\.jsonl at a length of 2048: put it at 2048/vt\.jsonl"):
@@ -458,7 +458,7 @@ def test_a_file_without_a_length_is_not_two_lengths(tmp_path):
 
 
 def test_a_short_input_keeps_its_document(tmp_path):
-    """An instruction and a short text on one line are still told apart."""
+    """An instruction and a short text on the same line are still separated."""
     parts = "Read the coded text. Find the words. ", "... abc ... def abc\n", "Question: Which?"
     _write(tmp_path / "official/fwe.jsonl", {"input": "".join(parts), "outputs": ["abc"]})
     ((example,), _) = Ruler(source="official", tasks={"fwe": {}}).examples("fwe", BPE, tmp_path)

@@ -1,4 +1,4 @@
-"""A prompt's parts are what the chat template says, for templates of the shapes that the model families have."""
+"""The parts of a prompt add up to the rendered chat template, for templates like those of the model families."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,17 +28,17 @@ QWEN_TURN = (
 
 @dataclass(frozen=True)
 class Family:
-    """A family's template, written anew in the shape that it has; and what the prompt is to look like."""
+    """A template of the same shape as the family's own, and the expected prompt."""
 
     special: tuple[str, ...]
     template: str | None
     begins: str  # the text before the user's words
-    ends: str  # the text behind them
+    ends: str  # the text after them
     bos: str | None = None
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """A byte-level one with the family's special tokens; it puts the family's BOS before every text."""
+        """A byte-level tokenizer with the family's special tokens, which adds the family's BOS to every text."""
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=byte_level_bpe(*self.special).backend_tokenizer,
             bos_token=self.bos,
@@ -102,7 +102,7 @@ FAMILIES = {
 WITH_TEMPLATE = [name for name, family in FAMILIES.items() if family.template]
 WITH_BOS_IN_IT = [name for name in WITH_TEMPLATE if FAMILIES[name].bos]
 BEFORE, DOCUMENT, AFTER = "Read this.\n", "The tide turned. The bell rang!", "\nWho rang the bell?"
-# no character that special tokens are made of
+# without the characters that special tokens consist of
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<>[]|\N{BULLET}"), max_size=30)
 
 
@@ -112,7 +112,7 @@ def family(request):
 
 
 def rendered(family, content):
-    """The whole message in the template, without any cutting."""
+    """The whole message rendered at once."""
     if family.template is None:
         return family.bos + content
     return family.tokenizer.apply_chat_template(
@@ -126,8 +126,8 @@ def bos_count(family, ids):
 
 @settings(max_examples=40)
 @given(before=texts, document=texts, after=texts, answer=texts)
-def test_the_parts_and_the_document_are_the_templates_text(family, before, document, after, answer):
-    document = f"a{document}z"  # white space at the ends of the whole message is the template's business
+def test_parts_and_document_add_up_to_the_rendered_template(family, before, document, after, answer):
+    document = f"a{document}z"  # templates may strip white space at the ends of the whole message
     prefix, question = chat_parts(family.tokenizer, before, after, answer)
     ids = prefix + encode(family.tokenizer, document) + question
     text = rendered(family, before + document + after) + answer
@@ -148,7 +148,7 @@ def test_each_part_holds_its_side_of_the_template(family):
 
 
 @pytest.mark.parametrize("name", WITH_TEMPLATE)
-def test_the_assistants_header_ends_the_question_and_the_answer_follows(name):
+def test_the_question_ends_with_the_assistants_header_or_the_answers_beginning(name):
     family = FAMILIES[name]
     header = encode(family.tokenizer, family.ends.strip(" "), special=True)
     _, question = chat_parts(family.tokenizer, BEFORE, AFTER)
@@ -165,7 +165,7 @@ def test_without_chat_it_is_plain_text(family):
 
 
 @pytest.mark.parametrize("name", WITH_BOS_IN_IT)
-def test_a_bos_in_the_template_and_one_of_the_tokenizer_are_not_two(name):
+def test_bos_is_not_added_twice_by_template_and_tokenizer(name):
     family = FAMILIES[name]
     careless = family.tokenizer(rendered(family, BEFORE + DOCUMENT + AFTER)).input_ids
     assert bos_count(family, careless) == 2
@@ -173,15 +173,15 @@ def test_a_bos_in_the_template_and_one_of_the_tokenizer_are_not_two(name):
     assert bos_count(family, prefix) == 1 and bos_count(family, question) == 0
 
 
-def test_a_bos_that_only_the_template_has_is_kept():
-    family = replace(FAMILIES["llama-3"])  # with a tokenizer of its own
+def test_a_bos_that_only_the_template_adds_is_kept():
+    family = replace(FAMILIES["llama-3"])  # a copy with its own tokenizer
     family.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     assert bos_count(family, family.tokenizer("").input_ids) == 0
     prefix, _ = chat_parts(family.tokenizer, BEFORE, AFTER)
     assert prefix[0] == family.tokenizer.bos_token_id and bos_count(family, prefix) == 1
 
 
-def test_thinking_is_left_out_where_the_template_can():
+def test_thinking_is_disabled_if_the_template_supports_that():
     qwen = FAMILIES["qwen3"]
     thinking = qwen.tokenizer.apply_chat_template(
         [{"role": "user", "content": "Who?"}], tokenize=False, add_generation_prompt=True
@@ -193,7 +193,7 @@ def test_thinking_is_left_out_where_the_template_can():
 
 
 def space_before_every_text() -> PreTrainedTokenizerFast:
-    """A tokenizer of the kind that Llama-2 and Mistral have: a space goes before every text; line breaks are bytes."""
+    """A tokenizer like those of Llama-2 and Mistral: a space is inserted before every text, line breaks are bytes."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     trainer = trainers.BpeTrainer(
@@ -206,7 +206,7 @@ def space_before_every_text() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", clean_up_tokenization_spaces=False)
 
 
-def test_parts_of_a_prompt_get_no_space_before_them():
+def test_no_space_is_inserted_between_the_parts_of_a_prompt():
     tokenizer = space_before_every_text()
     before, document, after = "the tide. ", "the boat came home.", "\nWho saw it?"
     whole = tokenizer(before + document + after, add_special_tokens=False).input_ids
@@ -216,7 +216,7 @@ def test_parts_of_a_prompt_get_no_space_before_them():
     assert "".join(tokenizer.convert_ids_to_tokens(encode(tokenizer, document)))[0] == "t"
 
 
-def test_special_tokens_in_a_document_are_only_text():
+def test_special_tokens_in_a_document_are_plain_text():
     tokenizer = byte_level_bpe(*LLAMA)
     text = "He wrote <|begin_of_text|> and <|eot_id|> on the wall."
     special = set(tokenizer.convert_tokens_to_ids(list(LLAMA)))

@@ -1,4 +1,4 @@
-"""Chunks: joined they are the document's ids, none is too long, and they end where sentences and paragraphs end."""
+"""Chunks: concatenated they are the document's ids, none is too long, and they end at sentence or paragraph ends."""
 
 from functools import lru_cache
 from itertools import pairwise
@@ -36,7 +36,7 @@ def joined(chunks):
 
 
 def units(kind):
-    """Texts as lists of plain units, each with the white space behind it, none at the end of the text."""
+    """Texts as lists of plain units; each but the last is followed by white space."""
     words = st.lists(st.sampled_from("the boat bell rang quiet tide lantern".split()), min_size=1, max_size=9)
     sentence = st.tuples(words, st.sampled_from(".!?")).map(lambda parts: " ".join(parts[0]) + parts[1])
     paragraph = st.lists(sentence, min_size=1, max_size=3).map(" ".join)
@@ -58,16 +58,16 @@ def test_joined_chunks_are_the_documents_ids(tokenizer, by, text, size):
 
 
 @given(text=texts, size=sizes)
-def test_windows_are_full_but_the_last(tokenizer, text, size):
+def test_all_windows_but_the_last_are_full(tokenizer, text, size):
     chunks = chunk_document(tokenizer, text, by="tokens", tokens=size).chunks
     assert all(len(chunk) == size for chunk in chunks[:-1])
 
 
 @pytest.mark.parametrize("by", ["sentences", "paragraphs"])
 @given(data=st.data(), size=st.integers(1, 40))
-def test_units_that_fit_are_packed_in_order_as_many_as_fit(tokenizer, by, data, size):
+def test_as_many_whole_units_as_fit_are_packed_into_a_chunk(tokenizer, by, data, size):
     parts = data.draw(units(by))
-    # a space before a word belongs to the word's token, so a unit's tokens are counted where they stand
+    # a space before a word is part of the word's token, so tokens are counted within the whole text
     ends = [len(encode(tokenizer, "".join(parts[:n]).rstrip(" "))) for n in range(len(parts) + 1)]
     lengths = [stop - start for start, stop in pairwise(ends)]
     size = max(size, *lengths)
@@ -101,7 +101,7 @@ def test_paragraph_chunks_end_at_paragraph_ends(tokenizer, parts, size):
 
 
 def assert_inside_a_long_unit(tokenizer, parts, chunks, number, size):
-    """The chunk ends within a unit that is longer than a chunk may be."""
+    """The chunk ends inside a unit that is longer than the chunk size."""
     done, inside = len(joined(chunks[: number + 1])), 0
     for n in range(len(parts)):
         start, inside = inside, len(encode(tokenizer, "".join(parts[: n + 1]).rstrip(" ")))
@@ -176,14 +176,14 @@ def test_a_truncated_document_loses_its_middle(tokenizer, by, text, size, most):
 @pytest.mark.parametrize("by", ["sentences", "paragraphs"])
 @given(text=texts, size=sizes, most=st.integers(2, 60))
 @example(text=PROSE, size=40, most=30)
-def test_no_chunk_goes_on_behind_the_cut(tokenizer, by, text, size, most):
+def test_no_chunk_spans_the_cut(tokenizer, by, text, size, most):
     chunks = chunk_document(tokenizer, text, by=by, tokens=size, max_tokens=most).chunks
     if len(encode(tokenizer, text)) > most:
         assert most - most // 2 in ends_of(chunks)
 
 
 @given(passages=st.lists(texts, min_size=1, max_size=5), most=st.integers(1, 60))
-def test_truncated_passages_keep_their_bounds(tokenizer, passages, most):
+def test_truncated_passages_are_not_merged(tokenizer, passages, most):
     owners = [number for number, passage in enumerate(passages) for _ in encode(tokenizer, passage)]
     ids = [i for passage in passages for i in encode(tokenizer, passage)]
     chunked = chunk_document(tokenizer, passages, max_tokens=most)
@@ -207,10 +207,10 @@ def test_a_chunk_size_below_one_is_refused(document, size):
 
 
 @pytest.mark.parametrize("by", ["sentences", "paragraphs"])
-def test_a_tokenizer_without_offsets_chunks_by_tokens_alone(by):
+def test_a_tokenizer_without_offsets_can_only_cut_by_tokens(by):
     ids = [5, 6, 7]
     slow = SimpleNamespace(is_fast=False)
-    with pytest.raises(ValueError, match="use a fast one, or chunks by tokens"):
+    with pytest.raises(ValueError, match="use a fast one, or chunk_by='tokens'"):
         chunk_document(slow, "Some text.", by=by)
 
     class Slow:

@@ -1,4 +1,4 @@
-"""Prompts: where tokens stand, which segments they need, and the parts of a chat turn."""
+"""Prompts: the positions of their parts, the segments they need, and the parts of a chat turn."""
 
 from itertools import chain
 from random import Random
@@ -17,7 +17,7 @@ some_ids = st.lists(st.integers(0, 99), min_size=1, max_size=9)
 
 
 @given(ids, st.lists(some_ids, max_size=5), some_ids)
-def test_spans_cut_the_ids_into_their_parts(prefix, chunks, question):
+def test_spans_cover_the_ids_of_each_part(prefix, chunks, question):
     prompt = Prompt(prefix, chunks, question)
     assert prompt.ids == (*prefix, *chain(*chunks), *question)
     assert [[prompt.ids[i] for i in span] for span in prompt.chunk_spans] == chunks
@@ -28,7 +28,7 @@ def test_spans_cut_the_ids_into_their_parts(prefix, chunks, question):
 
 
 @given(st.lists(st.integers(), max_size=50), st.integers(1, 60))
-def test_windows_joined_are_the_ids_again(ids, size):
+def test_windows_add_up_to_the_ids(ids, size):
     windows = split_ids(ids, size)
     assert [i for window in windows for i in window] == ids
     assert all(len(window) == size for window in windows[:-1])
@@ -52,29 +52,29 @@ def test_an_empty_question_is_refused():
 
 
 @pytest.mark.parametrize("contexts", [[], [[1]], [[1], [1], [1]]])
-def test_there_is_one_context_per_chunk(contexts):
+def test_there_must_be_one_context_per_chunk(contexts):
     with pytest.raises(ValueError, match=f"{len(contexts)} contexts for 2 chunks"):
         Prompt([1], [[5], [6]], [7], contexts)
 
 
-def test_chunks_stand_behind_bos_where_the_prompt_begins_with_it():
+def test_chunks_are_computed_after_bos_if_the_prompt_begins_with_it():
     prompt = Prompt([BOS, 8], [[5, 6], [7]], [9])
     assert prompt.segments(BOS) == [Segment((BOS, 8)), Segment((5, 6), (BOS,)), Segment((7,), (BOS,))]
 
 
 @pytest.mark.parametrize(("prefix", "bos"), [((8, BOS), BOS), ((BOS, 8), None), ((), BOS)])
-def test_without_a_leading_bos_chunks_stand_alone(prefix, bos):
+def test_without_a_leading_bos_chunks_have_no_context(prefix, bos):
     segments = Prompt(prefix, [[5, 6], [7]], [9]).segments(bos)
     assert segments[-2:] == [Segment((5, 6)), Segment((7,))]
     assert len(segments) == 2 + bool(prefix)
 
 
-def test_contexts_given_are_contexts_used():
+def test_given_contexts_are_used():
     prompt = Prompt([BOS, 8], [[5], [7]], [9], contexts=[[], [BOS, 5]])
     assert prompt.segments(BOS)[1:] == [Segment((5,)), Segment((7,), (BOS, 5))]
 
 
-def test_behind_prefix_changes_nothing_but_the_contexts(rng):
+def test_behind_prefix_changes_only_the_contexts(rng):
     prompt = random_prompt(rng)
     behind = prompt.behind_prefix()
     assert behind.contexts == (prompt.prefix,) * len(prompt.chunks)
@@ -83,7 +83,7 @@ def test_behind_prefix_changes_nothing_but_the_contexts(rng):
     assert behind != prompt
 
 
-def test_any_iterable_of_ids_makes_the_same_prompt():
+def test_ids_can_come_from_any_iterable():
     import numpy as np
 
     rows = random_ids(Random(0), 4)

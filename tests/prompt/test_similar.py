@@ -1,4 +1,4 @@
-"""Chunks behind their nearest: BM25 against its formula, and what is computed behind them."""
+"""Chunks computed after their most similar ones: BM25 compared with its formula, and the resulting contexts."""
 
 import math
 from itertools import chain, combinations
@@ -25,7 +25,7 @@ def bm25(query, chunk, chunks, k1=1.5, b=0.75):
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tuple), max_size=6), st.integers(1, 4))
-def test_the_nearest_by_the_formula_in_the_order_given(chunks, count):
+def test_the_most_similar_chunks_by_the_formula_in_their_given_order(chunks, count):
     """Each context is some chunks side by side, in their order, and no choice of as many scores more."""
     for index, context in enumerate(similar_contexts(chunks, count)):
         scores = {i: bm25(chunks[index], c, chunks) for i, c in enumerate(chunks) if c != chunks[index]}
@@ -38,8 +38,8 @@ def test_the_nearest_by_the_formula_in_the_order_given(chunks, count):
         assert totals and max(totals) == pytest.approx(sum(best), rel=1e-4)
 
 
-def test_a_chunk_behind_all_of_the_others_before_it_needs_no_mending(model, rng):
-    """Two chunks, the second behind BOS and the first: with a prefix of BOS alone that is where it stands."""
+def test_a_chunk_computed_after_all_earlier_ones_is_exact(model, rng):
+    """If the prefix is BOS alone, a second chunk that is computed after BOS and the first is at its true positions."""
     prompt = random_prompt(rng, chunks=(9, 9), prefix=1)
     shared = Prompt(prompt.prefix, (prompt.chunks[0], prompt.chunks[0][:5] + prompt.chunks[1][:4]), prompt.question)
     behind = behind_similar(shared, 1, model.config.bos_token_id)
