@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ragkv.prompt.documents import read_text
-from ragkv.prompt.templates import encode
+from ragkv.prompt.encoding import encode
 
 GENERATED = "generated"
 

@@ -14,7 +14,7 @@ from ragkv.benchmarks import metrics
 from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters, register
 from ragkv.benchmarks.haystack import GENERATED, fill, sentences
 from ragkv.options import choose
-from ragkv.prompt.templates import encode
+from ragkv.prompt.encoding import encode
 
 TINY = "tiny"
 BEFORE = "Here is a long text. Read it with care: you will be asked about it.\n\n"

@@ -16,7 +16,7 @@ from ragkv.benchmarks.ruler_files import official_examples, one_folder_each
 from ragkv.benchmarks.ruler_retrieval import RETRIEVAL
 from ragkv.benchmarks.ruler_tasks import Drawn, draw_common_words, draw_frequent_words, draw_tracking
 from ragkv.options import choose
-from ragkv.prompt.templates import encode
+from ragkv.prompt.encoding import encode
 
 GENERATED, TINY = "generated", "tiny"
 NEW_TOKENS = {

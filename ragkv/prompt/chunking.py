@@ -14,7 +14,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from ragkv.prompt import Ids
-from ragkv.prompt.templates import encode, guard
+from ragkv.prompt.encoding import encode, encode_with_spans
 
 By = Literal["tokens", "sentences", "paragraphs"]
 _UNIT_ENDS = {
@@ -89,7 +89,7 @@ def chunk_document(
     levels = [sorted({bisect_left(kept, end) for end in ends} | set(cuts)) for ends in levels]
 
     if isinstance(document, str):
-        spans = []
+        spans: list[tuple[int, int]] = []
         for part in pairwise([0, *cuts, len(kept)]):
             spans += _packed(_pieces(*part, levels, tokens), tokens)
     else:
@@ -106,16 +106,6 @@ def head_tail(length: int, limit: int | None) -> list[int]:
         raise ValueError(f"no room for the document: prefix and question leave {limit} tokens of the limit to it")
     tail = limit // 2
     return [*range(limit - tail), *range(length - tail, length)]
-
-
-def encode_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """The ids of `text`, and the (start, stop) character span of each token."""
-    if not tokenizer.is_fast:
-        raise ValueError("this tokenizer has no character offsets: use a fast one, or chunk_by='tokens'")
-    before, skip = guard(tokenizer)
-    encoded = tokenizer(before + text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    spans = [(start - len(before), stop - len(before)) for start, stop in encoded.offset_mapping[skip:]]
-    return encoded.input_ids[skip:], spans
 
 
 def _encode_with_units(

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ragkv.prompt import Ids
 from ragkv.prompt.chunking import By, chunk_document
-from ragkv.prompt.templates import encode
+from ragkv.prompt.encoding import encode
 
 Documents = str | Path | Iterable[str | Path]
 SUFFIXES = (".txt", ".md")

@@ -1,29 +1,8 @@
-"""Text to token ids: encoding one part of a prompt, and the chat template around the document."""
+"""The chat template around a document, and between the turns of a conversation, as token ids."""
 
 from transformers import PreTrainedTokenizerBase
 
-
-def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
-    """Token ids of `text` as a part of a longer text: no BOS or other special token is added.
-
-    Parameters
-    ----------
-    special
-        Whether special tokens that are written out in the text are encoded as such. In documents they are plain text.
-    """
-    before, skip = guard(tokenizer)
-    return tokenizer(before + text, add_special_tokens=False, split_special_tokens=not special).input_ids[skip:]
-
-
-def guard(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
-    """A text to encode in front of a part of a prompt, and the number of its tokens, which are then dropped.
-
-    The tokenizers of Llama-2 and Mistral insert a space before any text, which would separate the parts of a prompt.
-    After a line break, which they never merge with the text that follows, the space goes before the line break.
-    """
-    tokens = tokenizer.convert_ids_to_tokens(tokenizer("\n", add_special_tokens=False).input_ids)
-    return ("\n", len(tokens)) if tokens[:1] == ["\N{LOWER ONE EIGHTH BLOCK}"] else ("", 0)
-
+from ragkv.prompt.encoding import encode
 
 _DOCUMENT = "\N{BULLET}document\N{BULLET}"  # placeholder for the document while the chat template is rendered
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ragkv.benchmarks.haystack import fill, read_sentences, sentences, split_sentences
 from ragkv.benchmarks.needle import NEEDLE, Needle, NeedleTask
-from ragkv.prompt.templates import encode
+from ragkv.prompt.encoding import encode
 from ragkv.tiny.language import build_tokenizer
 
 WORDS, BPE = build_tokenizer(), byte_level_bpe()
@@ -30,8 +30,10 @@ def counted(characters):
         def __call__(self, text, **options):
             return SimpleNamespace(input_ids=[0] * math.ceil(len(text) / characters))
 
-        def convert_ids_to_tokens(self, ids):
-            return [str(i) for i in ids]
+        unk_token_id = None
+
+        def decode(self, ids):
+            return ""
 
     return Counted()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ragkv.benchmarks.ruler import DRAW, NEW_TOKENS, Ruler, _largest
 from ragkv.benchmarks.ruler_retrieval import RETRIEVAL
 from ragkv.benchmarks.ruler_tasks import distinct
-from ragkv.prompt.templates import encode
+from ragkv.prompt.encoding import encode
 
 BPE = byte_level_bpe()
 TASKS = list(NEW_TOKENS)
