@@ -108,8 +108,22 @@ class Prompt:
         return replace(self, contexts=(self.prefix,) * len(self.chunks))
 
     def start(self, bos: int | None) -> Ids:
-        """``(bos,)`` if the prompt begins with BOS, else ``()``. `bos` is the model's id, or None if it has none."""
-        return self.prefix[:1] if bos is not None and self.prefix[:1] == (bos,) else ()
+        """``(bos,)`` if BOS was added at the beginning of the prompt, else ``()``.
+
+        A chat template may use the model's BOS token to begin every turn, as SmolLM2's does. There it is a turn marker
+        and not an added BOS: it also occurs in the rest of the template, in the prefix or after the document.
+
+        Parameters
+        ----------
+        bos
+            The model's BOS id, or None if it has none.
+        """
+        marks_turns = bos in self.prefix[1:] or bos in self.question
+        return self.prefix[:1] if self.prefix[:1] == (bos,) and not marks_turns else ()
+
+    def repeats_bos(self, bos: int | None) -> bool:
+        """True if BOS was added more than once: twice at the beginning, or within a chunk."""
+        return bos is not None and (self.ids[:2] == (bos, bos) or any(bos in chunk for chunk in self.chunks))
 
     def segments(self, bos: int | None) -> list[Segment]:
         """The segments to precompute: the prefix, unless it is empty, and each chunk after its context.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ragkv import chat_parts, encode
+from ragkv import Prompt, chat_parts, encode
 from ragkv.prompt.chunking import chunk_document
 
 LLAMA = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -35,10 +35,11 @@ class Family:
     begins: str  # the text before the user's words
     ends: str  # the text after them
     bos: str | None = None
+    adds_bos: bool = True  # else the template uses the BOS token to begin every turn
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """A byte-level tokenizer with the family's special tokens, which adds the family's BOS to every text."""
+        """A byte-level tokenizer with the family's special tokens, which may add the family's BOS to every text."""
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=byte_level_bpe(*self.special).backend_tokenizer,
             bos_token=self.bos,
@@ -46,7 +47,7 @@ class Family:
             chat_template=self.template,
             clean_up_tokenization_spaces=False,
         )
-        if self.bos is not None:
+        if self.bos is not None and self.adds_bos:
             tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
                 single=f"{self.bos} $A", special_tokens=[(self.bos, tokenizer.bos_token_id)]
             )
@@ -97,10 +98,20 @@ FAMILIES = {
         "<|im_start|>user\n",
         "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
     ),
+    "smollm2": Family(
+        QWEN,
+        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe of help.<|im_end|>\n' }}{% endif %}"
+        "{{ '<|im_start|>user\n' + messages[0]['content'] + '<|im_end|>\n' }}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        "<|im_start|>system\nBe of help.<|im_end|>\n<|im_start|>user\n",
+        "<|im_end|>\n<|im_start|>assistant\n",
+        bos="<|im_start|>",
+        adds_bos=False,
+    ),
     "base": Family(("<|begin_of_text|>", "<|end_of_text|>"), None, "<|begin_of_text|>", "", bos="<|begin_of_text|>"),
 }
 WITH_TEMPLATE = [name for name, family in FAMILIES.items() if family.template]
-WITH_BOS_IN_IT = [name for name in WITH_TEMPLATE if FAMILIES[name].bos]
+WITH_BOS_IN_IT = [name for name in WITH_TEMPLATE if FAMILIES[name].bos and FAMILIES[name].adds_bos]
 BEFORE, DOCUMENT, AFTER = "Read this.\n", "The tide turned. The bell rang!", "\nWho rang the bell?"
 # without the characters that special tokens consist of
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<>[]|\N{BULLET}"), max_size=30)
@@ -136,8 +147,10 @@ def test_parts_and_document_add_up_to_the_rendered_template(family, before, docu
         assert ids.count(family.tokenizer.convert_tokens_to_ids(token)) == text.count(token)
     if family.bos is None:
         assert family.tokenizer.bos_token_id is None
-    else:
+    elif family.adds_bos:
         assert ids[0] == family.tokenizer.bos_token_id and bos_count(family, ids) == 1
+    else:
+        assert bos_count(family, ids) == family.template.count(family.bos)
 
 
 def test_each_part_holds_its_side_of_the_template(family):
@@ -159,7 +172,7 @@ def test_the_question_ends_with_the_assistants_header_or_the_answers_beginning(n
 
 def test_without_chat_it_is_plain_text(family):
     prefix, question = chat_parts(family.tokenizer, BEFORE, AFTER, " So", chat=False)
-    start = [] if family.bos is None else [family.tokenizer.bos_token_id]
+    start = [family.tokenizer.bos_token_id] if family.bos and family.adds_bos else []
     assert prefix == start + encode(family.tokenizer, BEFORE)
     assert question == encode(family.tokenizer, AFTER + " So")
 
@@ -179,6 +192,17 @@ def test_a_bos_that_only_the_template_adds_is_kept():
     assert bos_count(family, family.tokenizer("").input_ids) == 0
     prefix, _ = chat_parts(family.tokenizer, BEFORE, AFTER)
     assert prefix[0] == family.tokenizer.bos_token_id and bos_count(family, prefix) == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_chunks_are_computed_after_an_added_bos_only(name):
+    family = FAMILIES[name]
+    prefix, question = chat_parts(family.tokenizer, BEFORE, AFTER)
+    prompt = Prompt(prefix, [encode(family.tokenizer, DOCUMENT)], question)
+    bos = family.tokenizer.bos_token_id
+    added = family.bos is not None and family.adds_bos
+    assert prompt.start(bos) == ((bos,) if added else ())
+    assert not prompt.repeats_bos(bos)
 
 
 def test_thinking_is_disabled_if_the_template_supports_that():

@@ -69,6 +69,30 @@ def test_without_a_leading_bos_chunks_have_no_context(prefix, bos):
     assert len(segments) == 2 + bool(prefix)
 
 
+def test_a_turn_marker_is_not_an_added_bos():
+    """Templates like SmolLM2's, in which the token that begins every turn is the model's BOS."""
+    for prefix, question in (([BOS, 8, BOS, 9], [7]), ([BOS, 8], [7, BOS, 9])):
+        prompt = Prompt(prefix, [[5, 6]], question)
+        assert prompt.segments(BOS) == [Segment(tuple(prefix)), Segment((5, 6))]
+        assert not prompt.repeats_bos(BOS)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "chunk", "bos", "repeated"),
+    [
+        ([BOS, 8], [5], BOS, False),
+        ([8], [5], BOS, False),
+        ([BOS, BOS, 8], [5], BOS, True),
+        ([BOS, 8], [5, BOS], BOS, True),
+        ([BOS], [BOS, 5], BOS, True),
+        ([], [5], BOS, False),
+        ([BOS, BOS], [BOS], None, False),
+    ],
+)
+def test_a_repeated_bos_is_noticed(prefix, chunk, bos, repeated):
+    assert Prompt(prefix, [chunk], [9]).repeats_bos(bos) is repeated
+
+
 def test_given_contexts_are_used():
     prompt = Prompt([BOS, 8], [[5], [7]], [9], contexts=[[], [BOS, 5]])
     assert prompt.segments(BOS)[1:] == [Segment((5,)), Segment((7,), (BOS, 5))]
