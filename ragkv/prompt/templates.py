@@ -2,9 +2,7 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from ragkv.prompt.encoding import encode
-
-_DOCUMENT = "\N{BULLET}document\N{BULLET}"  # placeholder for the document while the chat template is rendered
+from ragkv.prompt.encoding import check_text, encode, guards
 
 
 def chat_parts(
@@ -28,13 +26,21 @@ def chat_parts(
     -------
     prefix, question
         Token ids.
+
+    Raises
+    ------
+    ValueError
+        The chat template refuses a user turn without a system turn, repeats or changes its text, or a text cannot be
+        encoded.
     """
-    text = before + _DOCUMENT + after
+    guards(tokenizer)  # refuses a tokenizer that cannot be used before its template is tried
+    check_text(before, "the text before the document")
+    check_text(after, "the text after the document")
+    check_text(answer_prefix, "the beginning of the answer")
     if chat and tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-    start, end = text.split(_DOCUMENT)
+        start, end = _split_turn(tokenizer, before, after)
+    else:
+        start, end = before, after
     prefix = tokenizer(start, add_special_tokens=False).input_ids
     bos = tokenizer.bos_token_id
     adds_bos = bos is not None and tokenizer("").input_ids[:1] == [bos]
@@ -43,21 +49,74 @@ def chat_parts(
     return prefix, encode(tokenizer, end + answer_prefix, special=True)
 
 
-_ANSWER = "\N{BULLET}answer\N{BULLET}"  # placeholder for the answer while the chat template is rendered
-
-
 def next_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids between an answer and the next one: the end of the turn, a user turn with `text`, the assistant's header.
 
     Without a chat template, the text is put on a line of its own.
+
+    Raises
+    ------
+    ValueError
+        The chat template refuses a second turn, or repeats or changes the text of a turn.
     """
+    check_text(text, "the question")
     if not tokenizer.chat_template:
         return encode(tokenizer, f"\n{text}\n")
-    turns = [("user", "-"), ("assistant", _ANSWER), ("user", text)]
-    rendered = tokenizer.apply_chat_template(
-        [{"role": role, "content": content} for role, content in turns],
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
+    answer = _placeholder("answer", text)
+    rendered = _render(tokenizer, ("user", "-"), ("assistant", answer), ("user", text))
+    _, rest = _split(rendered, answer)
+    if text.strip() not in rest:
+        raise ValueError(_changed_text())
+    return encode(tokenizer, rest, special=True)
+
+
+def _split_turn(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> tuple[str, str]:
+    """The rendered user turn before and after the document."""
+    document = _placeholder("document", before + after)
+    start, end = _split(_render(tokenizer, ("user", before + document + after)), document)
+    # Templates may strip the whole message, but nothing else may change.
+    if not start.endswith(before.lstrip()) or not end.startswith(after.rstrip()):
+        raise ValueError(_changed_text())
+    return start, end
+
+
+def _placeholder(name: str, text: str) -> str:
+    """A mark for a text that is not known yet, which does not occur in `text`. Its mixed case shows any rewriting."""
+    number = 0
+    while (mark := f"\N{LEFT ANGLE BRACKET}The {name.title()} {number}\N{RIGHT ANGLE BRACKET}") in text:
+        number += 1
+    return mark
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, *turns: tuple[str, str]) -> str:
+    """The turns, (role, text) each, in the chat template, up to the assistant's next answer."""
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+    except Exception as error:  # a template is a program of its own and may raise anything
+        roles = ", ".join(role for role, _ in turns)
+        raise ValueError(
+            f"the tokenizer's chat template refuses the turns {roles} ({error}): give the tokenizer another one "
+            "(tokenizer.chat_template), or None for prompts of plain text"
+        ) from error
+
+
+def _split(rendered: str, mark: str) -> tuple[str, str]:
+    parts = rendered.split(mark)
+    if len(parts) < 2:
+        raise ValueError(_changed_text())
+    if len(parts) > 2:
+        raise ValueError(
+            f"the tokenizer's chat template repeats the text of a turn ({len(parts) - 1} times): give the tokenizer "
+            "one that contains it once (tokenizer.chat_template), or None for prompts of plain text"
+        )
+    return parts[0], parts[1]
+
+
+def _changed_text() -> str:
+    return (
+        "the tokenizer's chat template changes the text of a turn or leaves it out: give the tokenizer one that "
+        "contains it as it is (tokenizer.chat_template), or None for prompts of plain text"
     )
-    return encode(tokenizer, rendered.split(_ANSWER)[1], special=True)

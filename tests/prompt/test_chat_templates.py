@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ragkv import Prompt, chat_parts, encode
 from ragkv.prompt.chunking import chunk_document
+from ragkv.prompt.templates import next_turn
 
 LLAMA = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 QWEN = ("<|im_start|>", "<|im_end|>")
@@ -249,3 +250,67 @@ def test_special_tokens_in_a_document_are_plain_text():
         assert not special & set(ids)
         assert tokenizer.decode(ids) == text
     assert special & set(encode(tokenizer, text, special=True))
+
+
+REFUSED = {
+    "needs a system turn": (
+        "{% if messages[0]['role'] != 'system' %}{{ raise_exception('System role required') }}{% endif %}",
+        r"refuses the turns user \(System role required\): give the tokenizer another one",
+    ),
+    "expects lists of contents": (
+        "{% for part in messages[0]['content'] %}{{ part['text'] | trim }}{{ part.text.upper() }}{% endfor %}",
+        r"refuses the turns user \('str object' has no attribute 'text'\)",
+    ),
+    "is no template": ("{% if %}", r"refuses the turns user \("),
+    "has no default": ({"tool_use": "{{ messages[0]['content'] }}"}, r"refuses the turns user \("),
+    "repeats": ("{{ messages[0]['content'] }} Again: {{ messages[0]['content'] }}", r"repeats the text .* \(2 times\)"),
+    "leaves out": ("{{ 'Hello.' }}", "changes the text of a turn or leaves it out"),
+    "lower case": ("{{ messages[0]['content'] | lower }}", "changes the text of a turn"),
+    "escapes": ("{{ messages[0]['content'] | replace('&', '&amp;') }}", "changes the text of a turn"),
+    "cuts": ("{{ messages[0]['content'][:50] }}", "changes the text of a turn"),
+    "joins lines": ("{{ messages[0]['content'].split() | join(' ') }}", "changes the text of a turn"),
+    "reorders": ("{{ messages[0]['content'].split('\n') | reverse | join('\n') }}", "changes the text of a turn"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_template_that_cannot_hold_the_prompt_is_refused(name):
+    template, message = REFUSED[name]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level_bpe().backend_tokenizer, chat_template=template)
+    with pytest.raises(ValueError, match=f"the tokenizer's chat template {message}"):
+        chat_parts(tokenizer, "Read this & that:\n", "\nWho rang\nthe bell, and when did it ring for the first time?")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ messages[0].content }}",
+         r"refuses the turns user, assistant, user \(one turn only\)"),
+        ("{{ messages[-1].content }}", "changes the text of a turn or leaves it out"),
+        ("{% for m in messages[:2] %}{{ m.content }}{% endfor %}", "changes the text of a turn or leaves it out"),
+        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "repeats the text of a turn"),
+    ],
+)  # fmt: skip
+def test_a_template_that_cannot_hold_a_conversation_is_refused(template, message):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level_bpe().backend_tokenizer, chat_template=template)
+    with pytest.raises(ValueError, match=f"the tokenizer's chat template {message}"):
+        next_turn(tokenizer, "And who heard it?")
+
+
+def test_placeholders_in_the_users_text_are_plain_text():
+    tokenizer = FAMILIES["qwen2.5"].tokenizer
+    mark = "\N{LEFT ANGLE BRACKET}The Document 0\N{RIGHT ANGLE BRACKET}"
+    prefix, question = chat_parts(tokenizer, f"What is {mark}?\n", f"\n{mark}")
+    assert tokenizer.decode(prefix).endswith(f"What is {mark}?\n")
+    assert tokenizer.decode(question).startswith(f"\n{mark}<|im_end|>")
+
+
+@pytest.mark.parametrize("bad", ["\udc80", None, 5])
+def test_texts_around_the_document_must_be_text(bad):
+    tokenizer = FAMILIES["qwen2.5"].tokenizer
+    with pytest.raises(ValueError, match="the text before the document"):
+        chat_parts(tokenizer, bad, AFTER)
+    with pytest.raises(ValueError, match="the text after the document"):
+        chat_parts(tokenizer, BEFORE, bad)
+    with pytest.raises(ValueError, match="the question"):
+        next_turn(tokenizer, bad)
