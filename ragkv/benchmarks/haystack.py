@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ragkv.prompt.documents import read_text
+from ragkv.prompt.documents import read_text, text_files
 from ragkv.prompt.encoding import encode
 
 GENERATED = "generated"
@@ -102,7 +102,7 @@ def read_sentences(folder: Path) -> list[str]:
     folder = folder.resolve()
     if not folder.is_dir():
         raise ValueError(f"there is no haystack folder {folder}. {_ADVICE}")
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".txt", ".md") and path.is_file())
+    files = text_files(folder, subfolders=False)
     if not files:
         raise ValueError(f"no .txt or .md files in the haystack folder {folder}. {_ADVICE}")
     every = [sentence for file in files for sentence in split_sentences(read_text(file))]

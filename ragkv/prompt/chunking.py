@@ -14,12 +14,13 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from ragkv.prompt import Ids
-from ragkv.prompt.encoding import encode, encode_with_spans
+from ragkv.prompt.encoding import check_text, encode, encode_with_spans
 
 By = Literal["tokens", "sentences", "paragraphs"]
 _UNIT_ENDS = {
     "paragraphs": re.compile(r"\n\s*\n"),
-    "sentences": re.compile(r"[.!?]+[\"')\]\N{RIGHT DOUBLE QUOTATION MARK}]*\s+|[\u3002\uff01\uff1f]+|\n+"),
+    # Possessive, and from the first mark of a run on: a run of marks without a space after it is read only once.
+    "sentences": re.compile(r"(?<![.!?])[.!?]++[\"')\]\N{RIGHT DOUBLE QUOTATION MARK}]*+\s+|[\u3002\uff01\uff1f]+|\n+"),
 }
 # The kinds of unit that each way of cutting keeps whole, the largest first.
 _UNITS: dict[str, tuple[str, ...]] = {
@@ -39,10 +40,14 @@ class Chunked:
         Token ids of each chunk.
     kept
         Indices of the document's tokens that the chunks hold, in order: all of them, unless the middle was cut out.
+    spans
+        The (start, stop) characters of each chunk in the document. They leave nothing out but what was cut from the
+        middle; a character whose bytes two chunks share is in both. None for passages and without character offsets.
     """
 
     chunks: list[Ids]
     kept: list[int]
+    spans: list[tuple[int, int]] | None = None
 
 
 def chunk_document(
@@ -68,18 +73,24 @@ def chunk_document(
     Raises
     ------
     ValueError
-        `tokens` is below 1, `by` is unknown, or cutting at sentences needs character offsets that the tokenizer does
-        not have.
+        `tokens` is below 1, `by` is unknown, the document is not text, or cutting at sentences needs character offsets
+        that the tokenizer does not have.
     """
     if tokens < 1:
         raise ValueError(f"a chunk size of {tokens} tokens: it must be at least 1")
     if by not in _UNITS:
         raise ValueError(f"chunks by {by!r}: choose one of {', '.join(_UNITS)}")
 
+    if isinstance(document, str) or not isinstance(document, Sequence):
+        check_text(document, "the document")
+
+    offsets = None
     if isinstance(document, str):
-        ids, levels = _encode_with_units(tokenizer, document, _UNITS[by])
+        ids, offsets = _encode(tokenizer, document, offsets_needed=bool(_UNITS[by]))
+        levels = [_unit_ends(document, offsets or [], kind) for kind in _UNITS[by]]
     else:
-        passages = [encode(tokenizer, passage) for passage in document]
+        texts = [check_text(passage, f"passage {number}") for number, passage in enumerate(document, 1)]
+        passages = [encode(tokenizer, passage) for passage in texts]
         ids = [i for passage in passages for i in passage]
         levels = [list(accumulate(map(len, passages)))]
 
@@ -89,12 +100,15 @@ def chunk_document(
     levels = [sorted({bisect_left(kept, end) for end in ends} | set(cuts)) for ends in levels]
 
     if isinstance(document, str):
-        spans: list[tuple[int, int]] = []
+        bounds: list[tuple[int, int]] = []
         for part in pairwise([0, *cuts, len(kept)]):
-            spans += _packed(_pieces(*part, levels, tokens), tokens)
+            bounds += _packed(_pieces(*part, levels, tokens), tokens)
     else:
-        spans = list(pairwise([0, *levels[0]]))
-    chunks = [tuple(ids[i] for i in kept[start:stop]) for start, stop in spans if stop > start]
+        bounds = list(pairwise([0, *levels[0]]))
+    parts = [kept[start:stop] for start, stop in bounds if stop > start]
+    chunks = [tuple(ids[i] for i in part) for part in parts]
+    if offsets is not None and isinstance(document, str):
+        return Chunked(chunks, kept, _character_spans(parts, offsets, len(document)))
     return Chunked(chunks, kept)
 
 
@@ -108,17 +122,34 @@ def head_tail(length: int, limit: int | None) -> list[int]:
     return [*range(limit - tail), *range(length - tail, length)]
 
 
-def _encode_with_units(
-    tokenizer: PreTrainedTokenizerBase, text: str, kinds: tuple[str, ...]
-) -> tuple[list[int], list[list[int]]]:
-    """The ids of the text and, for each kind of unit, the token indices at which a unit ends."""
-    if not kinds:
-        return encode(tokenizer, text), []
-    ids, spans = encode_with_spans(tokenizer, text)
-    stops = [stop for _, stop in spans]
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, offsets_needed: bool
+) -> tuple[list[int], list[tuple[int, int]] | None]:
+    """The text's ids, and the characters of each token if the tokenizer has offsets."""
+    if tokenizer.is_fast or offsets_needed:
+        return encode_with_spans(tokenizer, text)
+    return encode(tokenizer, text), None
+
+
+def _unit_ends(text: str, offsets: Sequence[tuple[int, int]], kind: str) -> list[int]:
+    """The token indices at which a unit ends."""
     # White space after a unit belongs to the unit, unless the tokenizer makes it part of the next word.
-    ends = [[bisect_right(stops, match.end()) for match in _UNIT_ENDS[kind].finditer(text)] for kind in kinds]
-    return ids, ends
+    stops = [stop for _, stop in offsets]
+    return [bisect_right(stops, match.end()) for match in _UNIT_ENDS[kind].finditer(text)]
+
+
+def _character_spans(
+    parts: Sequence[Sequence[int]], offsets: Sequence[tuple[int, int]], length: int
+) -> list[tuple[int, int]]:
+    """The characters of each part of a document of `length` characters; parts are indices of its tokens, in order."""
+    spans = []
+    for part in parts:
+        first, last = part[0], part[-1]
+        # Characters that no token covers, such as white space, belong to the part before them.
+        start = offsets[first][0] if first else 0
+        following = offsets[last + 1][0] if last + 1 < len(offsets) else length
+        spans.append((start, max(offsets[last][1], following)))
+    return spans
 
 
 def _pieces(start: int, stop: int, levels: Sequence[list[int]], size: int) -> Iterator[tuple[int, int]]:

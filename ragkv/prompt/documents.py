@@ -1,5 +1,6 @@
 """Documents to answer questions from: texts or text files, and their chunks."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ragkv.prompt import Ids
 from ragkv.prompt.chunking import By, chunk_document
-from ragkv.prompt.encoding import encode
+from ragkv.prompt.encoding import check_text, encode
 
 Documents = str | Path | Iterable[str | Path]
 SUFFIXES = (".txt", ".md")
@@ -31,14 +32,18 @@ class Chunk:
     document
         The document's name.
     text
-        The chunk's text.
+        The chunk's text as it is in the document, without white space at its ends. Without character offsets (a slow
+        tokenizer), its decoded ids.
     ids
         The chunk's token ids, followed by those of a blank line that separates it from the next chunk of a prompt.
+    span
+        The (start, stop) characters of `text` in the document; None without character offsets.
     """
 
     document: str
     text: str
     ids: Ids
+    span: tuple[int, int] | None = None
 
 
 def read_documents(documents: Documents) -> list[Document]:
@@ -47,8 +52,7 @@ def read_documents(documents: Documents) -> list[Document]:
     Parameters
     ----------
     documents
-        A folder (its .txt and .md files including subfolders, in order of name), a file, or a list: a `str` in it is
-        a text, a `Path` in it is a folder or a file.
+        A folder (see `text_files`), a file, or a list: a `str` in it is a text, a `Path` in it is a folder or a file.
 
     Raises
     ------
@@ -79,7 +83,7 @@ def _exists(name: str) -> bool:
 
 def _read(source: object, number: int) -> list[Document]:
     if isinstance(source, str):
-        if source.endswith(SUFFIXES) and "\n" not in source and Path(source).is_file():
+        if source.lower().endswith(SUFFIXES) and "\n" not in source and Path(source).is_file():
             raise ValueError(f"document {number} is the name of a file, {source!r}: give Path({source!r}) to read it")
         return [Document(str(number), _checked(source, f"document {number}"))]
     if not isinstance(source, Path):
@@ -88,15 +92,45 @@ def _read(source: object, number: int) -> list[Document]:
         return [Document(source.name, read_text(source))]
     if not source.is_dir():
         raise ValueError(f"there is no folder or file {source}")
-    files = sorted(path for path in source.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    files = text_files(source)
     if not files:
         raise ValueError(f"no .txt or .md files in the folder {source}")
     return [Document(file.relative_to(source).as_posix(), read_text(file)) for file in files]
 
 
+def text_files(folder: Path, *, subfolders: bool = True) -> list[Path]:
+    """The .txt and .md files of a folder, in order of name.
+
+    Hidden files and editors' backups are left out, and so is what lies in such folders: names that begin with ``.``,
+    ``~`` or ``#``, or end with ``~`` before or after the suffix (``.ipynb_checkpoints``, ``~$notes.md``).
+
+    Raises
+    ------
+    ValueError
+        A folder cannot be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise ValueError(f"the folder {error.filename} cannot be listed ({error.strerror})")
+
+    files = []
+    for path, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if subfolders and not _is_left_out(name)]
+        files += [Path(path, name) for name in names if not _is_left_out(name)]
+    return sorted(file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+def _is_left_out(name: str) -> bool:
+    return name.startswith((".", "~", "#")) or name.endswith("~") or Path(name).stem.endswith("~")
+
+
 def read_text(file: Path) -> str:
     """The text of a UTF-8 file, see `decode_text`."""
-    return decode_text(file.read_bytes(), str(file))
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror})") from error
+    return decode_text(data, str(file))
 
 
 def decode_text(data: bytes, name: str) -> str:
@@ -115,7 +149,8 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def _checked(text: str, name: str) -> str:
-    """Return the text unless it contains zero bytes, as images, archives and programs do."""
+    """Return the text unless it cannot be encoded, or contains zero bytes as images, archives and programs do."""
+    check_text(text, name)
     before, zero, _ = text.partition("\0")
     if zero:
         line = before.count("\n") + 1
@@ -130,6 +165,20 @@ def chunk_documents(
     blank_line = tuple(encode(tokenizer, "\n\n"))
     chunks = []
     for document in documents:
-        for ids in chunk_document(tokenizer, document.text, by=by, tokens=tokens).chunks:
-            chunks.append(Chunk(document.name, tokenizer.decode(ids).strip(), ids + blank_line))
+        chunked = chunk_document(tokenizer, document.text, by=by, tokens=tokens)
+        spans = chunked.spans if chunked.spans is not None else [None] * len(chunked.chunks)
+        for ids, span in zip(chunked.chunks, spans, strict=True):
+            if span is None:
+                text = tokenizer.decode(ids).strip()
+            else:
+                text, span = _stripped(document.text, *span)
+            chunks.append(Chunk(document.name, text, ids + blank_line, span))
     return chunks
+
+
+def _stripped(text: str, start: int, stop: int) -> tuple[str, tuple[int, int]]:
+    """The characters of a span without white space at its ends, and their own span."""
+    part = text[start:stop]
+    start += len(part) - len(part.lstrip())
+    part = part.strip()
+    return part, (start, start + len(part))
