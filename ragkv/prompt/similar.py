@@ -4,12 +4,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
+from unicodedata import normalize
+
+import regex
 
 from ragkv.extras import extra
 from ragkv.prompt import Ids, Prompt
 
 Scores = Callable[[Sequence[str]], list[float]]
-_WORDS = r"(?u)[\u3040-\u30ff\u3400-\u9fff]|\w+"  # Chinese and Japanese have no spaces: each character is a word
+# Scripts without spaces between words, and Korean, whose endings are written onto the words: each character is a word.
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\u30fc]"
+_WORDS = regex.compile(rf"(?V1){_UNSPACED}\p{{M}}*|[\w--{_UNSPACED}]+")
+_INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")  # soft hyphens, joiners, variation selectors
 
 
 def bm25(documents: Sequence[Sequence[str]]) -> Scores:
@@ -28,11 +34,16 @@ def bm25(documents: Sequence[Sequence[str]]) -> Scores:
 
 
 def words(texts: Sequence[str]) -> list[list[str]]:
-    """The words of each text, in lower case."""
-    with extra("rag", "BM25"):
-        import bm25s
+    """The words of each text, without regard to case and to the ways in which Unicode can write the same character."""
+    return [_WORDS.findall(_normalised(text)) for text in texts]
 
-    return bm25s.tokenize(texts, stopwords=[], token_pattern=_WORDS, return_ids=False, show_progress=False)
+
+def _normalised(text: str) -> str:
+    """Unicode's NFKC_Casefold: é as one or two characters, ｶ and カ, ß and SS become equal."""
+    if text.isascii():
+        return text.lower()
+    folded = normalize("NFKC", text).casefold()
+    return normalize("NFKC", _INVISIBLE.sub("", folded))
 
 
 def best_first(scores: Sequence[float]) -> list[int]:

@@ -1,7 +1,9 @@
 """Chunks computed after their most similar ones: BM25 compared with its formula, and the resulting contexts."""
 
 import math
+import re
 from itertools import chain, combinations
+from unicodedata import normalize
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragkv.prompt import Prompt
-from ragkv.prompt.similar import behind_similar, similar_contexts
+from ragkv.prompt.similar import behind_similar, best_first, similar_contexts, words
+from ragkv.prompt.similar import bm25 as bm25_scores
 
 
 def bm25(query, chunk, chunks, k1=1.5, b=0.75):
@@ -58,3 +61,77 @@ def test_contexts_do_not_change_the_prompt(rng):
     assert behind_similar(random_prompt(rng, chunks=(5,)), 2, BOS).contexts == ((BOS,),)
     with pytest.raises(ValueError, match="0 similar chunks"):
         behind_similar(prompt, 0, BOS)
+
+
+# words
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=127), max_size=80))
+def test_words_of_ascii_text_are_runs_of_letters_digits_and_underscores(text):
+    assert words([text]) == [re.findall(r"\w+", text.lower())]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("GPT4模型v2很好", ["gpt4", "模", "型", "v2", "很", "好"]),
+        ("2024年のカメラ", ["2024", "年", "の", "カ", "メ", "ラ"]),
+        ("iPhone사용법", ["iphone", "사", "용", "법"]),
+        ("서울에서 만나요", ["서", "울", "에", "서", "만", "나", "요"]),
+        ("コーヒー", ["コ", "ー", "ヒ", "ー"]),
+        ("人々は\u3007時", ["人", "々", "は", "\u3007", "時"]),
+        ("\U00020bb7野家", ["\U00020bb7", "野", "家"]),
+        ("x\U0001d400y", ["xay"]),
+        ("กา แฟ", ["ก", "า", "แ", "ฟ"]),
+        ("snake_case don't", ["snake_case", "don", "t"]),
+        ("हिन्दी में", ["हिन्दी", "में"]),
+        ("", []),
+        ("?!", []),
+    ],
+)
+def test_scripts_without_spaces_are_cut_everywhere(text, expected):
+    assert words([text]) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("caf\u00e9", "cafe\u0301"),  # composed and decomposed
+        ("ｶﾞｲﾄﾞ", "ガイド"),  # half-width kana with their marks
+        ("\uff32\uff21\uff27\uff12", "rag2"),  # full-width letters and digits
+        ("Straße", "STRASSE"),
+        ("ﬁnal", "final"),  # a ligature
+        ("co\u00adoperate", "cooperate"),  # a soft hyphen
+        ("zero\u200bwidth", "zerowidth"),
+        ("\u110b\u1161", "아"),  # Hangul in letters, as file systems write it
+        ("\uf9ab", "嶺"),  # a compatibility ideograph
+        ("㍿", "株式会社"),
+        ("Ǆ", "ǆ"),
+        ("ΣΊΣΥΦΟΣ", "σίσυφος"),  # a final sigma
+        ("x²", "x2"),
+        ("葛\U000e0100", "葛"),  # a variation selector
+    ],
+)
+def test_the_same_word_written_in_two_ways_is_one(one, other):
+    assert words([one]) == words([other]) != [[]]
+
+
+@given(st.text(max_size=40))
+def test_words_do_not_depend_on_the_unicode_form_of_a_text(text):
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        assert words([normalize(form, text)]) == words([text])
+
+
+@pytest.mark.parametrize(
+    ("question", "documents"),
+    [
+        ("GPT4模型的价格", ["天气很好。", "新的GPT4模型价格是20元。", "今天下雨。"]),
+        ("서울의 날씨", ["부산에서 만나요", "커피 한잔", "서울은 날씨가 맑다"]),
+        ("ﾄｳｷｮｳの天気", ["大阪まで", "トウキョウは晴れ、天気がよい", "京都で"][::-1]),
+        ("cafe\u0301", ["the bar", "the pub", "the caf\u00e9"]),
+    ],
+)
+def test_the_document_that_shares_its_words_is_found(question, documents):
+    scores = bm25_scores(words(documents))(words([question])[0])
+    (right,) = [i for i, text in enumerate(documents) if any(w in text for w in ("GPT4", "서울", "トウ", "caf"))]
+    assert best_first(scores)[0] == right and scores[right] > 0
