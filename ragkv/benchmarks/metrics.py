@@ -5,12 +5,23 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-
-from rapidfuzz import fuzz
-from rouge import Rouge
-from rouge_score.rouge_scorer import RougeScorer
+from importlib import import_module
+from typing import Any
 
 Metric = Callable[..., float]  # metric(prediction, answer)
+
+
+def _package(name: str) -> Any:
+    """Import a package that only some of the metrics need."""
+    package = name.partition(".")[0]
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != package:  # the package is there, but lacks something itself
+            raise
+        raise ModuleNotFoundError(
+            f"scoring this task needs the package {package}: pip install 'ragkv[evaluation]'", name=package
+        ) from None
 
 
 def best(metric: Metric, prediction: str, answers: Sequence[str]) -> float:
@@ -58,17 +69,17 @@ def _cut(text: str) -> list[str]:
 
 
 @cache
-def _jieba():  # type: ignore[no-untyped-def]
-    import jieba  # slow to import, and only the Chinese tasks need it
-
+def _jieba() -> Any:
+    jieba = _package("jieba")
     jieba.setLogLevel("WARNING")
     return jieba
 
 
 def rouge_l(prediction: str, answer: str) -> float:
     """LongBench's ROUGE-L F, by the package ``rouge``; 0 where that fails, as on an empty prediction."""
+    rouge = _package("rouge").Rouge()
     try:
-        return Rouge().get_scores([prediction], [answer], avg=True)["rouge-l"]["f"]
+        return rouge.get_scores([prediction], [answer], avg=True)["rouge-l"]["f"]
     except (ValueError, RecursionError):
         return 0.0
 
@@ -108,15 +119,19 @@ def count(prediction: str, answer: str) -> float:
 
 
 def code_similarity(prediction: str, answer: str) -> float:
-    """LongBench's code score: edit similarity of the prediction's first line of code, by rapidfuzz."""
+    """LongBench's code score: edit similarity of the prediction's first line of code, in whole per cents.
+
+    The official scorer uses fuzzywuzzy, which rounds; rapidfuzz computes the same ratio without rounding it.
+    """
     lines = prediction.lstrip("\n").split("\n")
     code = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
-    return fuzz.ratio(code, answer) / 100
+    return round(_package("rapidfuzz.fuzz").ratio(code, answer)) / 100
 
 
 @cache
-def _rouge_scorer() -> RougeScorer:
-    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+def _rouge_scorer() -> Any:
+    scorer = _package("rouge_score.rouge_scorer")
+    return scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 
 
 def rouge_scores(prediction: str, answers: Sequence[str]) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """Metrics compared with values worked out by hand and with plain implementations of their definitions."""
 
+import subprocess
+import sys
 from fractions import Fraction
 
 import pytest
@@ -132,8 +134,24 @@ def edit_similarity(a, b):
 
 
 @given(st.text("abc =(", min_size=1, max_size=12), st.text("abc =(", max_size=12))
-def test_code_similarity(line, answer):
-    assert metrics.code_similarity(f"\n\n{line}\nreturn x", answer) == pytest.approx(edit_similarity(line, answer))
+def test_code_similarity_is_rounded_to_per_cents_as_fuzzywuzzy_does(line, answer):
+    expected = round(100 * edit_similarity(line, answer)) / 100
+    assert metrics.code_similarity(f"\n\n{line}\nreturn x", answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "answer", "score"),
+    [
+        ("abc", "abd", 0.67),  # two of three characters of each: 4/6
+        ("abcd", "abcx", 0.75),
+        ("aaaaaaab", "b", 0.22),  # 2/9
+        ("aaaaaaa", "b" * 8 + "a", 0.12),  # 2/16 = 12.5 %, and halves are rounded to even
+        ("x = x + 1", "x = x + 1", 1.0),
+        ("x", "", 0.0),
+    ],
+)
+def test_code_similarity_by_hand(line, answer, score):
+    assert metrics.code_similarity(line, answer) == score
 
 
 def test_code_similarity_takes_the_first_line_of_code():
@@ -155,6 +173,46 @@ def test_ruler_scores(prediction, answers):
     found = [answer.upper() in prediction.upper() for answer in answers]
     assert metrics.string_match_all(prediction, answers) == pytest.approx(sum(found) / len(found))
     assert metrics.string_match_part(prediction, answers) == float(any(found))
+
+
+@pytest.mark.parametrize(
+    ("package", "score"),
+    [
+        ("rouge", lambda: metrics.rouge_l("cat", "cat")),
+        ("rouge", lambda: metrics.rouge_l_zh("猫", "猫")),
+        ("rouge_score", lambda: metrics.rouge_scores("cat", ["cat"])),
+        ("rouge_score", lambda: metrics.rouge1_f("cat", "cat")),
+        ("rapidfuzz", lambda: metrics.code_similarity("cat", "cat")),
+        ("jieba", lambda: metrics.qa_f1_zh("猫", "猫")),
+    ],
+)
+def test_a_missing_package_is_named_with_the_extra_that_has_it(monkeypatch, package, score):
+    metrics._jieba.cache_clear()
+    metrics._rouge_scorer.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Hidden(package), *sys.meta_path])
+    with pytest.raises(ModuleNotFoundError, match=rf"needs the package {package}: pip install 'ragkv\[evaluation\]'"):
+        score()
+    assert metrics.qa_f1("cat", "cat") == metrics.string_match_all("cat", ["cat"]) == 1  # need no package
+
+
+class Hidden:
+    """Makes a package look as if it was not installed."""
+
+    def __init__(self, package):
+        self.package = package
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=self.package)
+        return None
+
+
+def test_importing_the_benchmarks_imports_no_package_for_scores():
+    code = "import sys, ragkv.benchmarks; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"rouge", "rouge_score", "rapidfuzz", "jieba", "pandas", "pyarrow"} & set(loaded)
 
 
 def test_the_best_answer_counts():
