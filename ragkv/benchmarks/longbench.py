@@ -1,7 +1,6 @@
 """LongBench (arXiv 2308.14508): examples from its own files, or from other records with the same fields."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,8 +8,16 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters, register
-from ragkv.benchmarks.longbench_tasks import BUCKETS, LONGBENCH_E, TASKS, WORDINGS, Wording
-from ragkv.benchmarks.records import read_records, require
+from ragkv.benchmarks.longbench_tasks import (
+    ANSWER_FORMS,
+    BUCKETS,
+    CLASSIFICATION,
+    LONGBENCH_E,
+    TASKS,
+    WORDINGS,
+    Wording,
+)
+from ragkv.benchmarks.records import read_json, read_records, require, require_texts
 from ragkv.options import choose
 
 TINY = "tiny"
@@ -60,7 +67,7 @@ class LongBench(Benchmark):
         examples: list[Example] = []
         skipped: list[str] = []
         for number, (where, record) in enumerate(records[: parameters.prompts]):
-            example = _example(f"{name}-{number:04d}", where, record, wording)
+            example = _example(name, number, where, record, wording)
             if isinstance(example, Example):
                 examples.append(example)
             else:
@@ -76,46 +83,69 @@ class LongBench(Benchmark):
         if self.prompts_file is None:
             return WORDINGS[task]
         path = root / self.prompts_file
+        if not path.is_file():
+            raise FileNotFoundError(f"{path.resolve()} is not there: prompts_file must name a file with the prompts")
+        prompts = read_json(path)
         try:
-            text = json.loads(path.read_text(encoding="utf-8"))[task]
-            before, after = text.split("{context}")
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{path.resolve()} is not there: prompts_file must name a file with the prompts"
-            ) from None
-        except (json.JSONDecodeError, KeyError, AttributeError, TypeError, ValueError):
+            before, after = prompts[task].split("{context}")
+        except (KeyError, AttributeError, TypeError, ValueError):
             raise ValueError(
                 f"{path}: it must be a JSON object in which {task!r} is a text that contains {{context}} once"
             ) from None
         return Wording(before, after)
 
 
-def _example(name: str, where: str, record: dict, wording: Wording) -> Example | str:
+def _example(task: str, number: int, where: str, record: dict, wording: Wording) -> Example | str:
     """The record as an example, or the reason for skipping it."""
     if "chunks" in record:  # the research code's layout, in which documents are already chunked
-        require(record, where, {"chunks": list, "question": str, "answers": list})
-        document, question = tuple(record["chunks"]), record["question"]
+        require(record, where, {"question": str})
+        document: str | tuple[str, ...] = require_texts(record, where, "chunks")
+        question = record["question"]
     else:
-        require(record, where, {"context": (str, list), "input": str, "answers": list})
+        require(record, where, {"context": (str, list), "input": str})
         document, question = record["context"], record["input"]
-        document = tuple(document) if isinstance(document, list) else document
-    answers = tuple(answer for answer in record["answers"] if str(answer).strip())
+        if isinstance(document, list):
+            document = require_texts(record, where, "context")
+    answers = tuple(answer for answer in require_texts(record, where, "answers") if answer.strip())
+    classes = () if record.get("all_classes") is None else require_texts(record, where, "all_classes")
     if not answers:
         return f"{where}: no answers"
     if not "".join(document).strip():
         return f"{where}: the document is empty"
-    labels: dict[str, int | float | str] = {}
-    if name.rsplit("-", 1)[0].endswith("_e"):
-        require(record, where, {"length": (int, float)})
-        labels["bucket"] = next(bucket for limit, bucket in BUCKETS if record["length"] < limit)
+    _check_answers(task.removesuffix("_e"), where, answers, classes)
+    labels: dict[str, int | float | str] = {"bucket": _bucket(record, where)} if task.endswith("_e") else {}
     filled = wording.filled(question)
     return Example(
-        name,
+        f"{task}-{number:04d}",
         filled.before,
         document,
         filled.after,
-        tuple(map(str, answers)),
+        answers,
         filled.answer_prefix,
-        classes=tuple(record.get("all_classes") or ()),
+        classes=classes,
         labels=labels,
     )
+
+
+def _check_answers(task: str, where: str, answers: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse answers that no prediction could match."""
+    if task in CLASSIFICATION:
+        if not classes:
+            raise ValueError(f"{where}: {task} needs the field 'all_classes', a list of the classes to choose from")
+        for answer in answers:
+            if answer not in classes:
+                raise ValueError(f"{where}: the answer {answer!r} is none of the record's classes (all_classes)")
+    if task in ANSWER_FORMS:
+        form, example = ANSWER_FORMS[task]
+        for answer in answers:
+            if not form.search(answer):
+                raise ValueError(f"{where}: no prediction matches the answer {answer!r}: {task} needs {example!r}, say")
+
+
+def _bucket(record: dict, where: str) -> str:
+    """The LongBench-E bucket of a record's length."""
+    require(record, where, {"length": (int, float)})
+    length = record["length"]
+    if not 0 <= length < float("inf"):
+        raise ValueError(f"{where}: the field 'length' is {length}, expected the number of words of the document")
+    return next(bucket for limit, bucket in BUCKETS if length < limit)

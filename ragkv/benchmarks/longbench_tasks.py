@@ -3,6 +3,7 @@
 The prompts are this project's own; the benchmark's file of prompts can be used instead (`prompts_file`).
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -82,6 +83,13 @@ TASKS: dict[str, Task] = {
     "vcsum": _task(metrics.rouge_l_zh, 512),
     "lsht": _few_shot(metrics.classification, 64),
     "passage_retrieval_zh": _task(metrics.retrieval_zh, 32),
+}
+CLASSIFICATION = ("trec", "lsht")  # their answers are among the record's classes
+# Answers that a prediction can match at all, where that takes a certain form; and an example.
+ANSWER_FORMS = {
+    "passage_count": (re.compile(r"\A\d+\Z"), "3"),
+    "passage_retrieval_en": (re.compile(r"Paragraph \d+"), "Paragraph 3"),
+    "passage_retrieval_zh": (re.compile(r"段落\d+"), "段落3"),
 }
 LONGBENCH_E = tuple(TASKS)[:13]
 BUCKETS = ((4000, "0-4k"), (8000, "4-8k"), (float("inf"), "8k+"))

@@ -1,15 +1,21 @@
 """A benchmark's records, read from JSON lines, JSON, parquet files or the Hugging Face hub."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
+from ragkv.prompt.documents import decode_text
+from ragkv.prompt.encoding import lone_surrogate
 
 from ragkv.extras import extra
 
 Record = tuple[str, dict]  # its place ("hotpotqa.jsonl line 17"), and its fields
 HUB = "hf:"
+
+# Characters of one record. No model reads as many at once, and encoding them takes more than a gigabyte of memory.
+MAX_CHARACTERS = 8 * 2**20
+_MAX_LINE = 6 * MAX_CHARACTERS  # bytes of a line: JSON may write a character as \uXXXX
 
 
 def read_records(source: str, name: str, root: Path) -> list[Record]:
@@ -37,7 +43,7 @@ def read_records(source: str, name: str, root: Path) -> list[Record]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not there: put the benchmark's files there ({name}.jsonl, ...)")
     for ending, read in ((".jsonl", _lines), (".json", _list), (".parquet", _parquet)):
-        if (path := folder / (name + ending)).exists():
+        if (path := folder / (name + ending)).is_file():
             return list(read(path, name))
     tables = sorted(folder.glob("*.parquet"))
     if len(tables) == 1 and (records := _parquet(tables[0], name)):
@@ -57,50 +63,128 @@ def require(record: Mapping, where: str, fields: Mapping[str, type | tuple[type,
     ValueError
         A field is missing or of another type; the message gives the file, the line and the field.
     """
-    for field, kind in fields.items():
+    for field, kinds in fields.items():
         if field not in record:
             raise ValueError(f"{where}: the field {field!r} is missing; there are {', '.join(record) or 'none'}")
-        if not isinstance(record[field], kind):
-            kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise ValueError(f"{where}: the field {field!r} is {type(record[field]).__name__}, expected is {kinds}")
+        value = record[field]
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            expected = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+            raise ValueError(f"{where}: the field {field!r} is {_kind(value)}, expected {expected}")
 
 
-def _lines(path: Path, name: str) -> Iterator[Record]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if line.strip():
-            yield _record(f"{path} line {number}", _json(line, f"{path} line {number}"))
+def require_texts(record: Mapping, where: str, field: str) -> tuple[str, ...]:
+    """The items of a list of texts.
+
+    Raises
+    ------
+    ValueError
+        The field is no list, or one of its items is not a text but null, a number, a list or an object.
+    """
+    require(record, where, {field: list})
+    for number, item in enumerate(record[field], 1):
+        if not isinstance(item, str):
+            raise ValueError(f"{where}: item {number} of the field {field!r} is {_kind(item)}, expected str")
+    return tuple(record[field])
 
 
-def _list(path: Path, name: str) -> Iterator[Record]:
-    records = _json(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(records, list):
-        raise ValueError(f"{path}: it must hold a list of records, it holds {type(records).__name__}")
-    for number, record in enumerate(records, 1):
-        yield _record(f"{path} record {number}", record)
+def _kind(value: object) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises
+    ------
+    ValueError
+        It is not UTF-8 text, or not valid JSON; the message says where.
+    """
+    return _json(decode_text(path.read_bytes(), str(path)), str(path))
 
 
 def _json(text: str, where: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: this is no JSON ({error.msg} at column {error.colno})") from None
+        line = f"line {error.lineno} " if "\n" in text.rstrip() else ""
+        raise ValueError(f"{where}: this is no JSON ({error.msg} at {line}column {error.colno})") from None
+    except RecursionError:
+        raise ValueError(f"{where}: lists and objects are nested too deeply") from None
+    except ValueError as error:  # such as a number of thousands of digits
+        raise ValueError(f"{where}: this is no JSON ({error})") from None
+
+
+def _lines(path: Path, name: str) -> Iterator[Record]:
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(_MAX_LINE + 1):
+            number += 1
+            where = f"{path} line {number}"
+            if len(line) > _MAX_LINE:
+                raise ValueError(f"{where}: {_too_long()}")
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise ValueError(f"{where}: this is not UTF-8 text. Save the file as UTF-8") from None
+            if text.strip():
+                yield _record(where, _json(text.rstrip("\r\n"), where))
+
+
+def _list(path: Path, name: str) -> Iterator[Record]:
+    records = read_json(path)
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: it must hold a list of records, it holds {_kind(records)}")
+    for number, record in enumerate(records, 1):
+        yield _record(f"{path} record {number}", record)
 
 
 def _record(where: str, record: object) -> Record:
+    """The record, if its texts can be encoded and are not too long."""
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: a record must be an object with fields, this is {type(record).__name__}")
+        raise ValueError(f"{where}: a record must be an object with fields, this is {_kind(record)}")
+    characters = 0
+    for field, text in _texts(record):
+        characters += len(text)
+        if lone_surrogate(text) is not None:
+            raise ValueError(
+                f"{where}: the field {field!r} has half of a surrogate pair, such as \\ud83d without \\ude00"
+            )
+    if characters > MAX_CHARACTERS:
+        raise ValueError(f"{where}: {_too_long()}")
     return where, record
 
 
+def _texts(record: dict) -> Iterator[tuple[str, str]]:
+    """All texts in a record, at any depth, and the field that each belongs to."""
+    pending = list(record.items())
+    while pending:
+        field, value = pending.pop()
+        if isinstance(value, str):
+            yield field, value
+        elif isinstance(value, dict):
+            pending += [(field, item) for item in value.values()]
+        elif isinstance(value, list):
+            pending += [(field, item) for item in value]
+
+
+def _too_long() -> str:
+    return f"the record has more than {MAX_CHARACTERS:,} characters: split its document or leave it out"
+
+
 def _parquet(path: Path, name: str) -> list[Record]:
+    import pyarrow  # slow to import, and only this format needs it
+    from pyarrow import parquet
+
     try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+        table = parquet.read_table(path, partitioning=None)
+        numbers: Iterable[int] = range(1, len(table) + 1)
+        if "dataset" in table.column_names and path.stem != name:
+            numbers = [number for number, task in enumerate(table["dataset"].to_pylist(), 1) if task == name]
+            table = table.take([number - 1 for number in numbers])
+        rows = table.to_pylist()  # every value as it was stored
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise ValueError(f"{path}: this is no parquet file ({str(error).splitlines()[0]})") from None
-    if "dataset" in table and path.stem != name:
-        table = table[table["dataset"] == name]
-    rows = json.loads(table.to_json(orient="records", force_ascii=False))  # arrays become lists
-    return [(f"{path} record {number}", row) for number, row in zip(table.index + 1, rows, strict=True)]
+    return [_record(f"{path} record {number}", row) for number, row in zip(numbers, rows, strict=True)]
 
 
 def _hub(source: str, name: str) -> list[Record]:
@@ -114,4 +198,4 @@ def _hub(source: str, name: str) -> list[Record]:
             f"{name} of {HUB}{source} could not be loaded ({str(error).splitlines()[0]}): download the dataset's files "
             "to a folder, and give this folder as the source"
         ) from error
-    return [(f"{source} {name} record {number}", dict(row)) for number, row in enumerate(rows, 1)]
+    return [_record(f"{source} {name} record {number}", dict(row)) for number, row in enumerate(rows, 1)]

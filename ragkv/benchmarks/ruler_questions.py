@@ -1,13 +1,12 @@
 """RULER's question answering: SQuAD and HotpotQA questions, their documents hidden among unrelated ones."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from ragkv.benchmarks.records import require
+from ragkv.benchmarks.records import read_json, require
 from ragkv.benchmarks.ruler_tasks import Drawn, Layout
 
 
@@ -88,9 +87,8 @@ def read_squad(path: Path) -> Questions:
         for where, paragraph in paragraphs:
             fields = {"question": str, "answers": list}
             for inner, question in _records(paragraph["qas"], f"{where} question", fields):
-                answers = [
-                    answer["text"] for _, answer in _records(question["answers"], f"{inner} answer", {"text": str})
-                ]
+                records = _records(question["answers"], f"{inner} answer", {"text": str})
+                answers = [answer["text"] for _, answer in records if answer["text"].strip()]
                 if answers and not question.get("is_impossible"):
                     distinct = tuple(dict.fromkeys(answers))
                     questions.append(Question(question["question"], distinct, [paragraph["context"]], near))
@@ -117,6 +115,8 @@ def read_hotpotqa(path: Path) -> Questions:
                 f"{where}: context must be a list of [title, [sentences]], and supporting_facts one of "
                 "[title, number] with these titles: give HotpotQA's file of the distractor setting"
             ) from None
+        if not record["answer"].strip():
+            raise ValueError(f"{where}: the field 'answer' is blank, which any prediction would match")
         documents += texts.values()
         questions.append(Question(record["question"], (record["answer"],), true, list(texts.values())))
     return _not_empty(questions, documents, path)
@@ -138,14 +138,9 @@ def _records(records: list, where: str, fields: Mapping[str, type]) -> Iterator[
 
 
 def _read(path: Path, kind: type) -> Any:
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"{path.resolve()} is not there: put the file with this task's questions there")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: this is not UTF-8 text. Save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: this is no JSON ({error.msg} at line {error.lineno})") from None
+    content = read_json(path)
     if not isinstance(content, kind):
         raise ValueError(f"{path}: it must hold a {kind.__name__}, it holds a {type(content).__name__}")
     return content

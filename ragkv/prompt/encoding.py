@@ -52,15 +52,23 @@ def check_text(text: object, name: str) -> str:
     if not isinstance(text, str):
         kind = "missing (null)" if text is None else f"of type {type(text).__name__}"
         raise ValueError(f"{name} is {kind}: give its text as str")
+    place = lone_surrogate(text)
+    if place is not None:
+        line = text.count("\n", 0, place) + 1
+        raise ValueError(
+            f"{name}, line {line}: {text[place]!a} is half of a surrogate pair, not a character. "
+            "Decode the text as UTF-8, and join the escapes of a pair in JSON"
+        )
+    return text
+
+
+def lone_surrogate(text: str) -> int | None:
+    """The place of the first character that is half of a surrogate pair, which UTF-8 cannot encode; None without."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        line = text.count("\n", 0, error.start) + 1
-        raise ValueError(
-            f"{name}, line {line}: {text[error.start]!a} is half of a surrogate pair, not a character. "
-            "Decode the text as UTF-8, and join the escapes of a pair in JSON"
-        ) from None
-    return text
+        return error.start
+    return None
 
 
 # Guards. Many tokenizers insert a space before every text that they encode (Llama-2, Mistral, others with
