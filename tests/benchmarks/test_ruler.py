@@ -422,11 +422,12 @@ def test_bad_question_files_are_named(tmp_path, task, content, said):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b'{"data": "\xe9"}', "not UTF-8 text"), (b"{\n,", "no JSON .* at line 2")]
+    ("content", "said"),
+    [(b'{"data": "\xe9"}', ", line 1: this is not UTF-8 text"), (b"{\n,", ": this is no JSON .* at line 2")],
 )
 def test_question_files_that_are_no_json_are_named(tmp_path, content, said):
     (tmp_path / "questions.json").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"questions\.json: this is {said}"):
+    with pytest.raises(ValueError, match=rf"questions\.json{said}"):
         Ruler(tasks={"qa_1": {}}, squad="questions.json").examples("qa_1", BPE, tmp_path)
 
 
@@ -472,6 +473,11 @@ def test_a_short_input_keeps_its_document(tmp_path):
         ({"input": ""}, "the input is one line"),
         ({"input": 5}, "the field 'input' is int"),
         ({"outputs": "7"}, "the field 'outputs' is str"),
+        ({"outputs": [7]}, "item 1 of the field 'outputs' is int, expected str"),
+        ({"outputs": ["7", None]}, "item 2 of the field 'outputs' is null, expected str"),
+        ({"outputs": [["7"]]}, "item 1 of the field 'outputs' is list, expected str"),
+        ({"outputs": ["7", " "]}, "one of the outputs is blank"),
+        ({"input": "Look.\nA is 7.\nWhat is \ud83d?"}, "the field 'input' has half of a surrogate pair"),
         ({"answer_prefix": 5}, "the field 'answer_prefix' is int"),
     ],
 )
@@ -485,3 +491,67 @@ def test_as_many_official_prompts_as_asked_for(tmp_path):
     _write(tmp_path / "official/vt.jsonl", *[RECORD] * 5)
     benchmark = Ruler(source="official", tasks={"vt": {"lengths": [1024], "prompts": 3}})
     assert [e.id for e in benchmark.examples("vt", BPE, tmp_path)[0]] == [f"vt-1024-000{n}" for n in range(3)]
+
+
+TASK = "Some special numbers are hidden below.\nOne.\nThe number of x is 7.\nTwo.\nWhat is the number of x?"
+OFFICIAL_TEMPLATES = {
+    "meta-chat": "[INST] {} [/INST]",
+    "vicuna-chat": "A chat between a curious user and an artificial intelligence assistant. USER: {} ASSISTANT:",
+    "lwm-chat": "You are a helpful assistant. USER: {} ASSISTANT: ",
+    "command-r-chat": "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>{}<|END_OF_TURN_TOKEN|>",
+    "chatglm-chat": "[gMASK]sop<|user|> \n {}<|assistant|> \n ",
+    "RWKV": "User: hi\n\nAssistant: Hi.\n\nUser: {}\n\nAssistant:",
+    "Phi3": "<|user|>\n{}<|end|>\n<|assistant|>\n",
+    "meta-llama3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "jamba": "<|startoftext|><|bom|><|system|> <|eom|><|bom|><|user|> {}<|eom|><|bom|><|assistant|>",
+    "nemotron5-instruct": "<SPECIAL_10>System\n\n<SPECIAL_11>User\n{}\n<SPECIAL_11>Assistant\n",
+    "mistral": "<s>[INST] {} [/INST]",
+    "mistral, spaced": " <s> [INST] {} [/INST]",
+    "gemma": "<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
+    "qwen": "<|im_start|>system\nBe of help.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    "deepseek": "<\uff5cbegin\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>{}<\uff5cAssistant\uff5c>",
+    "alpaca": "### Instruction:\n{}\n\n### Response:\n",
+    "llama-2": "<s>[INST] <<SYS>>\nBe of help.\n<</SYS>>\n\n{} [/INST]",
+}
+
+
+@pytest.mark.parametrize("template", OFFICIAL_TEMPLATES)
+@pytest.mark.parametrize("older", [False, True])
+def test_inputs_that_are_in_a_chat_template_are_refused(tmp_path, template, older):
+    text = OFFICIAL_TEMPLATES[template].format(TASK)
+    record = {"input": text, "outputs": ["7"], "answer_prefix": " The number is"}
+    if older:  # the answer's beginning stands in the input
+        record = {"input": text + record["answer_prefix"], "outputs": ["7"]}
+    _write(tmp_path / "official/niah_single_1.jsonl", record)
+    benchmark = Ruler(source="official", tasks={"niah_single_1": {}})
+    with pytest.raises(ValueError, match=r"line 1: the input begins with '.*chat template.*--model_template_type base"):
+        benchmark.examples("niah_single_1", BPE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TASK,
+        "Users of this text: look.\nA is 7.\nWhat is A?",
+        "<document>\nA is 7.\n</document>\nWhat is A?",
+        "[1] A is 7.\nWhat is A?",
+        "Read it. <|eot_id|> is only text here.\nA is 7.\nWhat is A?",
+        "A chat about x.\nA is 7.\nWhat is A?",
+    ],
+)
+def test_other_inputs_are_read(tmp_path, text):
+    _write(tmp_path / "official/niah_single_1.jsonl", {"input": text, "outputs": ["7"]})
+    (example,), _ = Ruler(source="official", tasks={"niah_single_1": {}}).examples("niah_single_1", BPE, tmp_path)
+    assert prompt(example) == text
+
+
+def test_blank_answers_of_question_files_are_left_out_or_refused(tmp_path):
+    question = SQUAD_QUESTION | {"answers": [{"text": ""}, {"text": "now"}]}
+    content = {"data": [{"paragraphs": [{"context": "It is now.", "qas": [question]}]}]}
+    (tmp_path / "squad.json").write_text(json.dumps(content))
+    (example,), _ = Ruler(tasks={"qa_1": {}}, squad="squad.json").examples("qa_1", BPE, tmp_path)
+    assert example.answers == ("now",)
+    (tmp_path / "hotpot.json").write_text(json.dumps([HOTPOT_QUESTION | {"answer": " "}]))
+    with pytest.raises(ValueError, match="question 1: the field 'answer' is blank"):
+        Ruler(tasks={"qa_2": {}}, hotpotqa="hotpot.json").examples("qa_2", BPE, tmp_path)
