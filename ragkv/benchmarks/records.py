@@ -40,6 +40,10 @@ def read_records(source: str, name: str, root: Path) -> list[Record]:
     folder = (root / source).resolve()
     if folder.suffix == ".parquet" and folder.is_file():
         return _parquet(folder, name)
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file: give the folder with {name}.jsonl, {name}.json or {name}.parquet as source"
+        )
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not there: put the benchmark's files there ({name}.jsonl, ...)")
     for ending, read in ((".jsonl", _lines), (".json", _list), (".parquet", _parquet)):
@@ -104,7 +108,7 @@ def read_json(path: Path) -> Any:
 
 def _json(text: str, where: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno} " if "\n" in text.rstrip() else ""
         raise ValueError(f"{where}: this is no JSON ({error.msg} at {line}column {error.colno})") from None
@@ -114,6 +118,16 @@ def _json(text: str, where: str) -> object:
         raise ValueError(f"{where}: this is no JSON ({error})") from None
 
 
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object, in which no name may occur twice: the last value would silently win."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r} occurs twice in an object")
+    return content
+
+
 def _lines(path: Path, name: str) -> Iterator[Record]:
     with path.open("rb") as file:
         number = 0
@@ -121,7 +135,7 @@ def _lines(path: Path, name: str) -> Iterator[Record]:
             number += 1
             where = f"{path} line {number}"
             if len(line) > _MAX_LINE:
-                raise ValueError(f"{where}: {_too_long()}")
+                raise ValueError(_too_long(where))
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
@@ -150,7 +164,7 @@ def _record(where: str, record: object) -> Record:
                 f"{where}: the field {field!r} has half of a surrogate pair, such as \\ud83d without \\ude00"
             )
     if characters > MAX_CHARACTERS:
-        raise ValueError(f"{where}: {_too_long()}")
+        raise ValueError(_too_long(where))
     return where, record
 
 
@@ -167,8 +181,8 @@ def _texts(record: dict) -> Iterator[tuple[str, str]]:
             pending += [(field, item) for item in value]
 
 
-def _too_long() -> str:
-    return f"the record has more than {MAX_CHARACTERS:,} characters: split its document or leave it out"
+def _too_long(where: str) -> str:
+    return f"{where}: the record has more than {MAX_CHARACTERS:,} characters: split its document or leave it out"
 
 
 def _parquet(path: Path, name: str) -> list[Record]:
@@ -178,12 +192,14 @@ def _parquet(path: Path, name: str) -> list[Record]:
     try:
         table = parquet.read_table(path, partitioning=None)
         numbers: Iterable[int] = range(1, len(table) + 1)
-        if "dataset" in table.column_names and path.stem != name:
+        if path.stem != name:
+            if "dataset" not in table.column_names:
+                raise ValueError(f"{path} has no column 'dataset' that says which records are of {name}")
             numbers = [number for number, task in enumerate(table["dataset"].to_pylist(), 1) if task == name]
             table = table.take([number - 1 for number in numbers])
         rows = table.to_pylist()  # every value as it was stored
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path}: this is no parquet file ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path}: this is no parquet file ({_first_line(error)})") from None
     return [_record(f"{path} record {number}", row) for number, row in zip(numbers, rows, strict=True)]
 
 
@@ -195,7 +211,11 @@ def _hub(source: str, name: str) -> list[Record]:
         rows = load_dataset(repository, name, split="test", revision=revision or None)
     except Exception as error:  # the hub's client raises many kinds of errors
         raise ValueError(
-            f"{name} of {HUB}{source} could not be loaded ({str(error).splitlines()[0]}): download the dataset's files "
+            f"{name} of {HUB}{source} could not be loaded ({_first_line(error)}): download the dataset's files "
             "to a folder, and give this folder as the source"
         ) from error
     return [_record(f"{source} {name} record {number}", dict(row)) for number, row in enumerate(rows, 1)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

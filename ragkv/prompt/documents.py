@@ -89,13 +89,13 @@ def _read(source: object, number: int) -> list[Document]:
     if not isinstance(source, Path):
         raise ValueError(f"document {number} is of type {type(source).__name__}: give its text as str, or a Path")
     if source.is_file():
-        return [Document(source.name, read_text(source))]
+        return [Document(_printable(source.name), read_text(source))]
     if not source.is_dir():
         raise ValueError(f"there is no folder or file {source}")
     files = text_files(source)
     if not files:
         raise ValueError(f"no .txt or .md files in the folder {source}")
-    return [Document(file.relative_to(source).as_posix(), read_text(file)) for file in files]
+    return [Document(_printable(file.relative_to(source).as_posix()), read_text(file)) for file in files]
 
 
 def text_files(folder: Path, *, subfolders: bool = True) -> list[Path]:
@@ -111,7 +111,7 @@ def text_files(folder: Path, *, subfolders: bool = True) -> list[Path]:
     """
 
     def fail(error: OSError) -> None:
-        raise ValueError(f"the folder {error.filename} cannot be listed ({error.strerror})")
+        raise ValueError(f"the folder {error.filename} cannot be listed ({error.strerror}): check its permissions")
 
     files = []
     for path, folders, names in os.walk(folder, onerror=fail):
@@ -129,8 +129,13 @@ def read_text(file: Path) -> str:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise ValueError(f"{file} cannot be read ({error.strerror})") from error
-    return decode_text(data, str(file))
+        raise ValueError(f"{_printable(str(file))} cannot be read ({error.strerror}): check its permissions") from error
+    return decode_text(data, _printable(str(file)))
+
+
+def _printable(name: str) -> str:
+    """A file's name with escapes for what a terminal would act upon or cannot show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def decode_text(data: bytes, name: str) -> str:

@@ -102,22 +102,25 @@ def guards(tokenizer: PreTrainedTokenizerBase) -> list[Guard]:
     """
     if tokenizer not in _known_guards:
         try:
-            _known_guards[tokenizer] = _find_guards(tokenizer)
-        except (AttributeError, NotImplementedError, TypeError) as error:
+            fitting = _find_guards(tokenizer)
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
             raise ValueError(f"{_unusable(tokenizer)} ({error}): load it with transformers' AutoTokenizer") from error
+        if fitting is None:
+            raise ValueError(
+                f"{_unusable(tokenizer)}: it changes text where the parts of a prompt meet, for example by inserting "
+                "or removing spaces. Use a model with another tokenizer"
+            )
+        _known_guards[tokenizer] = fitting
     return _known_guards[tokenizer]
 
 
-def _find_guards(tokenizer: PreTrainedTokenizerBase) -> list[Guard]:
+def _find_guards(tokenizer: PreTrainedTokenizerBase) -> list[Guard] | None:
     candidates = [(text, tokenizer(text, add_special_tokens=False).input_ids) for text in _CANDIDATES]
     candidates = [(text, own) for text, own in candidates if _is_spelled(tokenizer, text, own)]
     for guards in ([_NO_GUARD], candidates):
         if all(_adds_up(tokenizer, guards, *seam) for seam in _SEAMS):
             return guards
-    raise ValueError(
-        f"{_unusable(tokenizer)}: it changes text where the parts of a prompt meet, for example by inserting or "
-        "removing spaces. Use a model with another tokenizer"
-    )
+    return None
 
 
 def _unusable(tokenizer: PreTrainedTokenizerBase) -> str:

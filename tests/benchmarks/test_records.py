@@ -233,3 +233,32 @@ def test_what_is_no_file_is_not_read(tmp_path):
 def test_read_json(tmp_path):
     (tmp_path / "x.json").write_bytes(b'\xef\xbb\xbf{"a": [1]}')
     assert read_json(tmp_path / "x.json") == {"a": [1]}
+
+
+def test_names_that_occur_twice_are_named(tmp_path):
+    write(tmp_path, "2wikimqa", json.dumps(RECORD)[:-1] + ', "answers": ["the chef"]}')
+    with pytest.raises(ValueError, match=r"line 1: this is no JSON \(the name 'answers' occurs twice in an object\)"):
+        examples(tmp_path)
+
+
+def test_a_table_of_several_tasks_says_which_record_is_of_which(tmp_path):
+    parquet.write_table(pa.Table.from_pylist([RECORD]), tmp_path / "all.parquet")
+    for source in (".", "all.parquet"):
+        with pytest.raises(ValueError, match=r"all\.parquet has no column 'dataset' .* records are of 2wikimqa"):
+            read_records(source, "2wikimqa", tmp_path)
+
+
+def test_a_file_in_place_of_its_folder_is_named(tmp_path):
+    write(tmp_path, "2wikimqa", RECORD)
+    with pytest.raises(ValueError, match=r"2wikimqa\.jsonl is a file: give the folder with 2wikimqa\.jsonl"):
+        read_records("2wikimqa.jsonl", "2wikimqa", tmp_path)
+
+
+def test_errors_without_a_text_are_named_by_their_type(tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise OSError
+
+    monkeypatch.setattr(parquet, "read_table", fail)
+    (tmp_path / "2wikimqa.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"this is no parquet file \(OSError\)"):
+        examples(tmp_path)

@@ -211,3 +211,13 @@ def test_prose_is_quoted_word_for_word():
     longest = max(len(encode(byte_level_bpe(), part)) for part in PROSE.split("\n\n")) + 2
     chunks = chunk_documents(byte_level_bpe(), [Document("x", PROSE)], by="paragraphs", tokens=longest)
     assert [chunk.text for chunk in chunks] == PROSE.split("\n\n")
+
+
+def test_names_that_a_terminal_would_act_upon_are_escaped(tmp_path):
+    (tmp_path / "a\x1b[31m\n.txt").write_text("The notes.")
+    (tmp_path / os.fsdecode(b"b\xff.txt")).write_text("The notes.")
+    (tmp_path / "c é 猫.txt").write_text("The notes.")
+    assert [d.name for d in read_documents(tmp_path)] == ["a\\x1b[31m\\n.txt", "b\\udcff.txt", "c é 猫.txt"]
+    (tmp_path / "d\x1b.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"/d\\x1b\.txt, line 1: this is not UTF-8"):
+        read_documents(tmp_path / "d\x1b.txt")

@@ -221,14 +221,15 @@ def test_a_tokenizer_that_changes_text_between_parts_is_refused():
         chat_parts(fast(stripping_unigram(), "<unk>"), "Read.", "Who?")
 
 
-def test_a_tokenizer_that_takes_other_options_is_refused():
+@pytest.mark.parametrize("error", [TypeError, ValueError, NotImplementedError])
+def test_a_tokenizer_that_takes_other_options_is_refused(error):
     """As mistral-common's does."""
 
     class Other:
         unk_token_id = None
 
-        def __call__(self, text):
-            return [1]
+        def __call__(self, text, **options):
+            raise error("no such options")
 
     with pytest.raises(ValueError, match=r"the tokenizer \(Other\) cannot encode .*: load it with .*AutoTokenizer"):
         encode(Other(), "The boat")
