@@ -5,23 +5,11 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from importlib import import_module
 from typing import Any
 
+from ragkv.extras import extra
+
 Metric = Callable[..., float]  # metric(prediction, answer)
-
-
-def _package(name: str) -> Any:
-    """Import a package that only some of the metrics need."""
-    package = name.partition(".")[0]
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != package:  # the package is there, but lacks something itself
-            raise
-        raise ModuleNotFoundError(
-            f"scoring this task needs the package {package}: pip install 'ragkv[evaluation]'", name=package
-        ) from None
 
 
 def best(metric: Metric, prediction: str, answers: Sequence[str]) -> float:
@@ -70,16 +58,18 @@ def _cut(text: str) -> list[str]:
 
 @cache
 def _jieba() -> Any:
-    jieba = _package("jieba")
+    with extra("evaluation", "scoring Chinese text"):
+        import jieba
     jieba.setLogLevel("WARNING")
     return jieba
 
 
 def rouge_l(prediction: str, answer: str) -> float:
     """LongBench's ROUGE-L F, by the package ``rouge``; 0 where that fails, as on an empty prediction."""
-    rouge = _package("rouge").Rouge()
+    with extra("evaluation", "ROUGE-L"):
+        from rouge import Rouge
     try:
-        return rouge.get_scores([prediction], [answer], avg=True)["rouge-l"]["f"]
+        return Rouge().get_scores([prediction], [answer], avg=True)["rouge-l"]["f"]
     except (ValueError, RecursionError):
         return 0.0
 
@@ -125,13 +115,16 @@ def code_similarity(prediction: str, answer: str) -> float:
     """
     lines = prediction.lstrip("\n").split("\n")
     code = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
-    return round(_package("rapidfuzz.fuzz").ratio(code, answer)) / 100
+    with extra("evaluation", "code similarity"):
+        from rapidfuzz import fuzz
+    return round(fuzz.ratio(code, answer)) / 100
 
 
 @cache
 def _rouge_scorer() -> Any:
-    scorer = _package("rouge_score.rouge_scorer")
-    return scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    with extra("evaluation", "ROUGE"):
+        from rouge_score.rouge_scorer import RougeScorer
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 
 
 def rouge_scores(prediction: str, answers: Sequence[str]) -> dict[str, float]:

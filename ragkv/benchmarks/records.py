@@ -5,10 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ragkv.extras import extra
 from ragkv.prompt.documents import decode_text
 from ragkv.prompt.encoding import lone_surrogate
-
-from ragkv.extras import extra
 
 Record = tuple[str, dict]  # its place ("hotpotqa.jsonl line 17"), and its fields
 HUB = "hf:"
@@ -186,8 +185,9 @@ def _too_long(where: str) -> str:
 
 
 def _parquet(path: Path, name: str) -> list[Record]:
-    import pyarrow  # slow to import, and only this format needs it
-    from pyarrow import parquet
+    with extra("evaluation", "reading parquet files"):
+        import pyarrow  # slow to import
+        from pyarrow import parquet
 
     try:
         table = parquet.read_table(path, partitioning=None)

@@ -7,7 +7,7 @@ import pytest
 from helpers import PROSE, byte_level_bpe
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_encoding import KINDS, LOSSLESS
+from tokenizer_kinds import KINDS, LOSSLESS
 
 from ragkv.benchmarks.haystack import read_sentences
 from ragkv.prompt.chunking import chunk_document
