@@ -11,6 +11,8 @@ import sys
 from importlib.util import find_spec
 
 INDEX = "https://download.pytorch.org/whl/cpu"  # every release, built without CUDA
+# An index that cannot be reached is a warning for pip, not an error. One retry, so that the warning comes in seconds.
+WITH_INDEX = ("--extra-index-url", INDEX, "--retries", "1")
 
 
 def pip(*arguments: str, **options: object) -> subprocess.CompletedProcess:
@@ -28,19 +30,21 @@ def has_gpu() -> bool:
 
 def newest_cpu_build() -> str | None:
     """The newest version that pip finds without CUDA's libraries, such as ``2.13.0+cpu``."""
-    # An index that cannot be reached is a warning for pip, not an error. One retry, so that this takes seconds.
-    found = pip("index", "versions", "torch", "--extra-index-url", INDEX, "--retries", "1", capture_output=True)
+    found = pip("index", "versions", "torch", *WITH_INDEX, capture_output=True)
     listed = re.search(r"^Available versions: (.*)$", found.stdout, re.MULTILINE)
     versions = listed[1].split(", ") if listed else []  # newest first
     return next((version for version in versions if version.endswith("+cpu")), None)
 
 
 def install_without_cuda(reason: str) -> bool:
-    """Install the newest build without CUDA's libraries; False if there is none or it cannot be installed."""
+    """Install the newest build without CUDA's libraries; False if there is none or it cannot be installed.
+
+    What it requires is installed with ragkv's own requirements, so that only PyTorch is looked for in that index.
+    """
     version = newest_cpu_build()
     if version is None:
         problem = f"{INDEX} cannot be reached or has none for this machine"
-    elif pip("install", "--quiet", f"torch=={version}", "--extra-index-url", INDEX).returncode:
+    elif pip("install", "--quiet", "--no-deps", f"torch=={version}", *WITH_INDEX).returncode:
         problem = f"PyTorch {version} could not be installed"
     else:
         print(f"PyTorch {version}, without CUDA's libraries: {reason}. For a GPU: make setup TORCH=torch")

@@ -30,7 +30,7 @@ subprocess.run([sys.executable, "-I", "-m", "venv", "--without-pip", sys.argv[1]
 """
 REACHED = "9.9.0+cpu, 9.9.0, 9.8.0+cpu, 9.8.0"
 UNREACHABLE = "9.9.0, 9.8.0"
-INDEX = "--extra-index-url https://download.pytorch.org/whl/cpu"
+INDEX = "--extra-index-url https://download.pytorch.org/whl/cpu --retries 1"
 ONE_GPU = "GPU 0: NVIDIA H200 (UUID: GPU-1)"
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyTorch comes without CUDA")
 
@@ -82,7 +82,7 @@ def machine(tmp_path):
 )
 def test_a_machine_without_a_gpu_gets_the_newest_build_without_cuda(machine, words, gpus, reason):
     said, tried = machine.torch(*words, gpus=gpus)
-    assert tried == [f"torch==9.9.0+cpu {INDEX}"]
+    assert tried == [f"--no-deps torch==9.9.0+cpu {INDEX}"]
     assert said == [f"PyTorch 9.9.0+cpu, without CUDA's libraries: {reason}. For a GPU: make setup TORCH=torch"]
 
 
@@ -98,7 +98,7 @@ def test_an_index_that_cannot_be_reached_is_said_and_the_default_is_installed(ma
 @LINUX
 def test_a_build_that_cannot_be_installed_is_said_and_the_default_is_installed(machine):
     said, tried = machine.torch(NO_CPU_BUILD="1")
-    assert tried == [f"torch==9.9.0+cpu {INDEX}", "torch"]
+    assert tried == [f"--no-deps torch==9.9.0+cpu {INDEX}", "torch"]
     (line,) = said
     assert "PyTorch 9.9.0+cpu could not be installed" in line
     assert "3 GB" in line
