@@ -1,4 +1,4 @@
-"""What all parameters of a profile have in common."""
+"""The base class of everything that a profile says."""
 
 from pydantic import BaseModel, ConfigDict
 

@@ -1,7 +1,7 @@
-"""``python workflow/gpu.py COMMAND ...``: the command on one GPU, to itself; where all are taken it waits for one.
+"""``python workflow/gpu.py COMMAND ...``: run a command with a GPU to itself; wait for one if all are taken.
 
-A GPU is taken by a lock on a file, which the system gives back when the command ends, however it ends. All runs of one
-user on one machine meet there, also those of different profiles. Without a GPU the command runs as it is.
+A GPU is taken by locking a file. The system releases the lock when the command ends, however it ends. All runs of one
+user on one machine share these locks, also those of different profiles. Without a GPU the command simply runs.
 """
 
 import fcntl
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def visible() -> list[str]:
-    """The GPUs that may be used here, by the names that they have on every process: all, or CUDA_VISIBLE_DEVICES."""
+    """The UUIDs of the GPUs that may be used: all, or those in CUDA_VISIBLE_DEVICES."""
     query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
     try:
         listed = subprocess.run(query, capture_output=True, text=True, check=True).stdout
@@ -26,7 +26,7 @@ def visible() -> list[str]:
 
 
 def take(gpus: list[str], folder: Path, seconds: float = 0.2) -> tuple[str, int]:
-    """The first of `gpus` that is free, looked for every so many `seconds`, and the open file that holds it."""
+    """Wait for a free GPU, looking every so many `seconds`; returns it and the open file that holds its lock."""
     folder.mkdir(mode=0o700, exist_ok=True)
     while True:
         for gpu in gpus:
@@ -43,7 +43,7 @@ def take(gpus: list[str], folder: Path, seconds: float = 0.2) -> tuple[str, int]
 def main(command: list[str]) -> None:
     if gpus := visible():
         gpu, file = take(gpus, Path(tempfile.gettempdir(), f"ragkv-gpus-{os.getuid()}"))
-        os.set_inheritable(file, True)  # the command holds it from here on
+        os.set_inheritable(file, True)  # the command inherits the lock
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     os.execvp(command[0], command)
 

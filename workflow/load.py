@@ -1,9 +1,9 @@
-"""``python workflow/load.py``: processes that precompute and processes that evaluate over one store, for minutes.
+"""``python workflow/load.py``: processes that precompute and processes that evaluate share one store for minutes.
 
-The writers go through the same prompts in the same order, so that they meet at the same segments; what is stored they
-check, and write one of its segments again, under the readers' eyes. The readers answer prompts of which everything is
-stored. Afterwards every segment is checked, and answers are compared with those from a store of their own. First it is
-one writer and one reader, then two of each.
+The writers go through the same prompts in the same order, so they often want the same segment at the same time. They
+check what is stored, and rewrite one segment of each prompt while readers may be reading it. The readers answer prompts
+whose segments are all stored. Afterwards every segment is checked, and answers are compared with those from a store
+that only one process wrote. The first round has one writer and one reader, the second two of each.
 """
 
 import argparse
@@ -29,49 +29,57 @@ from ragkv.results.provenance import provenance
 from ragkv.selectors import get_selector
 from ragkv.store import Layout
 
-PROMPTS, CHUNKS, TOKENS, TOGETHER = 1000, 400, 32, 4  # a prompt is 4 of 400 chunks
+PROMPTS = 1000
+CHUNKS = 400
+CHUNKS_OF_A_PROMPT = 4
+TOKENS = 32  # of a chunk
 COMPARED = 50  # answers that are computed again at the end
 
 
 def prompt(number: int, vocabulary: int) -> Prompt:
-    """One of the prompts; their chunks are drawn from the same ones."""
+    """One of the prompts; all of them draw their chunks from the same set."""
 
     def ids(name: str, count: int) -> list[int]:
         return Random(name).choices(range(10, vocabulary), k=count)
 
-    chunks = Random(f"prompt {number}").sample(range(CHUNKS), TOGETHER)
+    chunks = Random(f"prompt {number}").sample(range(CHUNKS), CHUNKS_OF_A_PROMPT)
     return Prompt([], [ids(f"chunk {chunk}", TOKENS) for chunk in chunks], ids(f"question {number}", 8))
 
 
-def answer(model: PreTrainedModel, asked: Prompt, store: KVStore) -> tuple[list[int], str]:
-    """The ids of an answer, and a hash of the logits that it begins with."""
-    prefill = fused_prefill(model, asked, store, get_selector("a3"))
+def answer(model: PreTrainedModel, prompt: Prompt, store: KVStore) -> tuple[list[int], str]:
+    """The ids of an answer, and a hash of the logits of its first token."""
+    prefill = fused_prefill(model, prompt, store, get_selector("a3"))
     logits = sha256(prefill.logits.numpy().tobytes()).hexdigest()
     return decode(model, prefill, max_new_tokens=4).ids, logits
 
 
 def work(kind: str, number: int, url: str, name: str, seconds: float) -> dict:
-    """What one process does until its time is over: prompts, seconds, its memory, and a reader's first answers."""
+    """One process until its time is over; returns its prompts, seconds, memory, and a reader's answers."""
     torch.set_num_threads(1)
     model, _ = load_model(name, device="cpu")
-    store, layout, rng = KVStore(url), Layout.of(model), Random(f"{kind} {number}")
-    memory, answers, done = [], {}, 0
-    start, processor = perf_counter(), process_time()
+    store = KVStore(url)
+    layout = Layout.of(model)
+    rng = Random(f"{kind} {number}")
+    memory: list[int] = []
+    answers: dict[int, tuple] = {}
+    done = 0
+    start = perf_counter()
+    processor = process_time()
     while perf_counter() - start < seconds:
-        which = done % PROMPTS if kind == "precompute" else rng.randrange(PROMPTS)
-        asked = prompt(which, model.config.vocab_size)
-        segments = asked.segments(None)
+        number_of_prompt = done % PROMPTS if kind == "precompute" else rng.randrange(PROMPTS)
+        wanted = prompt(number_of_prompt, model.config.vocab_size)
+        segments = wanted.segments(None)
         if kind == "precompute":
-            precompute(model, [asked], store)
+            precompute(model, [wanted], store)
             again = rng.choice(segments)
             store.write(layout, again, *compute_segment(model, again))
         elif store.missing(layout, segments):
             sleep(0.01)
             continue
         else:
-            found = answer(model, asked, store)
-            if which < COMPARED and answers.setdefault(which, found) != found:
-                raise RuntimeError(f"prompt {which} was answered in two ways")
+            reply = answer(model, wanted, store)
+            if number_of_prompt < COMPARED and answers.setdefault(number_of_prompt, reply) != reply:
+                raise RuntimeError(f"prompt {number_of_prompt} was answered in two ways")
         done += 1
         memory.append(psutil.Process().memory_info().rss)
     used = {"seconds": perf_counter() - start, "processor": process_time() - processor}
@@ -79,7 +87,7 @@ def work(kind: str, number: int, url: str, name: str, seconds: float) -> dict:
 
 
 def side_by_side(processes: int, url: str, name: str, seconds: float) -> list[dict]:
-    """So many processes of each kind at once; an error in one of them is raised here."""
+    """Run this many processes of each kind at once; an error in one of them is raised here."""
     with ProcessPoolExecutor(2 * processes, multiprocessing.get_context("forkserver")) as pool:  # one import for all
         kinds = [(kind, number) for number in range(processes) for kind in ("precompute", "evaluate")]
         running = [pool.submit(work, kind, number, url, name, seconds) for kind, number in kinds]
@@ -87,7 +95,7 @@ def side_by_side(processes: int, url: str, name: str, seconds: float) -> list[di
 
 
 def rates(runs: list[dict]) -> dict[str, dict[str, float]]:
-    """Prompts by kind: how many, in a second, and in a second of processor time."""
+    """Prompts by kind: how many, how many a second, and how many a second of processor time."""
     table = {}
     for kind in ("precompute", "evaluate"):
         mine = [run for run in runs if run["kind"] == kind]
@@ -101,19 +109,19 @@ def rates(runs: list[dict]) -> dict[str, dict[str, float]]:
 
 
 def memory(run: dict) -> dict[str, float | int | str]:
-    """Resident megabytes of one process: the mean of each tenth of its prompts, first to last."""
+    """Resident megabytes of one process, averaged over each tenth of its prompts."""
     samples, tenth = run["memory"], max(1, len(run["memory"]) // 10)
     tenths = [round(mean(samples[i : i + tenth]) / 1e6, 1) for i in range(0, tenth * 10, tenth) if samples[i:]]
     return {"kind": run["kind"], "prompts": len(samples), "megabytes by tenths": tenths}
 
 
 def check(model: PreTrainedModel, store: KVStore, answers: list[dict[int, tuple]]) -> dict[str, int]:
-    """Every stored segment is whole, and the answers are those from a store that one process wrote.
+    """Check that every stored segment is whole, and that answers equal those from a store that one process wrote.
 
     Raises
     ------
     RuntimeError
-        They are not.
+        A segment is damaged, or an answer differs.
     """
     layout, prompts = Layout.of(model), [prompt(number, model.config.vocab_size) for number in range(PROMPTS)]
     segments = list(dict.fromkeys(s for asked in prompts for s in asked.segments(None)))

@@ -1,4 +1,4 @@
-"""``python workflow/notebooks.py FILE...``: notebooks run again in place, without what changes from run to run."""
+"""``python workflow/notebooks.py FILE...``: run notebooks in place, and remove what changes from run to run."""
 
 import sys
 from collections.abc import Iterable
@@ -9,17 +9,17 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-TIMES = "times"  # the tag of cells that show times: they are run, their outputs are not kept
+TIMES = "times"  # the tag of cells that show times: they run, but their outputs are not kept
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-OF_A_RUN = {"execution", "papermill"}  # what tools note in a cell's metadata while they run it
+OF_A_RUN = {"execution", "papermill"}  # what tools write into a cell's metadata while they run it
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def run(path: Path) -> None:
-    """Run a notebook in its own folder and write it back, tidied; one that fails is left as it was.
+    """Run a notebook in its own folder and write it back, tidied. A notebook that fails is left as it was.
 
     Raises
     ------
@@ -35,8 +35,8 @@ def run(path: Path) -> None:
 def tidy(notebook: NotebookNode) -> NotebookNode:
     """The notebook as it is committed: the same after every run with the same results.
 
-    Left out are what belongs to a run or a machine (progress and warnings on stderr, widgets, whose ids are random, the
-    Python version), and the outputs of cells with the tag ``times``. Pieces of standard output are joined.
+    What belongs to a run or a machine is left out: progress and warnings on stderr, widgets (whose ids are random), the
+    Python version, and the outputs of cells with the tag ``times``. Pieces of standard output are joined.
     """
     kept = deepcopy(notebook)
     kept.metadata = nbformat.from_dict(METADATA)
@@ -52,7 +52,7 @@ def _kept(output: NotebookNode) -> bool:
 
 
 def _joined(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
-    """How a kernel cuts what is printed into pieces depends on the clock."""
+    """Join pieces of printed output: where a kernel cuts it into pieces depends on timing."""
     joined: list[NotebookNode] = []
     for output in outputs:
         if joined and output.output_type == joined[-1].output_type == "stream":

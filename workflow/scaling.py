@@ -1,7 +1,7 @@
-"""``python workflow/scaling.py``: an evaluation as a whole against the same in shards side by side, in turns.
+"""``python workflow/scaling.py``: time an evaluation as a whole against the same evaluation in parallel shards.
 
-The processes hold their model already; what is timed is the evaluation, and for the shards also the run that puts their
-rows together. Processor time is what the evaluation itself took, whatever else the machine did meanwhile.
+The processes have loaded their model before. The time is that of the evaluation, and for shards also of the run that
+joins their rows. Processor time is what the evaluation itself used, whatever else the machine did meanwhile.
 """
 
 import argparse
@@ -28,7 +28,7 @@ TIMES = ["ttft", "tpot", "load", "select"]
 
 
 def profile(model: str, prompts: int) -> dict:
-    """One task, answered in three ways."""
+    """A profile of one task, with three methods."""
     return {
         "models": [model],
         "chunk_tokens": 64,
@@ -39,7 +39,7 @@ def profile(model: str, prompts: int) -> dict:
 
 
 class Worker:
-    """What each process keeps."""
+    """What each process keeps between evaluations."""
 
     @classmethod
     def start(cls, root: str) -> None:
@@ -49,16 +49,17 @@ class Worker:
 
     @classmethod
     def run(cls, shard: str | None) -> float:
-        """Evaluate; the seconds of processor time that it took."""
+        """Evaluate, and return the seconds of processor time that it took."""
         start = process_time()
         evaluate(cls.experiment, *TASK, *cls.loaded, shard=shard, progress=False)
         return process_time() - start
 
 
 def measure(pool: ProcessPoolExecutor, experiment: Experiment, shards: int) -> dict[str, float]:
-    """One evaluation from nothing: seconds, and of processor time those of the longest way through it."""
+    """One evaluation from scratch: its seconds, and the processor seconds along its longest path."""
     experiment.outputs.summary(*TASK).unlink(missing_ok=True)
-    parts, start = [str(shard) for shard in Shard.all(shards)] if shards > 1 else [], perf_counter()
+    parts = [str(shard) for shard in Shard.all(shards)] if shards > 1 else []
+    start = perf_counter()
     processor = max(pool.map(Worker.run, parts), default=0.0)
     processor += pool.submit(Worker.run, None).result()
     return {"seconds": perf_counter() - start, "processor": processor}
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="also write the figures, with their provenance, to this JSON file")
     options = parser.parse_args()
-    given = {name: value for name, value in vars(options).items() if name != "out"}
+    parameters = {name: value for name, value in vars(options).items() if name != "out"}
     with TemporaryDirectory() as root:
         (Path(root) / "params").mkdir()
         (Path(root) / "params/scaling.yaml").write_text(json.dumps(profile(options.model, options.prompts)))
@@ -81,18 +82,18 @@ def main() -> None:
         experiment.chunk(tokenizer)
         experiment.precompute(model)
         spawn = multiprocessing.get_context("spawn")
-        found: dict[int, list[dict[str, float]]] = {1: [], options.shards: []}
+        runs: dict[int, list[dict[str, float]]] = {1: [], options.shards: []}
         tables = {}
         with ProcessPoolExecutor(options.shards, spawn, Worker.start, (root,)) as pool:
             measure(pool, experiment, options.shards)  # all processes have started
             for number in range(options.repeats):
-                for shards in found if number % 2 else reversed(found):
-                    found[shards].append(measure(pool, experiment, shards))
+                for shards in runs if number % 2 else reversed(runs):
+                    runs[shards].append(measure(pool, experiment, shards))
                     tables[shards] = experiment.rows(*TASK).drop(columns=TIMES)
-                    print(f"{shards} of {options.shards}: {found[shards][-1]}", flush=True)
+                    print(f"{shards} of {options.shards}: {runs[shards][-1]}", flush=True)
     if not tables[1].equals(tables[options.shards]):
-        raise SystemExit("the shards' table is not the whole's")
-    whole, parts = ({key: median(run[key] for run in runs) for key in runs[0]} for runs in found.values())
+        raise SystemExit("the table of the shards differs from the table of the whole")
+    whole, parts = ({key: median(run[key] for run in repeats) for key in repeats[0]} for repeats in runs.values())
     summary = {
         "rows": len(tables[1]),
         "same table": True,
@@ -100,13 +101,13 @@ def main() -> None:
         "shards": parts,
         "seconds ratio": parts["seconds"] / whole["seconds"],
         "processor ratio": parts["processor"] / whole["processor"],
-        "runs": {str(shards): runs for shards, runs in found.items()},
+        "runs": {str(shards): repeats for shards, repeats in runs.items()},
         "cores": os.cpu_count(),
         "load average at the end": os.getloadavg(),
     }
     print(json.dumps(summary, indent=1))
     if options.out:
-        write_json(options.out, summary | {"parameters": given, "provenance": provenance(model)})
+        write_json(options.out, summary | {"parameters": parameters, "provenance": provenance(model)})
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The embedded models: small real transformers, trained here, that show what the methods do without a download."""
+"""The embedded models: small transformers, trained by this package, that show the methods without a download."""

@@ -1,18 +1,18 @@
-"""Documents and questions in the small language: what the embedded models are trained and tried on.
+"""Documents and questions in the small language, on which the embedded models are trained and evaluated.
 
-A document is a list of sentences of eight tokens. Hidden between plain sentences stand *statements*:
+A document is a list of sentences of eight tokens. *Statements* are hidden among plain sentences:
 
 - assignments, ``... wrote VAR KELO 532.`` or ``... wrote VAR MIRA KELO.``: RULER's variable tracking;
   the value of a variable is found by following its aliases, *hops* of them;
-- needles, ``... keeps KEY Bafoville 17.``: RULER's retrieval, with other keys as distractors, asked for one
-  at a time or several together; a key may have several values, or one value of several numbers, as long as a UUID;
+- needles, ``... keeps KEY Bafoville 17.``: RULER's retrieval, with other keys as distractors. A question asks for one
+  key or for several; a key may have several values, or one value of several numbers (as long as a UUID);
 - homes and films, ``... visited HOME Dadan Rimoville.``, then ``... praised FILM Babax Dadan.``: a question over
   two passages, as in 2WikiMultihopQA; a person is introduced before the film that they made.
 
-Sentences may be gathered in passages, each behind a header of its own, ``Passage 3:``.
+Sentences may be grouped in passages, each after a header such as ``Passage 3:``.
 
-The value stands right after its name in statement and question; without that, training from scratch does not
-learn to look a name up (see the notebook on the embedded models).
+In statements and answers, a value follows its name immediately. Without that, training from scratch does not learn to
+look names up (see the notebook on the embedded models).
 """
 
 from dataclasses import dataclass, replace
@@ -34,9 +34,9 @@ class Question:
     answer_prefix
         How the answer begins: part of the prompt.
     completion
-        What a perfect model says after it.
+        What a perfect model continues with.
     answers
-        The values that count, all of which must be found.
+        The values that are scored; all of them must be in the answer.
     evidence
         The sentences that the answer follows from, in order.
     """
@@ -50,7 +50,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Document:
-    """Sentences (lists of words) and the questions that they answer; no two ask about the same statement."""
+    """Sentences (lists of words) and questions about them; no two questions are about the same statement."""
 
     sentences: list[list[str]]
     questions: list[Question]
@@ -61,7 +61,7 @@ class Document:
 
 
 def sentence_text(sentence: list[str]) -> str:
-    """The words as a person writes them: the full stop follows without a space."""
+    """The words as ordinary text, with no space before the full stop."""
     return " ".join(sentence[:-1]) + sentence[-1]
 
 
@@ -74,13 +74,13 @@ def _filler(rng: Random) -> list[str]:
 
 
 def ask(*pairs: tuple[str, str]) -> Question:
-    """A question for the value of each subject, the pairs being (subject, value)."""
+    """A question for the value of each subject, given as pairs (subject, value)."""
     subjects, values = zip(*pairs, strict=True)
-    said = " ".join(f"{subject} {value}" for subject, value in pairs)
+    answer = " ".join(f"{subject} {value}" for subject, value in pairs)
     return Question(
         text=f"Find {' '.join(subjects)}?",
         answer_prefix=subjects[0],
-        completion=said.removeprefix(f"{subjects[0]} "),
+        completion=answer.removeprefix(f"{subjects[0]} "),
         answers=values,
     )
 
@@ -105,17 +105,17 @@ def make_document(
     Parameters
     ----------
     chains, hops
-        Chains of assignments: one value and `hops` aliases each; the question is about the last alias.
+        Chains of assignments, each of one value and `hops` aliases. The question is about the last alias.
     needles, together
-        Keys with a value each; a question asks for `together` of them.
+        Keys with a value each. A question asks for `together` of them.
     values_per_key, numbers_per_value
-        How many values a key has, each in a statement of its own and all of them asked for; and how many numbers
-        a value is made of, 1 to 4.
+        How many values a key has, each in its own statement and all of them asked for; and how many numbers make up a
+        value, 1 to 4.
     films, single_hop
-        Films with a person each, and that person's home. The question asks for the home by the film; with
-        `single_hop`, as training does to teach the steps, also for the person by the film or the home by the person.
+        Films, each with a person and that person's home. The question gives the film and asks for the home. With
+        `single_hop` it may also ask for a single step, the film's person or the person's home, as training does.
     noise
-        One plain sentence again and again between the statements, as RULER's noise haystack.
+        Repeat one plain sentence between the statements, as in RULER's noise haystack.
     per_passage
         Sentences in a passage; 0 for no passages.
 
@@ -137,19 +137,21 @@ def make_document(
         questions.append((ask((f"VAR {chain_names[-1]}", values[chain])), [chain]))
     cities = rng.sample(words.CITIES, needles + films)
     numbers = iter(rng.sample([n for n in words.VALUES if n not in values], needles * values_per_key))
-    said = [[_value(rng, next(numbers), numbers_per_value) for _ in range(values_per_key)] for _ in range(needles)]
-    keys = list(zip(cities[:needles], said, strict=True))
-    groups += [[_needle(rng, key, value) for value in of_key] for key, of_key in keys]
+    key_values = [
+        [_value(rng, next(numbers), numbers_per_value) for _ in range(values_per_key)] for _ in range(needles)
+    ]
+    keys = list(zip(cities[:needles], key_values, strict=True))
+    groups += [[_needle(rng, key, value) for value in its_values] for key, its_values in keys]
     for start in range(0, needles - together + 1, together):
-        asked = range(start, start + together)
-        pairs = [(f"KEY {keys[i][0]}", " ".join(value)) for i in asked for value in keys[i][1]]
-        questions.append((ask(*pairs), [chains + i for i in asked]))
+        chosen = range(start, start + together)
+        pairs = [(f"KEY {keys[i][0]}", " ".join(value)) for i in chosen for value in keys[i][1]]
+        questions.append((ask(*pairs), [chains + i for i in chosen]))
     for film, who, city in zip(
         rng.sample(words.FILMS, films), rng.sample(words.WHO, films), cities[needles:], strict=True
     ):
         groups.append([_sentence(rng, "visited", "HOME", who, city), _sentence(rng, "praised", "FILM", film, who)])
-        about = [(f"HOME FILM {film}", city), (f"FILM {film}", who), (f"HOME {who}", city)]
-        questions.append((ask(rng.choice(about) if single_hop else about[0]), [len(groups) - 1]))
+        pairs = [(f"HOME FILM {film}", city), (f"FILM {film}", who), (f"HOME {who}", city)]
+        questions.append((ask(rng.choice(pairs) if single_hop else pairs[0]), [len(groups) - 1]))
 
     statements = sum(map(len, groups))
     if statements > sentences:
@@ -167,17 +169,15 @@ def make_document(
     if per_passage:
         text, places = _passages(text, places, per_passage)
     rng.shuffle(questions)
-    return Document(
-        text,
-        [
-            replace(question, evidence=tuple(sorted(place for group in about for place in places[group])))
-            for question, about in questions
-        ],
-    )
+    with_evidence = []
+    for question, its_groups in questions:
+        evidence = sorted(place for group in its_groups for place in places[group])
+        with_evidence.append(replace(question, evidence=tuple(evidence)))
+    return Document(text, with_evidence)
 
 
 def _value(rng: Random, first: str, numbers: int) -> list[str]:
-    """A value that begins with a number that no other value begins with."""
+    """A value of several numbers; no other value has the same first number."""
     return [first, *rng.sample(words.VALUES, numbers - 1)]
 
 
@@ -188,7 +188,7 @@ def _needle(rng: Random, key: str, value: list[str]) -> list[str]:
 
 
 def _passages(text: list[list[str]], places: list[list[int]], size: int) -> tuple[list[list[str]], list[list[int]]]:
-    """The sentences with a header before every `size` of them, and where the statements stand now."""
+    """The sentences with a header before every `size` of them, and the new places of the statements."""
     with_headers = []
     for place, sentence in enumerate(text):
         if place % size == 0:

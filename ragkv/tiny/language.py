@@ -1,7 +1,7 @@
 """The small language of the embedded models: its words and its tokenizer.
 
 Every word is one token, numbers from 0 to 999 included (as three-digit numbers are for Llama-3).
-Names of variables, cities, films and people are made of syllables, so that no word has two roles.
+Names of variables, cities, films and people are made of syllables, and no word has two roles.
 """
 
 from itertools import product
@@ -31,9 +31,7 @@ NOUNS = (
     "kettle blanket hammer saddle barrel needle lantern shovel pillow ribbon tower window table wheel bucket"
 ).split()
 NUMBERS = [str(n) for n in range(1000)]
-VALUES = NUMBERS[100:]  # none is a part of another, so that finding one in an answer means that it was given
-
-
+VALUES = NUMBERS[100:]  # no value contains another, so a value found in an answer was really given
 HEADERS = ["Passage"]
 
 
@@ -80,7 +78,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A Hugging Face tokenizer of the small language: one token a word, ``<s>`` before every text."""
+    """A Hugging Face tokenizer of the small language: one token per word, and ``<s>`` before every text."""
     tokenizer = Tokenizer(models.WordLevel(WORD_IDS, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)

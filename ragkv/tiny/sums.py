@@ -1,4 +1,4 @@
-"""SHA256SUMS beside an embedded model's files, as ``sha256sum`` writes and checks it."""
+"""The file SHA256SUMS beside an embedded model's files, in the format of the program ``sha256sum``."""
 
 import hashlib
 from pathlib import Path
@@ -7,13 +7,13 @@ NAME = "SHA256SUMS"
 
 
 def write_sums(folder: Path) -> None:
-    """Write the hashes of all the folder's files."""
+    """Write the hashes of all files in a folder."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != NAME)
     (folder / NAME).write_text("".join(f"{_hash(path)}  {path.name}\n" for path in files))
 
 
 def changed(folder: Path) -> list[str]:
-    """The files that are missing or not as they were written; the list of hashes itself, if that is missing."""
+    """The files that are missing or differ from their hash; only SHA256SUMS itself, if that is missing."""
     sums = folder / NAME
     if not sums.is_file():
         return [NAME]

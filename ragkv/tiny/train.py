@@ -1,7 +1,7 @@
 """Train an embedded model from scratch: minutes on one GPU, or a few steps on a CPU to see how it goes.
 
-What made it succeed is kept here as defaults: a fifth of every batch copies random segments (this is where the
-attention heads that look names up come from), embeddings start with a common direction, lengths and hops grow.
+The defaults are what made it succeed: a fifth of every batch copies random segments (from which the attention heads
+that look names up emerge), embeddings start with a common direction, and lengths and hops grow from stage to stage.
 """
 
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ class Stage:
     Attributes
     ----------
     share
-        Of all steps, relative to the other stages.
+        The stage's part of all steps, relative to the other stages.
     sentences, hops
         The longest document and the longest chain.
     copies
@@ -81,7 +81,7 @@ PREFIX = "<s> <|user|> Read the notes below ."
 
 
 def new_model(family: str, seed: int) -> PreTrainedModel:
-    """A fresh model in float32; embeddings share a direction, so that heads can attend by position alone."""
+    """A new model in float32. Its embeddings share a direction, so that heads can attend by position alone."""
     torch.manual_seed(seed)
     config = FAMILIES[family]()
     model = AutoModelForCausalLM.from_config(config)
@@ -107,7 +107,7 @@ def _start(family: str, seed: int, folder: str | Path | None) -> PreTrainedModel
 
 
 def copy_example(rng: Random, length: int) -> tuple[list[int], list[int]]:
-    """Random segments of 6 to 20 tokens, most of them said before; targets are the repeated tokens."""
+    """Random segments of 6 to 20 tokens, most of them repeated; the targets are the repeated tokens."""
     ids, targets = [BOS], [IGNORE]
     segments: list[list[int]] = []
     while len(ids) < length:
@@ -123,7 +123,7 @@ def copy_example(rng: Random, length: int) -> tuple[list[int], list[int]]:
 
 
 def document_example(rng: Random, stage: Stage) -> tuple[list[int], list[int], list[int]]:
-    """A document in a user's turn, then its questions one by one; answers' targets and the document's own."""
+    """A document in a user's turn, then its questions: ids, the targets of the answers, those of the document."""
     sentences = stage.sentences if rng.random() < 0.6 else rng.randint(stage.sentences // 2, stage.sentences)
     values_per_key, numbers_per_value = rng.choice(((1, 1), (1, 1), (3, 1), (1, 4)))
     room = int(0.7 * sentences)
@@ -164,7 +164,7 @@ def _ids(text: str) -> list[int]:
 
 
 class Batches(IterableDataset):
-    """Endless batches ``(ids, answers, language)``, each ``(batch, length)``; targets are -100 where nothing counts."""
+    """Endless batches ``(ids, answers, language)``, each ``(batch, length)``; ignored targets are -100."""
 
     def __init__(self, stage: Stage, tokens: int, seed: int):
         self.stage, self.seed = stage, seed
@@ -212,13 +212,13 @@ def train(
     Parameters
     ----------
     seconds, steps
-        How long: `steps` if given (the same steps give the same model), else as many as fit into `seconds`.
+        How long to train: `steps` if given, which is reproducible, or else as many steps as fit into `seconds`.
     tokens
         Tokens per step.
     language_weight
-        Weight of the loss on the document's own words; it makes surprisal mean something.
+        Weight of the loss on the document's own words, which gives surprisal a meaning.
     start_from
-        A folder of weights to go on from; None starts from scratch.
+        A folder of weights to continue from; None starts from scratch.
     """
     place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     model = _start(family, seed, start_from).to(place)
@@ -276,7 +276,7 @@ def train(
 
 
 def save(model: PreTrainedModel, out: Path) -> None:
-    """Weights in bf16 and the tokenizer, as ``from_pretrained`` reads them, and their hashes."""
+    """Write weights in bf16 and the tokenizer, as ``from_pretrained`` reads them, and their hashes."""
     model.to(torch.bfloat16).save_pretrained(out)
     build_tokenizer().save_pretrained(out)
     write_sums(out)
