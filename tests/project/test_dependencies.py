@@ -28,7 +28,8 @@ ROOMS = {parts[0] for parts in MODULES.values()}
 # Rooms that import an extra's packages at the top of their modules: one cannot use the room without the extra.
 AT_THE_TOP = {"evaluation": ROOMS - CORE, "notebooks": {"explorer"}}
 # Rooms that import an extra's packages in functions, because they do something without them, too.
-IN_FUNCTIONS = {"evaluation": {"store"}, "rag": {"prompt"}, "hub": {"benchmarks"}, "gpu": {"models"}}
+IN_FUNCTIONS = {"evaluation": {"store"}, "rag": {"prompt"}, "hub": {"benchmarks"}}
+IN_FUNCTIONS |= {"gpu": {"models"}, "real": {"models"}}
 
 DISTRIBUTIONS = {"yaml": "pyyaml", "flashinfer": "flashinfer-python", "PIL": "pillow", "pymdownx": "pymdown-extensions"}
 UNSEEN = {"jinja2", "pyarrow"}  # not imported by ragkv, but by transformers for chat templates, and by pandas
@@ -102,7 +103,7 @@ def test_rooms_import_the_packages_of_their_own_extras():
     assert not wrong
 
 
-@pytest.mark.parametrize("name", ["core", "evaluation", "rag", "hub", "gpu"])
+@pytest.mark.parametrize("name", ["core", "evaluation", "rag", "hub", "gpu", "real"])
 def test_what_is_required_is_imported(name):
     texts = PROJECT["dependencies"] if name == "core" else EXTRAS[name]
     rooms = CORE if name == "core" else AT_THE_TOP.get(name, set()) | IN_FUNCTIONS.get(name, set())
