@@ -1,4 +1,4 @@
-"""Text to hide needles in: plain prose generated from word lists, or sentences from the user's own files."""
+"""Text to hide needles in: generated prose, essays, or sentences from the user's own files."""
 
 import random
 import re
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from ragkv.benchmarks.essays import ESSAYS, read_essays
 from ragkv.prompt.documents import read_text, text_files
 from ragkv.prompt.encoding import encode
 
@@ -69,17 +70,21 @@ def sentences(source: str, root: Path) -> Sentences:
     Parameters
     ----------
     source
-        ``generated``: random sentences made from word lists, without digits or names. Otherwise a folder of .txt and
-        .md files, relative to `root`: their sentences in order, repeated endlessly, starting at a random one.
+        ``generated``: random sentences made from word lists, without digits or names. ``essays``: Paul Graham's
+        essays for evaluation, see `ragkv.benchmarks.essays`. Otherwise a folder of .txt and .md files, relative to
+        `root` (``./essays`` if that is its name). Sentences of essays and files come in order, repeated endlessly,
+        starting at a random one.
 
     Raises
     ------
     ValueError
         The folder contains no text, or a file is not UTF-8.
+    ImportError
+        The essays are not installed.
     """
     if source == GENERATED:
         return generated
-    own = read_sentences(root / source)
+    own = essay_sentences() if source == ESSAYS else read_sentences(root / source)
     return lambda rng: islice(cycle(own), rng.randrange(len(own)), None)
 
 
@@ -89,6 +94,11 @@ def generated(rng: random.Random) -> Iterator[str]:
         pattern = rng.choice(_PATTERNS)
         sentence = re.sub(r"\[(\w+)\]", lambda field: rng.choice(_WORDS[field[1]]), pattern)
         yield sentence[0].upper() + sentence[1:]
+
+
+def essay_sentences() -> list[str]:
+    """The sentences of the essays for evaluation, in order of file name."""
+    return [sentence for text in read_essays("evaluation").values() for sentence in split_sentences(text)]
 
 
 def read_sentences(folder: Path) -> list[str]:

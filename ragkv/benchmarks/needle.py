@@ -73,8 +73,8 @@ class Needle(Benchmark):
     Attributes
     ----------
     haystack
-        ``generated``; or a folder of .txt and .md files, see `ragkv.benchmarks.haystack`; or ``tiny``, the small
-        language of the embedded models, which has its own needles, questions and answers.
+        ``generated``, ``essays`` or a folder of .txt and .md files, see `ragkv.benchmarks.haystack`; or ``tiny``, the
+        small language of the embedded models, which has its own needles, questions and answers.
     tasks
         Any names.
     """

@@ -264,9 +264,9 @@ def test_unknown_tasks_list_the_known_ones():
 
 
 def test_essays_come_from_the_users_folder(tmp_path):
-    (tmp_path / "essays").mkdir()
-    (tmp_path / "essays/one.txt").write_text("Whales sleep. They dream of boats. ")
-    benchmark = Ruler(haystack="essays", tasks={"niah_single_2": {"lengths": [600], "prompts": 1}})
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/one.txt").write_text("Whales sleep. They dream of boats. ")
+    benchmark = Ruler(haystack="texts", tasks={"niah_single_2": {"lengths": [600], "prompts": 1}})
     (example,), _ = benchmark.examples("niah_single_2", BPE, tmp_path)
     assert set(re.findall(r"[A-Z][^.]*\.", FACT.sub("", example.document))) == {"Whales sleep.", "They dream of boats."}
 
@@ -336,10 +336,10 @@ def test_running_out_of_names_is_an_error():
 
 
 def test_documents_of_the_users_texts_begin_at_different_places(tmp_path):
-    (tmp_path / "essays").mkdir()
+    (tmp_path / "texts").mkdir()
     told = [f"The {a} met the {b}." for a in ("owl", "fox", "cat", "hen", "elk") for b in ("ant", "bee", "fly", "bug")]
-    (tmp_path / "essays/one.md").write_text(" ".join(told))
-    benchmark = Ruler(haystack="essays", tasks={"niah_single_2": {"lengths": [500], "prompts": 12}})
+    (tmp_path / "texts/one.md").write_text(" ".join(told))
+    benchmark = Ruler(haystack="texts", tasks={"niah_single_2": {"lengths": [500], "prompts": 12}})
     begins = set()
     for example in benchmark.examples("niah_single_2", BPE, tmp_path)[0]:
         sentences = re.findall(r"[A-Z][^.]*\.", FACT.sub("", example.document))
