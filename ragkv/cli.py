@@ -5,6 +5,7 @@ So ``ragkv --help`` answers at once, although most commands import PyTorch.
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
@@ -12,6 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
+from ragkv.extras import extra
 from ragkv.version import __version__
 
 
@@ -86,14 +88,8 @@ def load(command: str) -> Any:
         A package is missing; the message names the extra that installs it.
     """
     source = COMMANDS[command]
-    try:
+    with extra(source.extra, f"`ragkv {command}`") if source.extra else nullcontext():
         module = import_module(source.module)
-    except ModuleNotFoundError as error:
-        if source.extra is None or (error.name or "").startswith("ragkv"):
-            raise
-        raise ImportError(
-            f"`ragkv {command}` needs an optional package: pip install 'ragkv[{source.extra}]' ({error})"
-        ) from error
     holder = typer.Typer(add_completion=False, callback=lambda: None)
     defined = getattr(module, source.name, None)
     if isinstance(defined, typer.Typer):

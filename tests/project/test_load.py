@@ -44,7 +44,7 @@ def test_writers_and_readers_over_one_store(tmp_path):
 def test_a_damaged_segment_is_found(load, model, tmp_path):
     store = KVStore(tmp_path)
     precompute(model, [load.prompt(0, model.config.vocab_size)], store)
-    assert load.check(model, store, []) == {"segments checked": load.TOGETHER, "answers compared": 0}
+    assert load.check(model, store, []) == {"segments checked": load.CHUNKS_OF_A_PROMPT, "answers compared": 0}
     path = Path(store.path(store.keys()[0]))
     path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
     with pytest.raises(RuntimeError, match="1 of 4 segments are damaged"):
