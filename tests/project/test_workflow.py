@@ -16,7 +16,7 @@ from ragkv.run import run_profile
 
 TIMES = ["ttft", "tpot", "load", "select"]
 PROFILE = {
-    "models": ["tiny-llama", "tiny-qwen"],
+    "models": ["tiny-llama"],
     "chunk_tokens": 64,
     "benchmarks": {
         "longbench": {"source": "tiny", "tasks": {"2wikimqa": {"prompts": 2, "length": 512}}},
@@ -58,10 +58,13 @@ def test_the_report_is_made_once_and_again_when_parameters_change(project):
     assert 'href="p/report.html"' in (project / "outputs/index.html").read_text()
 
     assert "Nothing to be done" in run(project, PROFILE).stderr
-    methods = PROFILE | {"methods": PROFILE["methods"][:2]}
-    planned = run(project, methods, "--dry-run").stdout
-    assert re.search(r"^evaluate_ruler +2$", planned, re.M)  # both models'
-    assert not re.search(r"^chunking", planned, re.M)
+    changed = {"methods": PROFILE["methods"][:2], "models": ["tiny-llama", "tiny-qwen"]}
+    planned = run(project, PROFILE | changed, "--dry-run").stdout
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", planned, re.M))
+    for benchmark in PROFILE["benchmarks"]:
+        assert jobs[f"evaluate_{benchmark}"] == "2"  # for both models
+    assert jobs["chunking"] == jobs["precompute"] == "1"  # for the new model
+    assert jobs["report"] == "1"  # of both
 
     failed = run(project, PROFILE | {"models": ["no-such-model"]})
     assert failed.returncode != 0
