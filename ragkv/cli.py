@@ -68,6 +68,9 @@ COMMANDS = {
         "evaluation",
         "Measure how fast a store is checked, read and written on this machine, in a folder and on a local S3 server.",
     ),
+    "context": Source(
+        "ragkv.contexts.command", "context", None, "Learned contexts, which chunks are precomputed behind."
+    ),
     "store": Source("ragkv.store.commands", "store", None, "Look after a store of keys and values."),
     "doctor": Source(
         "ragkv.doctor.command",

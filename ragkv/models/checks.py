@@ -62,7 +62,7 @@ def check_prompt(model: PreTrainedModel, prompt: Prompt, segments: Sequence[Segm
             "needs full attention. Use a shorter prompt, or a checkpoint whose window is off "
             "(config.sliding_window = null)"
         )
-    longest = max((len(segment.context) + len(segment.ids) for segment in segments), default=0)
+    longest = max((segment.computed_tokens for segment in segments), default=0)
     if longest > config.max_position_embeddings:
         raise ValueError(
             f"a chunk and its context have {longest} tokens, more than the model's {config.max_position_embeddings} "

@@ -120,7 +120,7 @@ def finish(layer: nn.Module, hidden: Tensor, attended: Tensor) -> Tensor:
 
 def norm(module: nn.Module, hidden: Tensor) -> Tensor:
     """RMS norm of ``(batch, tokens, hidden)``."""
-    if kernels_run(hidden.device):
+    if _kernels_run(hidden):
         from ragkv.kernels.elementwise import rms_norm
 
         return rms_norm(hidden, module.weight, module.variance_epsilon)
@@ -128,11 +128,16 @@ def norm(module: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def _mlp(mlp: nn.Module, hidden: Tensor) -> Tensor:
-    if kernels_run(hidden.device) and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation):
+    if _kernels_run(hidden) and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation):
         from ragkv.kernels.elementwise import gated
 
         return mlp.down_proj(gated(mlp.gate_proj(hidden), mlp.up_proj(hidden)))
     return mlp(hidden)
+
+
+def _kernels_run(states: Tensor) -> bool:
+    """Whether Triton's kernels run on these states. They have no backward pass, which training a context needs."""
+    return kernels_run(states.device) and not states.requires_grad
 
 
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Rotary:
 
     def __call__(self, states: Tensor, positions: Tensor | slice) -> Tensor:
         """Rotate ``(batch, heads, tokens, head_dim)`` to `positions`, one per token; the dtype stays."""
-        if kernels_run(states.device) and isinstance(positions, Tensor):
+        if kernels_run(states.device) and isinstance(positions, Tensor) and not states.requires_grad:
             from ragkv.kernels.elementwise import rotate
 
             return rotate(states, *self.on(states.device), positions.to(states.device))

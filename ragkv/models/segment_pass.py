@@ -28,16 +28,18 @@ def compute_segment(model: PreTrainedModel, segment: Segment) -> tuple[Tensor, T
     """
     ids = torch.tensor([segment.context + segment.ids], device=model.model.embed_tokens.weight.device)
     context, tokens = len(segment.context), ids.shape[1]
+    ahead = 0 if segment.learned is None else segment.learned.tokens
     devices = decoder.devices(model)
     gpus = {device for device in devices if device.type == "cuda"}
     stored = _host_memory(model, len(segment.ids), pinned=bool(gpus))
-    rotary = Rotary.of(model, tokens)
-    positions = torch.arange(tokens)
+    rotary = Rotary.of(model, ahead + tokens)
+    positions = torch.arange(ahead, ahead + tokens)
 
     hidden = model.model.embed_tokens(ids)
-    for layer, device, layer_memory in zip(model.model.layers, devices, stored, strict=True):
+    for index, (layer, device) in enumerate(zip(model.model.layers, devices, strict=True)):
         positions = positions.to(device)
-        place = partial(_place, layer_memory, rotary, positions)
+        learned = None if segment.learned is None else segment.learned.layers[index].to(device, model.dtype)
+        place = partial(_place, stored[index], learned, rotary, positions)
         hidden, _ = decoder.run_layer(layer, hidden.to(device), positions, rotary, place, auto)
 
     logits = decoder.logits(model, hidden[:, context:-1]).float()
@@ -48,12 +50,18 @@ def compute_segment(model: PreTrainedModel, segment: Segment) -> tuple[Tensor, T
     return stored, surprisal
 
 
-def _place(memory: Tensor, rotary: Rotary, positions: Tensor, fresh: KV) -> KV:
-    """Keep a layer's keys, not yet rotated, and values, both without the context's; attend to all of them, rotated."""
+def _place(memory: Tensor, learned: Tensor | None, rotary: Rotary, positions: Tensor, fresh: KV) -> KV:
+    """Keep a layer's keys, not yet rotated, and values, both without the context's; attend to all of them, rotated.
+
+    A learned context, ``(2, kv_heads, tokens, head_dim)``, comes before them.
+    """
     keys, values = fresh
     context = len(positions) - memory.shape[2]
     memory.copy_(torch.cat((keys, values))[:, :, context:], non_blocking=True)
-    return rotary(keys, positions), values
+    rotated = rotary(keys, positions)
+    if learned is None:
+        return rotated, values
+    return torch.cat((learned[:1], rotated), dim=2), torch.cat((learned[1:], values), dim=2)
 
 
 def _host_memory(model: PreTrainedModel, tokens: int, *, pinned: bool) -> Tensor:

@@ -4,12 +4,29 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Ids = tuple[int, ...]
+
+
+class Learned(Protocol):
+    """A learned context, see `ragkv.contexts`. Two are equal, and have one hash, if their contents are the same."""
+
+    @property
+    def layers(self) -> Tensor:
+        """Rotated keys, and values, ``(layers, 2, kv_heads, tokens, head_dim)``."""
+
+    @property
+    def tokens(self) -> int:
+        """Its length."""
+
+    @property
+    def identity(self) -> str:
+        """A hash of its contents."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +40,19 @@ class Segment:
     context
         Token ids that precede the segment while it is computed: none, BOS, the prompt's prefix, or other chunks.
         Their own keys and values are not kept.
+    learned
+        A learned context that precedes both, if there is one.
     """
 
     ids: Ids
     context: Ids = ()
+    learned: Learned | None = None
+
+    @property
+    def computed_tokens(self) -> int:
+        """How many positions computing the segment takes."""
+        learned = 0 if self.learned is None else self.learned.tokens
+        return learned + len(self.context) + len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -43,6 +69,8 @@ class Prompt:
         Ids after the document: the question, the template's assistant header, the beginning of the answer.
     contexts
         The context that each chunk is computed after. ``None`` means BOS if the prompt begins with one, else nothing.
+    learned
+        A learned context that all chunks are computed after as well, see `behind`.
 
     Raises
     ------
@@ -54,6 +82,7 @@ class Prompt:
     chunks: tuple[Ids, ...]
     question: Ids
     contexts: tuple[Ids, ...] | None = None
+    learned: Learned | None = None
 
     def __init__(
         self,
@@ -61,12 +90,14 @@ class Prompt:
         chunks: Iterable[Iterable[int]],
         question: Iterable[int],
         contexts: Iterable[Iterable[int]] | None = None,
+        learned: Learned | None = None,
     ):
         set_field = object.__setattr__
         set_field(self, "prefix", _ids(prefix))
         set_field(self, "chunks", tuple(map(_ids, chunks)))
         set_field(self, "question", _ids(question))
         set_field(self, "contexts", None if contexts is None else tuple(map(_ids, contexts)))
+        set_field(self, "learned", learned)
         if not self.question:
             raise ValueError("the question is empty: the prompt must end with at least one token to answer from")
         for number, chunk in enumerate(self.chunks, 1):
@@ -107,6 +138,14 @@ class Prompt:
         """The same prompt with its chunks computed after the whole prefix instead of after BOS alone."""
         return replace(self, contexts=(self.prefix,) * len(self.chunks))
 
+    def behind(self, learned: Learned) -> "Prompt":
+        """The same prompt with its chunks computed after a learned context and what they are computed after already.
+
+        So ``prompt.behind(context)`` puts the context and BOS before each chunk, and
+        ``prompt.behind_prefix().behind(context)`` the context and the prefix.
+        """
+        return replace(self, learned=learned)
+
     def start(self, bos: int | None) -> Ids:
         """``(bos,)`` if BOS was added at the beginning of the prompt, else ``()``.
 
@@ -136,7 +175,7 @@ class Prompt:
         contexts = self.contexts
         if contexts is None:
             contexts = (self.start(bos),) * len(self.chunks)
-        chunks = [Segment(ids, context) for ids, context in zip(self.chunks, contexts, strict=True)]
+        chunks = [Segment(ids, context, self.learned) for ids, context in zip(self.chunks, contexts, strict=True)]
         return [Segment(self.prefix), *chunks] if self.prefix else chunks
 
 

@@ -76,9 +76,15 @@ class Layout:
             "model": self.model,
             "dtype": DTYPES[self.dtype],
             "stored_as": self.format,
-            "context": hashed(segment.context),
+            "context": _context(segment),
             "ids": hashed(segment.ids),
         }
+
+
+def _context(segment: Segment) -> str:
+    """A hash of everything that the segment is computed behind."""
+    tokens = hashed(segment.context)
+    return tokens if segment.learned is None else f"{tokens} {segment.learned.identity}"
 
 
 def layer_name(index: int) -> str:

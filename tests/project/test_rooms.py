@@ -7,7 +7,7 @@ FLOORS = (
     ("version", "extras", "options", "parameters", "shards"),
     ("kernels", "prompt"),
     ("models",),
-    ("selectors", "eviction", "store"),
+    ("selectors", "eviction", "store", "contexts"),
     ("loading",),
     ("fusion",),
     ("tiny",),

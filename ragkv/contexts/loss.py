@@ -1,0 +1,150 @@
+"""The loss that a context is trained with: how far plain reuse behind it is from a full prefill, with gradients.
+
+Chunks are computed behind the context as `ragkv.models.segment_pass` does it, their keys are rotated to their places,
+and the question and its answer are run over them.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+
+from ragkv.contexts.exercises import Exercise
+from ragkv.models import decoder
+from ragkv.models.decoder import KV
+from ragkv.models.rotary import Rotary
+
+
+def divergences(
+    model: PreTrainedModel, rotary: Rotary, context: Tensor, exercise: Exercise, *, behind_prefix: bool
+) -> tuple[Tensor, Tensor]:
+    """How far plain reuse behind the context is from a full prefill, in nats.
+
+    Parameters
+    ----------
+    context
+        ``(layers, 2, kv_heads, tokens, head_dim)`` on the model's device; gradients reach it.
+
+    Returns
+    -------
+    answer, question
+        Mean Kullback-Leibler divergences of the next token's distribution, over the tokens of the answer and over those
+        of the question.
+    """
+    device = model.model.embed_tokens.weight.device
+    prefix = torch.tensor([exercise.prefix], dtype=torch.long, device=device)
+    chunks, asked = exercise.chunks.to(device), exercise.question.to(device)
+    prompts = len(chunks)
+    document = torch.cat((prefix.expand(prompts, -1), chunks.flatten(1)), dim=1)
+    if exercise.open:
+        asked = torch.cat((asked, _answers(model, torch.cat((document, asked), dim=1))), dim=1)
+
+    with torch.no_grad():
+        whole = torch.cat((document, asked), dim=1)
+        expected = model(input_ids=whole, logits_to_keep=asked.shape[1]).logits[:, :-1]
+    reused = _reused(model, rotary, context, prefix, chunks, behind_prefix=behind_prefix)
+    found = _logits(model, rotary, reused, asked, document.shape[1])[:, :-1]
+
+    expected, found = expected.float().log_softmax(-1), found.float().log_softmax(-1)
+    each = (expected.exp() * (expected - found)).sum(-1)  # (prompts, tokens)
+    answer = exercise.answer - 1  # the last token of the question gives the answer's first
+    return each[:, answer:].mean(), each[:, :answer].mean()
+
+
+def _reused(
+    model: PreTrainedModel, rotary: Rotary, context: Tensor, prefix: Tensor, chunks: Tensor, *, behind_prefix: bool
+) -> list[KV]:
+    """Each layer's keys, rotated to their places, and values of prefix and chunks, for all prompts."""
+    prompts, count, tokens = chunks.shape
+    with torch.no_grad():
+        own = keys_values(model, rotary, prefix, None, 0)
+    front = prefix if behind_prefix else prefix[:, :1]
+    behind = torch.cat((front.expand(prompts * count, -1), chunks.flatten(0, 1)), dim=1)
+    computed = keys_values(model, rotary, behind, context, front.shape[1])
+
+    def side_by_side(of_prefix: Tensor, of_chunks: Tensor) -> Tensor:
+        joined = of_chunks.unflatten(0, (prompts, count)).transpose(1, 2).flatten(2, 3)
+        return torch.cat((of_prefix.expand(prompts, -1, -1, -1), joined), dim=2)
+
+    positions = torch.arange(prefix.shape[1] + count * tokens, device=chunks.device)
+    return [
+        (rotary(side_by_side(prefix_keys, chunk_keys), positions), side_by_side(prefix_values, chunk_values))
+        for (prefix_keys, prefix_values), (chunk_keys, chunk_values) in zip(own, computed, strict=True)
+    ]
+
+
+def keys_values(model: PreTrainedModel, rotary: Rotary, ids: Tensor, context: Tensor | None, skip: int) -> list[KV]:
+    """Keys (before rotation) and values of each layer for a batch of token ids, computed behind a learned context.
+
+    Parameters
+    ----------
+    ids
+        ``(batch, tokens)``.
+    context
+        ``(layers, 2, kv_heads, context tokens, head_dim)``, or None for none.
+    skip
+        How many tokens at the beginning are left out of the result.
+    """
+    ahead = 0 if context is None else context.shape[3]
+    positions = torch.arange(ahead, ahead + ids.shape[1], device=ids.device)
+    kept: list[KV] = []
+
+    def place(index: int, fresh: KV) -> KV:
+        keys, values = fresh
+        kept.append((keys[:, :, skip:], values[:, :, skip:]))
+        rotated = rotary(keys, positions)
+        if context is None:
+            return rotated, values
+        front = (states.to(keys.dtype).expand(len(keys), -1, -1, -1) for states in context[index])
+        front_keys, front_values = front
+        return torch.cat((front_keys, rotated), dim=2), torch.cat((front_values, values), dim=2)
+
+    _through(model, rotary, model.model.embed_tokens(ids), positions, place)
+    return kept
+
+
+def _logits(model: PreTrainedModel, rotary: Rotary, reused: Sequence[KV], asked: Tensor, start: int) -> Tensor:
+    """Logits of the question's tokens, which stand at `start` behind the reused keys and values."""
+    positions = torch.arange(start, start + asked.shape[1], device=asked.device)
+
+    def place(index: int, fresh: KV) -> KV:
+        (keys, values), (before_keys, before_values) = fresh, reused[index]
+        return torch.cat((before_keys, rotary(keys, positions)), 2), torch.cat((before_values, values), 2)
+
+    hidden = _through(model, rotary, model.model.embed_tokens(asked), positions, place)
+    return decoder.logits(model, hidden)
+
+
+def _through(
+    model: PreTrainedModel, rotary: Rotary, hidden: Tensor, positions: Tensor, place: Callable[[int, KV], KV]
+) -> Tensor:
+    """All layers over a batch, ``(batch, tokens, hidden)``, whose tokens are the last ones that they attend to."""
+    for index, layer in enumerate(model.model.layers):
+        hidden, _ = decoder.run_layer(layer, hidden, positions, rotary, partial(place, index), _attend)
+    return hidden
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float) -> Tensor:
+    """Attention of the last tokens, with a backward pass; see `ragkv.models.attention` for the arguments."""
+    mask = causal_lower_right(query.shape[2], key.shape[2])
+    groups = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+
+
+@torch.no_grad()
+def _answers(model: PreTrainedModel, prompts: Tensor, tokens: int = 16) -> Tensor:
+    """The model's own answers, ``(prompts, tokens)``: greedy, and all of one length."""
+    whole = model.generate(
+        input_ids=prompts,
+        attention_mask=torch.ones_like(prompts),
+        min_new_tokens=tokens,
+        max_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return whole[:, prompts.shape[1] :]

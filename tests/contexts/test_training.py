@@ -1,0 +1,139 @@
+"""Training a context: what its loss measures, that it falls, and that it goes on where it stopped."""
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+import torch
+from helpers import byte_level_bpe, make_model, memory_store, random_ids
+
+from ragkv import Prompt, fused_prefill, precompute
+from ragkv.benchmarks.tiny import notes
+from ragkv.contexts.exercises import Exercise, Exercises
+from ragkv.contexts.learned import LearnedContext
+from ragkv.contexts.loss import divergences
+from ragkv.contexts.training import Settings, train
+from ragkv.models.fingerprint import fingerprint
+from ragkv.models.rotary import Rotary
+from ragkv.prompt import encode
+from ragkv.selectors import get_selector
+
+SMALL = {"chunk_tokens": (24, 32), "document_tokens": (60, 90), "batch_tokens": 200, "answer_tokens": 6}
+
+
+def exercise(rng, prompts=2, chunks=3):
+    def rows(*shape):
+        ids = random_ids(rng, int(torch.tensor(shape).prod()))
+        return torch.tensor(ids).view(shape)
+
+    return Exercise((1, *random_ids(rng, 3)), rows(prompts, chunks, 9), rows(prompts, 8), 5)
+
+
+def texts(count=6, length=200):
+    return [random_ids(Random(i), length) for i in range(count)]
+
+
+@pytest.mark.parametrize("behind_prefix", [False, True])
+def test_the_loss_is_the_divergence_of_plain_reuse_from_a_full_prefill(model, rng, behind_prefix):
+    """Compared with fused prefills of ever longer prompts, one for each token of question and answer."""
+    some = exercise(rng)
+    shape = (3, 2, 2, 4, 16)
+    context = LearnedContext(torch.randn(shape, generator=torch.Generator().manual_seed(3)), fingerprint(model))
+    store, each = memory_store(), []
+    for chunks, question in zip(some.chunks.tolist(), some.question.tolist(), strict=True):
+        whole = Prompt(some.prefix, chunks, question)
+        placed = (whole.behind_prefix() if behind_prefix else whole).behind(context)
+        precompute(model, [placed], store)
+        for end in range(1, len(question)):
+            until = Prompt(some.prefix, chunks, question[:end], placed.contexts, context)
+            expected = fused_prefill(model, until, None, get_selector("full_prefill")).logits.log_softmax(-1)
+            found = fused_prefill(model, until, store, get_selector("full_reuse")).logits.log_softmax(-1)
+            each.append((expected.exp() * (expected - found)).sum().item())
+    expected = torch.tensor(each).view(len(some.chunks), -1)
+    answer, question = divergences(model, Rotary.of(model, 128), context.layers, some, behind_prefix=behind_prefix)
+    assert answer.item() == pytest.approx(expected[:, some.answer - 1 :].mean().item(), rel=1e-4)
+    assert question.item() == pytest.approx(expected[:, : some.answer - 1].mean().item(), rel=1e-4)
+
+
+def test_a_single_chunk_behind_the_prefix_and_no_context_loses_nothing(model, rng):
+    some = exercise(rng, chunks=1)
+    nothing = torch.zeros(3, 2, 2, 0, 16)
+    losses = divergences(model, Rotary.of(model, 64), nothing, some, behind_prefix=True)
+    assert max(loss.item() for loss in losses) < 1e-6
+
+
+def test_gradients_reach_every_number_of_the_context(model, rng):
+    context = torch.randn(3, 2, 2, 4, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    answer, _ = divergences(model, Rotary.of(model, 64), context, exercise(rng), behind_prefix=False)
+    answer.backward()
+    assert context.grad is not None
+    # The last layer's queries decide nothing about a chunk's own keys and values: only layers before it matter.
+    assert (context.grad[:-1] != 0).all()
+
+
+def test_training_lowers_the_divergence_and_leaves_the_model_alone(tiny):
+    """On texts that it was not trained on, in the embedded model's own language."""
+    model, tokenizer = tiny
+    before = fingerprint(model)
+    documents, _ = notes(12, 24, seed=5, chains=12, hops=1)
+    ids = [encode(tokenizer, document) for document in documents]
+    settings = Settings(tokens=4, steps=25, seconds=1e9, learning_rate=5e-2, behind_prefix=1.0)
+    sizes = SMALL | {"open_share": 0.0}
+    trained = train(model, tokenizer, ids[:8], settings, **sizes)
+    untrained = train(model, tokenizer, ids[:8], replace(settings, steps=0), **sizes)
+    assert trained.model == fingerprint(model) == before
+
+    rotary = Rotary.of(model, 512)
+    held_out = Exercises(tokenizer, ids[8:], seed=99, **sizes)
+    drawn = [held_out.draw() for _ in range(6)]
+    with torch.no_grad():
+        losses = [
+            sum(divergences(model, rotary, context.layers, some, behind_prefix=True)[0].item() for some in drawn)
+            for context in (untrained, trained)
+        ]
+    assert losses[1] < 0.95 * losses[0]
+
+
+def test_the_same_seed_gives_the_same_context_and_training_goes_on_where_it_stopped(tmp_path):
+    model, tokenizer = make_model("qwen2", vocab_size=400), byte_level_bpe()
+    settings = Settings(tokens=2, steps=6, seconds=1e9)
+    whole = train(model, tokenizer, texts(), settings, **SMALL)
+    assert train(model, tokenizer, texts(), settings, **SMALL) == whole
+
+    def stop(progress):
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    checkpoint = tmp_path / "c.pt"
+    with pytest.raises(KeyboardInterrupt):
+        train(model, tokenizer, texts(), settings, checkpoint=checkpoint, save_seconds=0.0, on_step=stop, **SMALL)
+    steps = []
+    resumed = train(
+        model, tokenizer, texts(), settings, checkpoint=checkpoint, on_step=lambda now: steps.append(now.step), **SMALL
+    )
+    assert resumed == whole
+    assert steps == [4, 5, 6]
+
+    with pytest.raises(ValueError, match="checkpoint of another model or of other settings"):
+        train(model, tokenizer, texts(), Settings(tokens=3, steps=6), checkpoint=checkpoint, **SMALL)
+
+
+def test_exercises_depend_on_the_seed_alone_and_quote_their_chunks():
+    tokenizer = byte_level_bpe()
+    first, again = (Exercises(tokenizer, texts(), seed=4, **SMALL) for _ in range(2))
+    kinds = set()
+    for _ in range(30):
+        one, other = first.draw(), again.draw()
+        assert torch.equal(one.chunks, other.chunks) and torch.equal(one.question, other.question)
+        assert one.prefix == other.prefix and one.answer == other.answer
+        kinds.add(one.open)
+        if not one.open:  # the answer stands in a chunk, word for word
+            for chunks, question in zip(one.chunks.tolist(), one.question.tolist(), strict=True):
+                answer = " ".join(map(str, question[one.answer :]))
+                assert any(answer in " ".join(map(str, chunk)) for chunk in chunks)
+    assert kinds == {False, True}
+
+
+def test_texts_that_are_all_too_short_are_refused():
+    with pytest.raises(ValueError, match="no text has 24 tokens"):
+        Exercises(byte_level_bpe(), [[1, 2, 3]], **SMALL)
