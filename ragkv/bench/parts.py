@@ -16,8 +16,8 @@ from ragkv.costs.shape import Shape
 from ragkv.fusion.decoding import decode
 from ragkv.fusion.prefill import fused_prefill
 from ragkv.fusion.workspace import Workspace
+from ragkv.loading.layer_groups import layer_groups
 from ragkv.loading.memory import InMemory
-from ragkv.loading.parts import parts_of
 from ragkv.loading.segments import Segments
 from ragkv.loading.transfer import Transfer
 from ragkv.models import flashinfer
@@ -57,9 +57,9 @@ def bring(prompt: Prompt, segments: Segments, workspace: Workspace) -> None:
     layout = Layout.of(model, segments.format)
     opened = [segments.open(layout, segment) for segment in prompt.segments(model.config.bos_token_id)]
     layers = range(layout.layers)
-    parts = parts_of(layers, memory.devices)
-    transfer = Transfer(opened, parts, model.device, memory.processes.get(model.device))
-    transfer.start(lambda part: None)
+    groups = layer_groups(layers, memory.devices)
+    transfer = Transfer(opened, groups, model.device, memory.workers.get(model.device))
+    transfer.start(lambda group: None)
     for index in layers:
         transfer.layer(index)
     torch.cuda.synchronize(model.device)

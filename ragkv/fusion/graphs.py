@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ragkv.fusion.padded_layers import PaddedLayers
 from ragkv.fusion.workspace_memory import WorkspaceMemory
-from ragkv.loading.parts import parts_of
+from ragkv.loading.layer_groups import layer_groups
 from ragkv.models.out_of_memory import explained
 
 STEP = 64  # a graph's number of rows is a multiple of this
@@ -99,9 +99,9 @@ class LayerGraphs:
         rows = -(-count // STEP) * STEP
         padding = rows - count
         device = None
-        for part in parts_of(layers, self._memory.devices):
-            if self._memory.devices[part.start] != device:
-                device = self._memory.devices[part.start]
+        for group in layer_groups(layers, self._memory.devices):
+            if self._memory.devices[group.start] != device:
+                device = self._memory.devices[group.start]
                 states, positions = self._input(device, rows)
                 states[:, :padding] = 0
                 states[:, padding:] = hidden
@@ -109,9 +109,9 @@ class LayerGraphs:
                 positions[padding:] = active
                 hidden = states[:, padding:]
             if before is not None:
-                for index in part:
+                for index in group:
                     before(index)
-            self._graph(part, rows, power).replay()
+            self._graph(group, rows, power).replay()
         return hidden
 
     def _input(self, device: torch.device, rows: int) -> tuple[Tensor, Tensor]:

@@ -24,15 +24,15 @@ class Memory(Protocol):
         The model's rotary embedding, for as many positions as there is memory for.
     preallocated
         Whether all layers have their memory already.
-    processes
-        For each GPU, the processes that read stored segments for it. May be empty.
+    workers
+        For each GPU, the worker processes that read stored segments for it. May be empty.
     """
 
     model: PreTrainedModel
     devices: list[torch.device]
     rotary: Rotary
     preallocated: bool
-    processes: Mapping[torch.device, ReadWorkers]
+    workers: Mapping[torch.device, ReadWorkers]
 
     def layer(self, index: int) -> KV:
         """A layer's keys and values, ``(1, kv_heads, slots, head_dim)`` each, with at least a slot per token."""
@@ -54,7 +54,7 @@ class OwnMemory:
         self.model = model
         self.devices = decoder.devices(model)
         self.rotary = Rotary.of(model, tokens)
-        self.processes: Mapping[torch.device, ReadWorkers] = {}
+        self.workers: Mapping[torch.device, ReadWorkers] = {}
         self._tokens = tokens
         self._layers: dict[int, KV] = {}
         gpus = {device for device in self.devices if device.type == "cuda"}

@@ -9,7 +9,7 @@ from ragkv.fusion.cache import write_first
 from ragkv.fusion.clock import Clock
 from ragkv.fusion.memory import Memory
 from ragkv.kernels import kernels_run
-from ragkv.loading.parts import parts_of, spans_of
+from ragkv.loading.layer_groups import device_spans, layer_groups
 from ragkv.loading.reused import ReusedKV, side_by_side
 from ragkv.loading.segments import SegmentInMemory, SegmentKV
 from ragkv.loading.transfer import Transfer
@@ -41,10 +41,10 @@ class Placement:
         segments = self._reused.segments(prefix_only=prefix_only)
         if not segments:
             return
-        processes = {} if prefix_only else dict(self._memory.processes)  # they serve one transfer at a time
+        workers = {} if prefix_only else dict(self._memory.workers)  # they serve one transfer at a time
         with self._clock("load"):
-            for span in spans_of(layers, self._memory.devices):
-                self._start(span, segments, processes.pop(self._memory.devices[span.start], None))
+            for span in device_spans(layers, self._memory.devices):
+                self._start(span, segments, workers.pop(self._memory.devices[span.start], None))
 
     def finish(self, index: int) -> None:
         """Make sure that a layer's stored keys and values are in place for what the current stream does next."""
@@ -59,7 +59,7 @@ class Placement:
                 write_first(self._memory.layer(index), stored, self._memory.rotary)
         self._placed.add(index)
 
-    def _start(self, span: range, segments: Sequence[SegmentKV], processes: ReadWorkers | None) -> None:
+    def _start(self, span: range, segments: Sequence[SegmentKV], workers: ReadWorkers | None) -> None:
         """Begin to place layers of one device."""
         device = self._memory.devices[span.start]
         here = [s.layers for s in segments if isinstance(s, SegmentInMemory) and s.layers.device == device]
@@ -68,7 +68,7 @@ class Placement:
             place(span, span.start)
             self._placed.update(span)
         elif _copies_overlap(device):
-            transfer = Transfer(segments, parts_of(span, self._memory.devices), device, processes)
+            transfer = Transfer(segments, layer_groups(span, self._memory.devices), device, workers)
             transfer.start(_placing(transfer.staged, self._memory, device))
             self._transfers |= dict.fromkeys(span, transfer)
         else:
@@ -81,14 +81,14 @@ def _copies_overlap(device: torch.device) -> bool:
 
 
 def _placing(staged: Sequence[Tensor], memory: Memory, device: torch.device) -> Callable[[range], None]:
-    """A function that places a part's layers, once they are staged, on the current stream."""
+    """A function that places a group's layers, once they are staged, on the current stream."""
     memory.rotary.on(device)  # its angles are copied there now, not on the stream of the transfer
     if not kernels_run(device):
-        return lambda part: _place_plainly(staged, memory, part)
+        return lambda group: _place_plainly(staged, memory, group)
     if memory.preallocated:
         place = _kernel(staged, memory, range(len(memory.devices)))
-        return lambda part: place(part, 0)
-    return lambda part: _kernel(staged, memory, part)(range(len(part)), 0)
+        return lambda group: place(group, 0)
+    return lambda group: _kernel(staged, memory, group)(range(len(group)), 0)
 
 
 def _kernel(sources: Sequence[Tensor], memory: Memory, layers: range) -> Callable[[range, int], None]:
@@ -98,7 +98,7 @@ def _kernel(sources: Sequence[Tensor], memory: Memory, layers: range) -> Callabl
     return placing(sources, [memory.layer(index) for index in layers], *memory.rotary.on(sources[0].device))
 
 
-def _place_plainly(staged: Sequence[Tensor], memory: Memory, part: range) -> None:
-    for offset, index in enumerate(part):
+def _place_plainly(staged: Sequence[Tensor], memory: Memory, group: range) -> None:
+    for offset, index in enumerate(group):
         stored = side_by_side([layers[offset] for layers in staged], memory.devices[index])
         write_first(memory.layer(index), stored, memory.rotary)

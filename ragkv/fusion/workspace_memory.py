@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from transformers import PreTrainedModel
 
-from ragkv.loading.parts import spans_of
+from ragkv.loading.layer_groups import device_spans
 from ragkv.loading.workers import ReadWorkers
 from ragkv.models import decoder
 from ragkv.models.attention import has_kernel
@@ -32,8 +32,8 @@ class WorkspaceMemory:
         The device of each layer.
     kernels
         Whether the package's own kernels run on all layers. Only they know padding.
-    processes
-        For each GPU, the processes that read stored segments for it. They start when they are first needed.
+    workers
+        For each GPU, the worker processes that read stored segments for it. They start when they are first needed.
     """
 
     preallocated: bool = True
@@ -47,7 +47,7 @@ class WorkspaceMemory:
         self._layers = [self._allocate(index) for index in range(len(self.devices))]
         self.kernels = all(has_kernel(keys) for keys, _ in self._layers)
         gpus = {device for device in self.devices if device.type == "cuda"}
-        self.processes: Mapping[torch.device, ReadWorkers] = (
+        self.workers: Mapping[torch.device, ReadWorkers] = (
             {gpu: ReadWorkers(others=len(gpus) - 1) for gpu in gpus} if sys.platform == "linux" else {}
         )
         self._layouts: dict[str, Layout] = {}
@@ -86,7 +86,7 @@ class WorkspaceMemory:
 
     def spans(self, layers: range) -> list[range]:
         """The layers in spans, each on one device."""
-        return spans_of(layers, self.devices)
+        return device_spans(layers, self.devices)
 
     def _allocate(self, index: int) -> KV:
         config, device = self.model.config, self.devices[index]

@@ -14,27 +14,27 @@ from ragkv.loading.workers import ReadWorkers
 from ragkv.store.quantize import CODECS
 from ragkv.store.stored_segment import PackedSegment, StoredSegment
 
-AHEAD = 2  # parts that are in flight at a time
+GROUPS_IN_FLIGHT = 2  # groups that are in flight at a time
 
 
 class Transfer:
-    """Copies stored layers to a GPU in parts, some of them ahead of the layer that is computed.
+    """Copies stored layers to a GPU in groups, some of them ahead of the layer that is computed.
 
     Copies from pinned memory and from other GPUs run while the GPU computes. Other segments are read into pinned memory
-    first, by threads or processes. What is stored in eight or four bits is unpacked on the GPU.
+    first, by threads or worker processes. What is stored in eight or four bits is unpacked on the GPU.
 
-    All parts are staged in the same buffers, one after the other. A part is placed on the stream that copies it, so the
-    next one overwrites the buffers only after that.
+    All groups are staged in the same buffers, one after the other. A group is placed on the stream that copies it, so
+    the next one overwrites the buffers only after that.
 
     Parameters
     ----------
     segments
         What is copied, with all layers of the model.
-    parts
-        The layers, in order; those of a part are copied and signalled together.
+    groups
+        The layers, in order; those of a group are copied and signalled together.
     to
         The GPU.
-    processes
+    workers
         Read what lies in local files and needs no unpacking on the host.
     stream
         Where copies and placing run; by default `gpu_stream`.
@@ -42,27 +42,27 @@ class Transfer:
     Attributes
     ----------
     staged
-        For each segment, the buffer that a part's layers arrive in, ``(layers, 2, kv_heads, tokens, head_dim)``. A part
-        shorter than the longest one takes the first layers.
+        For each segment, the buffer that a group's layers arrive in, ``(layers, 2, kv_heads, tokens, head_dim)``. A
+        group shorter than the longest one takes the first layers.
     """
 
     def __init__(
         self,
         segments: Sequence[SegmentKV],
-        parts: Sequence[range],
+        groups: Sequence[range],
         to: device,
-        processes: ReadWorkers | None = None,
+        workers: ReadWorkers | None = None,
         stream: CopyStream | None = None,
     ):
         self._segments = segments
-        self._parts = parts
+        self._parts = groups
         self._to = to
-        self._processes = processes
+        self._workers = workers
         self._stream = stream or gpu_stream(to)
 
-        self._not_issued = deque(parts)
-        self._in_flight: dict[int, object] = {}  # the event of each layer's part
-        self._longest = max(map(len, parts))
+        self._not_issued = deque(groups)
+        self._in_flight: dict[int, object] = {}  # the event of each layer's group
+        self._longest = max(map(len, groups))
         self._reader: LayerReader | None = None
 
         self._buffer, buffers = self._allocate(segments)  # what the reader's bytes are copied into
@@ -82,16 +82,16 @@ class Transfer:
         Parameters
         ----------
         place
-            Called for each part once it is staged, with its layers, while the copying stream is the current one.
+            Called for each group once it is staged, with its layers, while the copying stream is the current one.
         """
         self._place = place
         stored = [segment for segment in self._segments if isinstance(segment, StoredSegment)]
         as_stored = self._unpack is not None or not any(segment.format in CODECS for segment in stored)
-        if self._processes and as_stored and any(segment.local for segment in stored):
-            self._reader = WorkerReader(self._read, self._parts, self._processes)
+        if self._workers and as_stored and any(segment.local for segment in stored):
+            self._reader = WorkerReader(self._read, self._parts, self._workers)
         elif not all(map(_copies_directly, self._segments)):
             self._reader = ThreadReader(self._read, self._parts)
-        self._stream.wait_for_computation()  # the memory that parts are placed in may still be in use
+        self._stream.wait_for_computation()  # the memory that groups are placed in may still be in use
 
     def layer(self, index: int) -> None:
         """Make the current stream wait for a layer; the host waits only for what is still being read.
@@ -101,30 +101,30 @@ class Transfer:
         while index not in self._in_flight:
             self._issue()
         self._stream.computation_waits(self._in_flight.pop(index))
-        while self._not_issued and len(self._in_flight) <= (AHEAD - 1) * self._longest:
+        while self._not_issued and len(self._in_flight) <= (GROUPS_IN_FLIGHT - 1) * self._longest:
             if self._reader and not self._reader.ready():
                 break
             self._issue()
 
     def _issue(self) -> None:
-        """Copy and place the next part."""
-        part = self._not_issued.popleft()
+        """Copy and place the next group."""
+        group = self._not_issued.popleft()
         with self._stream.active():
             if self._reader is None:
-                self._copy(part)
+                self._copy(group)
             else:
                 self._reader.copy_next(self._buffer)
                 if self._unpack:
-                    self._unpack(len(part))
-            self._place(part)
+                    self._unpack(len(group))
+            self._place(group)
             event = self._stream.record()
-        self._in_flight |= dict.fromkeys(part, event)
+        self._in_flight |= dict.fromkeys(group, event)
 
-    def _copy(self, part: range) -> None:
-        """Stage a part of segments that lie in memory."""
+    def _copy(self, group: range) -> None:
+        """Stage a group of segments that lie in memory."""
         for buffer, segment in zip(self.staged, self._segments, strict=True):
             assert isinstance(segment, SegmentInMemory)
-            buffer[: len(part)].copy_(segment.layers[part.start : part.stop], non_blocking=True)
+            buffer[: len(group)].copy_(segment.layers[group.start : group.stop], non_blocking=True)
 
     def _unpack_on_gpu(self, format: str) -> None:
         """Copy codes and scales as they are stored, and unpack them into the staging buffers."""
@@ -135,7 +135,7 @@ class Transfer:
         self._unpack = unpacking(codes, self.staged, format, CODECS[format].packed)
 
     def _allocate(self, segments: Sequence[LayerSource]) -> tuple[Tensor, Sequence[Tensor]]:
-        """A buffer for the longest part's layers of all segments, ``(bytes,)``, and each segment's share of it."""
+        """A buffer for the longest group's layers of all segments, ``(bytes,)``, and each segment's share of it."""
         sizes = [self._longest * segment.layer_bytes for segment in segments]
         buffer = torch.empty(sum(sizes), dtype=torch.uint8, device=self._to)
         self._stream.uses(buffer)

@@ -73,15 +73,15 @@ class Checksums:
         if key_id == self.key_id:
             return
         if key_id is None:
-            reason = (
-                f"was written without a key, and {VARIABLE} is set: whoever can write there may have changed it. "
+            raise WrongKeyError(
+                f"{what} was written without a key, and {VARIABLE} is set: whoever can write there may have changed it. "
                 f"Unset {VARIABLE} to trust it, or use a store of its own for this key"
             )
-        elif self.key_id is None:
-            reason = f"was written with a key (id {key_id}): set {VARIABLE} to that key"
-        else:
-            reason = f"was written with another key (id {key_id}) than the one in {VARIABLE} (id {self.key_id})"
-        raise WrongKeyError(f"{what} {reason}")
+        if self.key_id is None:
+            raise WrongKeyError(f"{what} was written with a key (id {key_id}): set {VARIABLE} to that key")
+        raise WrongKeyError(
+            f"{what} was written with another key (id {key_id}) than the one in {VARIABLE} (id {self.key_id})"
+        )
 
     def _hmac(self, text: str) -> str:
         assert self._key is not None

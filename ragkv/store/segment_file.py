@@ -33,7 +33,7 @@ BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 KEY = re.compile(r"[0-9a-f]{64}")
 _IDENTITY = ("format", "model", "dtype", "stored_as", "context", "ids")
 _HEADER_GUESS = 1 << 14  # bytes; most headers are shorter, so one read is usually enough
-_HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors format itself
+_HEADER_LIMIT = 1 << 22  # bytes; one of a hundred layers has 15 kB
 
 
 class Source(Protocol):

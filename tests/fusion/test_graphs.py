@@ -9,8 +9,8 @@ from helpers import make_model, random_prompt, relative_error
 from ragkv import decode, fused_prefill
 from ragkv.fusion.padded_layers import PaddedLayers
 from ragkv.fusion.workspace import Workspace
+from ragkv.loading.layer_groups import layer_groups
 from ragkv.loading.memory import InMemory
-from ragkv.loading.parts import parts_of
 from ragkv.selectors import get_selector
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -40,7 +40,7 @@ def workspace_of(monkeypatch):
     """Makes a workspace with such graphs, whose layers lie on these devices."""
     for module in ("workspace_memory.has_kernel", "placement.kernels_run"):
         monkeypatch.setattr(f"ragkv.fusion.{module}", lambda _: True)  # Triton's interpreter has them
-    monkeypatch.setattr("ragkv.loading.parts.PART", 2)
+    monkeypatch.setattr("ragkv.loading.layer_groups.GROUP_SIZE", 2)
     monkeypatch.setattr("ragkv.fusion.graphs.STEP", STEP)
 
     def make(model, tokens, devices, **options):
@@ -89,7 +89,7 @@ def test_a_graph_is_captured_once_for_its_number_of_rows(workspace_of, devices):
         assert graphs.cover(count)
         first, again = (graphs.replay(range(3), hidden[:, :count], active).clone() for _ in range(2))
         assert torch.equal(first, again)
-        assert len(captured) == kinds * len(parts_of(range(3), workspace.memory.devices))
+        assert len(captured) == kinds * len(layer_groups(range(3), workspace.memory.devices))
     assert not graphs.cover(2 * STEP + 1)  # more than `rows`
 
 

@@ -49,7 +49,7 @@ def transfers(request, monkeypatch):
     monkeypatch.setattr("ragkv.fusion.placement._copies_overlap", lambda device: True)
     monkeypatch.setattr("ragkv.fusion.placement.kernels_run", lambda device: request.param == "kernel")
     monkeypatch.setattr("ragkv.fusion.placement.Transfer", transfer)
-    monkeypatch.setattr("ragkv.loading.parts.PART", 2)
+    monkeypatch.setattr("ragkv.loading.layer_groups.GROUP_SIZE", 2)
     return begun
 
 

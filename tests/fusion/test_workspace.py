@@ -91,14 +91,14 @@ def test_a_prompt_too_long_and_another_model_are_refused(llama, rng):
 
 
 def test_processes_serve_one_transfer_at_a_time(llama, monkeypatch):
-    """The first span of layers on each GPU gets that GPU's processes, unless only the prefix is reused."""
+    """The first span of layers on each GPU gets that GPU's workers, unless only the prefix is reused."""
     memory, given = WorkspaceMemory(llama, 64), []
     layers, gpus = len(memory.devices), (torch.device("cuda", 0), torch.device("cuda", 1))
     memory.devices = [gpus[i % 2] for i in range(layers)]
-    memory.processes = {gpus[0]: "of the first", gpus[1]: "of the second"}
+    memory.workers = {gpus[0]: "of the first", gpus[1]: "of the second"}
 
-    def transfer(segments, parts, to, processes):
-        given.append(processes)
+    def transfer(segments, groups, to, workers):
+        given.append(workers)
         return SimpleNamespace(staged=[], start=lambda place: None)
 
     monkeypatch.setattr("ragkv.fusion.placement.Transfer", transfer)

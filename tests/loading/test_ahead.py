@@ -1,4 +1,4 @@
-"""The parts in which layers are brought to their GPUs, and the order of copies beside the layers that are computed."""
+"""The groups in which layers are brought to their GPUs, and the order of copies beside the layers that are computed."""
 
 from contextlib import contextmanager
 
@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ragkv import KVStore, Prompt
 from ragkv.loading import transfer
+from ragkv.loading.layer_groups import GROUP_SIZE, device_spans, layer_groups, split_layers
 from ragkv.loading.memory import InMemory
-from ragkv.loading.parts import PART, divided, parts_of, spans_of
 from ragkv.loading.segments import SegmentInMemory
-from ragkv.loading.transfer import AHEAD, Transfer
+from ragkv.loading.transfer import GROUPS_IN_FLIGHT, Transfer
 from ragkv.store import Layout
 
 CPU = torch.device("cpu")
@@ -25,17 +25,17 @@ NAMES = st.integers(0, 3).map(lambda number: torch.device("cuda", number))
 def test_parts_are_all_layers_in_order_each_on_one_device(devices, data):
     first = data.draw(st.integers(0, len(devices)))
     layers = range(first, len(devices))
-    parts = parts_of(layers, devices)
-    assert [index for part in parts for index in part] == list(layers)
-    assert all(0 < len(part) <= PART for part in parts)
-    assert all(len({devices[index] for index in part}) == 1 for part in parts)
-    assert all(len(part) == 1 for part in (parts[:1] + parts[-1:] if len(layers) > 1 else []))
+    groups = layer_groups(layers, devices)
+    assert [index for group in groups for index in group] == list(layers)
+    assert all(0 < len(group) <= GROUP_SIZE for group in groups)
+    assert all(len({devices[index] for index in group}) == 1 for group in groups)
+    assert all(len(group) == 1 for group in (groups[:1] + groups[-1:] if len(layers) > 1 else []))
 
 
 @given(st.lists(NAMES, max_size=40), st.data())
 def test_spans_are_as_long_as_the_device_stays_the_same(devices, data):
     layers = range(data.draw(st.integers(0, len(devices))), len(devices))
-    spans = spans_of(layers, devices)
+    spans = device_spans(layers, devices)
     assert [index for span in spans for index in span] == list(layers)
     assert all(len({devices[index] for index in span}) == 1 for span in spans)
     assert all(devices[span.start] != devices[span.start - 1] for span in spans[1:])
@@ -44,9 +44,9 @@ def test_spans_are_as_long_as_the_device_stays_the_same(devices, data):
 @given(st.integers(0, 9), st.integers(0, 9), st.sets(st.integers(0, 9)))
 def test_layers_are_divided_where_it_is_said(start, count, cuts):
     layers = range(start, start + count)
-    parts = divided(layers, cuts.__contains__)
-    assert [index for part in parts for index in part] == list(layers)
-    assert {part.start for part in parts[1:]} == cuts & set(layers[1:])
+    groups = split_layers(layers, cuts.__contains__)
+    assert [index for group in groups for index in group] == list(layers)
+    assert {group.start for group in groups[1:]} == cuts & set(layers[1:])
 
 
 class Streams(TorchDispatchMode):
@@ -101,14 +101,14 @@ def numbered(tokens):
 
 
 def run(segments, layers, streams, after=lambda index: None):
-    """Transfer layers one by one; what was staged when each part was placed."""
+    """Transfer layers one by one; what was staged when each group was placed."""
     staged = {}
-    copying = Transfer(segments, parts_of(layers, MODEL_DEVICES), CPU, stream=streams)
+    copying = Transfer(segments, layer_groups(layers, MODEL_DEVICES), CPU, stream=streams)
 
-    def place(part):
+    def place(group):
         assert streams.is_active
-        streams.log.append(("place", part))
-        staged[part] = [buffer[: len(part)].clone() for buffer in copying.staged]
+        streams.log.append(("place", group))
+        staged[group] = [buffer[: len(group)].clone() for buffer in copying.staged]
 
     copying.start(place)
     assert streams.log == [("copies wait",)]  # memory may be in use; nothing is copied before it is asked for
@@ -129,23 +129,25 @@ def kind(request, monkeypatch):
 
 @pytest.mark.parametrize("layers", [range(LAYERS), range(5, LAYERS), range(3, 4)], ids=str)
 def test_each_part_is_copied_before_it_is_placed(kind, layers):
-    """In order, and the buffers that all parts share still hold a part while it is placed."""
+    """In order, and the buffers that all groups share still hold a group while it is placed."""
     staged = run([numbered(3), numbered(5)], layers, Streams())
-    assert list(staged) == parts_of(layers, MODEL_DEVICES)
-    for part, segments in staged.items():
-        expected = torch.tensor(part).float()
+    assert list(staged) == layer_groups(layers, MODEL_DEVICES)
+    for group, segments in staged.items():
+        expected = torch.tensor(group).float()
         for states, tokens in zip(segments, (3, 5), strict=True):
-            assert torch.equal(states, expected.view(-1, 1, 1, 1, 1).expand(len(part), 2, 2, tokens, 4))
+            assert torch.equal(states, expected.view(-1, 1, 1, 1, 1).expand(len(group), 2, 2, tokens, 4))
 
 
 def test_buffers_are_overwritten_only_behind_what_reads_them(kind):
-    """All copies and all placing go to one stream, each part's copies behind the placing of the part before."""
+    """All copies and all placing go to one stream, each group's copies behind the placing of the group before."""
     streams = Streams()
     run([numbered(3), numbered(5)], range(LAYERS), streams)
     steps = [(name, *rest) if name == "place" else (name,) for name, *rest in streams.log]
     copies = [("copy",)] * (1 if kind == "read by threads" else 2)  # what is read arrives as one piece
     expected = [
-        step for part in parts_of(range(LAYERS), MODEL_DEVICES) for step in (*copies, ("place", part), ("record",))
+        step
+        for group in layer_groups(range(LAYERS), MODEL_DEVICES)
+        for step in (*copies, ("place", group), ("record",))
     ]
     assert [step for step in steps if step[0] in ("copy", "place", "record")] == expected
     assert len(streams.used) == 1  # when they are freed, that stream may not be done with them
@@ -169,7 +171,7 @@ def test_a_layer_waits_for_the_event_of_its_part(kind):
 
 
 def test_no_more_parts_are_in_flight_than_allowed(kind):
-    """What is ahead of the layer that is computed is always the next layers, and never more than two parts' worth."""
+    """What is ahead of the layer that is computed is always the next layers, and never more than two groups' worth."""
     streams = Streams()
     ahead = []
 
@@ -178,20 +180,20 @@ def test_no_more_parts_are_in_flight_than_allowed(kind):
         ahead.append(len(placed) - index - 1)
 
     run([numbered(3)], range(LAYERS), streams, count)
-    assert max(ahead) <= AHEAD * PART
+    assert max(ahead) <= GROUPS_IN_FLIGHT * GROUP_SIZE
     if kind == "copied directly":  # nothing to wait for: there is always something ahead
-        assert max(ahead) > PART
+        assert max(ahead) > GROUP_SIZE
         assert all(layers > 0 for layers in ahead[:-1])
 
 
 def test_a_part_that_is_still_read_is_not_waited_for(monkeypatch):
-    """The host goes on with the layers that are there, and asks for the part when it needs it."""
+    """The host goes on with the layers that are there, and asks for the group when it needs it."""
     monkeypatch.setattr(transfer.ThreadReader, "ready", lambda self: False)
     streams = Streams()
     run([numbered(3)], range(LAYERS), streams)
     order = [entry[1] for entry in streams.log if entry[0] in ("place", "compute")]
-    parts = parts_of(range(LAYERS), MODEL_DEVICES)
-    assert order == [step for part in parts for step in (part, *part)]
+    groups = layer_groups(range(LAYERS), MODEL_DEVICES)
+    assert order == [step for group in groups for step in (group, *group)]
 
 
 def test_files_and_memory_are_staged_side_by_side(rng, tmp_path):
@@ -200,12 +202,12 @@ def test_files_and_memory_are_staged_side_by_side(rng, tmp_path):
     store, layout = KVStore(tmp_path), Layout.of(model)
     memory.into(store, model)
     segments = [memory.segments[s] if i % 2 else store.open(layout, s) for i, s in enumerate(memory.segments)]
-    parts = parts_of(range(9), [CPU] * 9)
-    copying = Transfer(segments, parts, CPU, stream=Streams())
+    groups = layer_groups(range(9), [CPU] * 9)
+    copying = Transfer(segments, groups, CPU, stream=Streams())
     seen = []
 
-    def place(part):
-        for offset, index in enumerate(part):
+    def place(group):
+        for offset, index in enumerate(group):
             for buffer, segment in zip(copying.staged, segments, strict=True):
                 seen.append(torch.equal(buffer[offset], segment.layer(index)))
 
