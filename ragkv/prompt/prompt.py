@@ -147,21 +147,23 @@ class Prompt:
         return replace(self, learned=learned)
 
     def start(self, bos: int | None) -> Ids:
-        """``(bos,)`` if BOS was added at the beginning of the prompt, else ``()``.
+        """``(bos,)`` if the prompt begins with BOS, else ``()``.
 
-        A chat template may use the model's BOS token to begin every turn, as SmolLM2's does. There it is a turn marker
-        and not an added BOS: it also occurs in the rest of the template, in the prefix or after the document.
+        Attention of every token falls back on the very first one, so a chunk that is computed on its own needs it, too.
+        That holds whether BOS was added once, or marks the beginning of each turn as in SmolLM2's chat template.
 
         Parameters
         ----------
         bos
             The model's BOS id, or None if it has none.
         """
-        marks_turns = bos in self.prefix[1:] or bos in self.question
-        return self.prefix[:1] if self.prefix[:1] == (bos,) and not marks_turns else ()
+        return self.prefix[:1] if bos is not None and self.prefix[:1] == (bos,) else ()
 
     def repeats_bos(self, bos: int | None) -> bool:
-        """True if BOS was added more than once: twice at the beginning, or within a chunk."""
+        """True if BOS was added more than once: twice at the beginning, or within a chunk.
+
+        Where a chat template begins every turn with BOS, as SmolLM2's does, the later ones mark turns and do not count.
+        """
         return bos is not None and (self.ids[:2] == (bos, bos) or any(bos in chunk for chunk in self.chunks))
 
     def segments(self, bos: int | None) -> list[Segment]:

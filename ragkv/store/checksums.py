@@ -74,8 +74,8 @@ class Checksums:
             return
         if key_id is None:
             raise WrongKeyError(
-                f"{what} was written without a key, and {VARIABLE} is set: whoever can write there may have changed it. "
-                f"Unset {VARIABLE} to trust it, or use a store of its own for this key"
+                f"{what} was written without a key, and {VARIABLE} is set: whoever can write there may have changed "
+                f"it. Unset {VARIABLE} to trust it, or use a store of its own for this key"
             )
         if self.key_id is None:
             raise WrongKeyError(f"{what} was written with a key (id {key_id}): set {VARIABLE} to that key")

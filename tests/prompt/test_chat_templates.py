@@ -196,13 +196,12 @@ def test_a_bos_that_only_the_template_adds_is_kept():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_chunks_are_computed_after_an_added_bos_only(name):
+def test_chunks_are_computed_after_the_bos_that_the_prompt_begins_with(name):
     family = FAMILIES[name]
     prefix, question = chat_parts(family.tokenizer, BEFORE, AFTER)
     prompt = Prompt(prefix, [encode(family.tokenizer, DOCUMENT)], question)
     bos = family.tokenizer.bos_token_id
-    added = family.bos is not None and family.adds_bos
-    assert prompt.start(bos) == ((bos,) if added else ())
+    assert prompt.start(bos) == ((bos,) if bos is not None and prefix[0] == bos else ())
     assert not prompt.repeats_bos(bos)
 
 

@@ -69,11 +69,11 @@ def test_without_a_leading_bos_chunks_have_no_context(prefix, bos):
     assert len(segments) == 2 + bool(prefix)
 
 
-def test_a_turn_marker_is_not_an_added_bos():
+def test_a_turn_marker_is_no_repeated_bos_and_chunks_are_computed_after_the_first():
     """Templates like SmolLM2's, in which the token that begins every turn is the model's BOS."""
     for prefix, question in (([BOS, 8, BOS, 9], [7]), ([BOS, 8], [7, BOS, 9])):
         prompt = Prompt(prefix, [[5, 6]], question)
-        assert prompt.segments(BOS) == [Segment(tuple(prefix)), Segment((5, 6))]
+        assert prompt.segments(BOS) == [Segment(tuple(prefix)), Segment((5, 6), (BOS,))]
         assert not prompt.repeats_bos(BOS)
 
 
