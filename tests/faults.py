@@ -439,19 +439,16 @@ def unlistable_folders(subject: Subject, count: int, random: Random) -> dict[str
 
 
 def stopped_collectors(subject: Subject, count: int, random: Random) -> dict[str, int]:
-    """Stop a collector at a random moment; a job begins, and must keep what it finds when the collector continues."""
+    """Stop a collector midway; a job begins, and must keep what it finds when the collector continues."""
     done = Counter(kept=0, evicted=0)
-    seconds = 0.0
     for number in range(count):
         experiment = subject.experiment(f"stopped-{number}")
         subject.precompute(experiment)
-        store, start = experiment.store(), time.perf_counter()
+        store = experiment.store()
         collector = subject.start("collect", experiment)
-        if not number:  # how long one takes
-            assert wait(collector) == FINISHED
-            seconds = time.perf_counter() - start
-            continue
-        time.sleep(random.uniform(0, seconds))
+        while not (Path(store.url) / "evicting").exists():
+            assert os.waitpid(collector, os.WNOHANG) == (0, 0), "it ended without evicting anything"
+        time.sleep(random.choice([0, random.uniform(0, 0.005)]))
         os.kill(collector, signal.SIGSTOP)
         with store.hold(subject.segments, "a job"):
             held = {key for key in subject.segments if store.segments.exists(key)}

@@ -5,7 +5,7 @@
     <url>/uses/<name>.json          when these segments were last used
     <url>/holds/<id>.json           segments that a running job needs
     <url>/evicting/<key>.safetensors    a segment that is being evicted; a job that needs it moves it back
-    <url>/key/id.json               which key the store is written with, if any
+    <url>/key/<id>.json             which key the store is written with, if any
 
 Files with other names do not belong to the store: they are neither read nor removed.
 """

@@ -45,7 +45,7 @@ class Checksums:
                 f"{VARIABLE} has {len(key.strip())} characters, fewer than {MIN_LENGTH}: set it to a random key, such "
                 f"as `openssl rand -hex 32` prints, or unset it"
             )
-        return cls(key.strip().encode())
+        return cls(os.fsencode(key.strip()))
 
     def salt(self, segment: str, name: str, dtype: str, shape: list[int]) -> str:
         """What the checksum of a tensor covers beside its bytes.

@@ -58,7 +58,7 @@ def collect(store: KVStore, budget: int, *, dry_run: bool = False, progress: boo
         evicted = _evict(store, inventory, victims, progress)
         store.holds.sweep()
     freed = sum(evicted.values())
-    remaining = inventory.bytes - sum(inventory.segments[key].size for key in evicted.keys() & inventory.segments)
+    remaining = inventory.bytes - sum(inventory.segments[key].size for key in evicted.keys() & set(victims))
     return Collected(list(evicted), freed, remaining, len(held & inventory.segments.keys()), len(abandoned))
 
 

@@ -157,6 +157,8 @@ class Folder:
                 self._file_system.call("cp_file", source_path, target_path)
                 self._file_system.call("rm_file", source_path)
                 return
+            if not self._file_system.call("exists", source_path):  # for which no folder is made
+                raise FileNotFoundError(source_path)
             self._make_folder(target)
             self._rename(source_path, target_path)
 

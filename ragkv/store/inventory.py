@@ -1,6 +1,7 @@
 """The contents of a store: its segments, who needs them, and what sharing them saves."""
 
 import re
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,9 +59,13 @@ class Inventory:
         return sum(entry.size for entry in self.segments.values())
 
     def last_used(self, store: KVStore) -> dict[str, float]:
-        """When each segment was last written, or a job whose manifest names it began (seconds since the epoch)."""
+        """When each segment was last written, or a job whose manifest names it began (seconds since the epoch).
+
+        A time in the future comes from a clock that is wrong, and counts as now.
+        """
         used = store.manifests.last_used()
-        return {key: max(entry.modified, used.get(key, 0.0)) for key, entry in self.segments.items()}
+        now = time.time()
+        return {key: min(now, max(entry.modified, used.get(key, 0.0))) for key, entry in self.segments.items()}
 
 
 def _is_leftover(name: str) -> bool:
@@ -102,7 +107,7 @@ def _header_fields(store: KVStore, key: str) -> dict:
     try:
         header = read_header(FileSource(store.segments, key, store.folder.local))
         tokens = header.tensors["surprisal"].shape[0]
-    except (OSError, StoreError, ValueError, LookupError, TypeError):
+    except (OSError, StoreError, ValueError, LookupError):
         return dict.fromkeys(("tokens", *fields))
     return {"tokens": tokens} | {name: header.identity[name] for name in fields}
 

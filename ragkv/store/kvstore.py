@@ -26,7 +26,6 @@ from ragkv.store.stored_segment import StoredSegment
 
 HEADERS_KEPT = 512  # of local files, the most recently used
 HOLD_SECONDS = 300.0
-KEY_FILE = "key/id.json"
 
 
 class KVStore:
@@ -224,15 +223,25 @@ class KVStore:
         """
         if self._key_checked:
             return
-        try:
-            key_id = self.folder.read_json(KEY_FILE, lambda value: str(value["id"]))
-        except FileNotFoundError:
-            key_id = None
-            if self.checksums.key_id and not self.segments.list():
-                self.folder.write_json(KEY_FILE, {"id": self.checksums.key_id})
-                key_id = self.checksums.key_id
-        self.checksums.require(key_id, f"the store {self.url!r}")
+        own = self.checksums.key_id
+        found = self._key_ids()
+        if own and not found and not self.segments.list():
+            self.folder.write_json(_key_file(own), {})
+            found = self._key_ids()
+            if found != {own}:  # another process began to write with another key at the same time
+                self.folder.remove(_key_file(own))
+        other = next(iter(found - {own}), own if found else None)
+        self.checksums.require(other, f"the store {self.url!r}")
         self._key_checked = True
+
+    def _key_ids(self) -> set[str]:
+        """The ids of the keys that the store is written with: one at most, unless two writers have just begun."""
+        names = (entry.name for entry in self.folder.list("key") if entry.name.endswith(".json"))
+        return {name.removeprefix("key/").removesuffix(".json") for name in names}
+
+
+def _key_file(key_id: str) -> str:
+    return f"key/{key_id}.json"
 
 
 def _identified(layout: Layout, segment: Segment) -> tuple[dict, str]:

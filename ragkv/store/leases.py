@@ -127,9 +127,14 @@ class Leases:
 
 def _parse(value: dict) -> Lease:
     return Lease(
-        job=str(value["job"]),
-        host=str(value["host"]),
+        job=_printable(value["job"]),
+        host=_printable(value["host"]),
         pid=int(value["pid"]),
         until=float(value["until"]),
         keys=frozenset(map(str, value["keys"])),
     )
+
+
+def _printable(value: object) -> str:
+    """Text for a terminal, which control characters could confuse."""
+    return "".join(character if character.isprintable() else "?" for character in str(value))

@@ -1,5 +1,6 @@
 """Manifests: which segments a profile's tasks need, and when these were last used."""
 
+import math
 import re
 import time
 from collections import Counter
@@ -80,7 +81,7 @@ class Manifests:
         used: dict[str, float] = {}
         for name in self.names():
             with suppress(FileNotFoundError):
-                at = self._folder.read_json(_file("uses", name), lambda value: float(value["at"]))
+                at = self._folder.read_json(_file("uses", name), _parse_time)
                 used |= {key: max(at, used.get(key, 0.0)) for key in self.read(name).references}
         return used
 
@@ -88,6 +89,13 @@ class Manifests:
 def _parse(value: dict) -> Manifest:
     tasks = value["tasks"].items()
     return Manifest({task: {key: int(count) for key, count in keys.items()} for task, keys in tasks})
+
+
+def _parse_time(value: dict) -> float:
+    seconds = float(value["at"])
+    if not math.isfinite(seconds):
+        raise ValueError(f"{seconds} is no time")
+    return seconds
 
 
 def _file(kind: str, name: str) -> str:

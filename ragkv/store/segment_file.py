@@ -172,6 +172,8 @@ def _parsed(size: int, data: bytes) -> Header:
         start, stop = entry["data_offsets"]
         if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop):
             raise ValueError(f"the offsets of {name} make no sense")
+        if not (isinstance(entry["dtype"], str) and all(isinstance(size, int) for size in entry["shape"])):
+            raise ValueError(f"the dtype or shape of {name} makes no sense")
         tensors[name] = TensorEntry(entry["dtype"], entry["shape"], len(data) + start, len(data) + stop)
     if size != max(entry.stop for entry in tensors.values()):
         raise ValueError("it is cut short or too long")
@@ -179,6 +181,8 @@ def _parsed(size: int, data: bytes) -> Header:
         raise ValueError("its header does not have the fields of a segment")
     if not all(isinstance(value, str) for value in checksums.values()):
         raise ValueError("its checksums make no sense")
+    if not all(isinstance(value, int) or value.isprintable() for value in identity.values()):
+        raise ValueError("its identity makes no sense")
     return Header(identity, tensors, checksums, key_id)
 
 

@@ -8,6 +8,7 @@ back what it needs from that folder. Whichever of the two comes second sees the 
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from ragkv.store.errors import FullDiskError, ReadOnlyError
@@ -93,10 +94,13 @@ class SegmentFiles:
         return False
 
     def move_back(self, key: str) -> bool:
-        """Move a segment that was set aside back to its place; return whether there was one."""
+        """Move a segment that was set aside back to its place; return whether there was one.
+
+        Other errors are those of `Folder.move`.
+        """
         try:
             self._folder.move(_aside_name(key), segment_name(key))
-        except (FileNotFoundError, ReadOnlyError):
+        except FileNotFoundError:
             return False
         return True
 
@@ -105,14 +109,20 @@ class SegmentFiles:
         return self._folder.remove(_aside_name(key))
 
     def _found(self, key: str, operation: Callable[[str], Result]) -> Result:
-        """Do something with a segment's file, after moving it back if it was set aside."""
+        """Do something with a segment's file, after moving it back if it was set aside and the store can be changed."""
         name = segment_name(key)
         try:
             return operation(name)
-        except FileNotFoundError:
-            if not self.move_back(key):
-                raise
-            return operation(name)
+        except FileNotFoundError as missing:
+            places = [name]
+            try:
+                self.move_back(key)  # unless the collector has just done so
+            except ReadOnlyError:
+                places = [_aside_name(key), name]
+            for place in places:
+                with suppress(FileNotFoundError):
+                    return operation(place)
+            raise missing from None
 
 
 class FileSource:

@@ -1,4 +1,4 @@
-"""Looking after a store: manifests, holds, eviction, verification, a cache, several writers, S3, the command line."""
+"""Looking after a store: manifests, eviction, verification, a cache, several writers, S3, the command line."""
 
 import json
 import multiprocessing
@@ -35,7 +35,7 @@ def segment(number: int, tokens: int = 3) -> Segment:
 
 
 def fill(store: KVStore, numbers: list[int], tokens: int = 3) -> list[str]:
-    """Segments with values of their own; their keys."""
+    """Write segments whose values are their numbers; return their keys."""
     for number in numbers:
         shape = (LAYOUT.layers, 2, 1, tokens, 4)
         store.write(LAYOUT, segment(number, tokens), torch.full(shape, float(number)), torch.zeros(tokens))
@@ -128,7 +128,7 @@ def test_the_least_recently_used_leave_first(tmp_path):
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), max_size=8), st.integers(0, 6000))
-def test_eviction_keeps_to_the_budget_as_far_as_holds_let_it(given_segments, budget):
+def test_eviction_keeps_to_the_budget_as_far_as_holds_allow(given_segments, budget):
     store, keys, held = memory_store(), [], []
     for number, (tokens, hold) in enumerate(given_segments):
         (key,) = fill(store, [number], tokens)
@@ -142,7 +142,7 @@ def test_eviction_keeps_to_the_budget_as_far_as_holds_let_it(given_segments, bud
     assert left == set(keys) - set(done.evicted)
     assert done.bytes == sum(size[key] for key in left)
     assert done.bytes <= budget or left == set(held)
-    if done.evicted:  # no more than was needed
+    if done.evicted:  # no more than necessary
         assert done.bytes + size[done.evicted[-1]] > budget
 
 
@@ -152,7 +152,7 @@ def test_nothing_but_segments_is_ever_removed(tmp_path):
     (key,) = fill(store, [1])
     outside.mkdir()
     victim = outside / f"cc{key[2:]}.safetensors"
-    victim.write_bytes(b"another's")
+    victim.write_bytes(b"not the store's")
     (root / "cc").symlink_to(outside)
     (root / "dd").mkdir()
     (root / "dd" / f"dd{key[2:]}.safetensors").symlink_to(victim)
@@ -165,14 +165,14 @@ def test_nothing_but_segments_is_ever_removed(tmp_path):
     ]
     for name in others:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"another's")
+        (root / name).write_bytes(b"not the store's")
     assert collect(store, 0).evicted == [key]
-    assert all((root / name).read_bytes() == b"another's" for name in others)
-    assert victim.read_bytes() == b"another's"
+    assert all((root / name).read_bytes() == b"not the store's" for name in others)
+    assert victim.read_bytes() == b"not the store's"
     assert (root / "dd" / f"dd{key[2:]}.safetensors").is_symlink()
 
 
-def test_what_killed_jobs_left_is_removed_once_it_is_old(tmp_path):
+def test_what_killed_jobs_left_behind_is_removed_after_an_hour(tmp_path):
     store = KVStore(tmp_path)
     (key,) = fill(store, [1])
     names = [f"{store.path(key)}.{letter * 32}.partial" for letter in "ab"]
@@ -220,7 +220,7 @@ def _work(root: str, numbers: list[int], seconds: float, failures) -> None:
                         return
 
 
-def test_eviction_beside_running_jobs_takes_nothing_that_they_hold(tmp_path):
+def test_eviction_while_jobs_run_takes_nothing_that_they_hold(tmp_path):
     context, store = multiprocessing.get_context("fork"), KVStore(tmp_path)
     failures, numbers = context.Queue(), list(range(8))
     jobs = [context.Process(target=_work, args=(str(tmp_path), numbers[i:], 2.0, failures)) for i in range(2)]
@@ -236,7 +236,7 @@ def test_eviction_beside_running_jobs_takes_nothing_that_they_hold(tmp_path):
     assert verify(store).whole
 
 
-def test_a_hold_that_cannot_be_read_stops_eviction(tmp_path):
+def test_a_damaged_hold_stops_eviction(tmp_path):
     store = KVStore(tmp_path)
     keys = fill(store, [1])
     with store.hold(keys, "job"):
@@ -268,7 +268,7 @@ def test_several_writers_of_the_same_segments(tmp_path):
 
 
 def test_verify_finds_every_flipped_bit(tmp_path):
-    """Of the header every bit, of the data a sample."""
+    """Every bit of the header, and a sample of those in the data."""
     store = KVStore(tmp_path)
     keys = fill(store, [1, 2])
     path, other = (Path(store.path(key)) for key in keys)
@@ -292,7 +292,7 @@ def test_verify_finds_every_flipped_bit(tmp_path):
     assert verify(store).whole
 
 
-def test_a_cache_serves_what_was_fetched_and_never_damage(tmp_path):
+def test_a_cache_serves_what_was_fetched_and_never_damaged_copies(tmp_path):
     remote, folder = tmp_path / "remote", tmp_path / "cache"
     store = KVStore(remote, cache=Cache(folder, 10**6))
     (key,) = fill(KVStore(remote), [1])
@@ -315,17 +315,17 @@ def test_a_cache_serves_what_was_fetched_and_never_damage(tmp_path):
 
 @settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 60)), max_size=30), st.integers(0, 20_000))
-def test_a_cache_keeps_to_its_bytes(tmp_path_factory, asked, limit):
+def test_a_cache_keeps_to_its_limit(tmp_path_factory, requests, limit):
     folder, store = tmp_path_factory.mktemp("cache"), memory_store()
     cache = Cache(folder, limit)
     cached = KVStore(store.url, cache=cache)
-    for number, tokens in asked:
+    for number, tokens in requests:
         fill(store, [number], tokens)
         assert (cached.open(LAYOUT, segment(number, tokens)).layer(1) == number).all()
         assert cache.bytes() <= limit
 
 
-def test_a_cache_forgets_what_was_not_used_for_longest(tmp_path):
+def test_a_cache_drops_the_least_recently_used(tmp_path):
     store = memory_store()
     keys = fill(store, list(range(6)))
     size = store.folder.size(f"{keys[0][:2]}/{keys[0]}.safetensors")
@@ -362,7 +362,7 @@ def test_s3_holds_the_same_bytes_and_gives_the_same_answers(llama, rng, bucket, 
     assert store.missing(Layout.of(llama), prompt.segments(1)) == prompt.segments(1)
 
 
-def test_damage_on_s3_is_found_and_mended(llama, rng, bucket):
+def test_damage_on_s3_is_found_and_repaired(llama, rng, bucket):
     store, _ = bucket
     prompt = random_prompt(rng)
     precompute(llama, [prompt], store)
@@ -414,7 +414,7 @@ def test_the_command_line(tmp_path):
     assert "0 segments" in run("stats", tmp_path).stdout
 
 
-def test_the_command_line_explains_what_is_wrong(tmp_path):
+def test_the_command_line_explains_errors(tmp_path):
     for arguments, said in (
         (["ls", tmp_path / "none"], "there is no folder"),
         (["gc", tmp_path, "--budget", "much"], "is no number of bytes"),
@@ -427,7 +427,7 @@ def test_the_command_line_explains_what_is_wrong(tmp_path):
 
 
 def test_precompute_and_evaluation_hold_what_they_need(tmp_path, monkeypatch):
-    """While they run, an eviction down to nothing takes nothing; their manifest says what they needed."""
+    """While they run, evicting everything evicts nothing; their manifest says what they needed."""
     from profiles import run as evaluate_all
     from profiles import write_profile
 
