@@ -46,7 +46,7 @@ unlock: .venv/.setup  ## after a killed `make reproduce`: let the next one run
 
 dry-run: .venv/.setup  ## say what `make reproduce` would run, in how many GPU-hours, and how much it would store
 	$(SNAKEMAKE) --dry-run --quiet
-	python -m ragkv.planning $(PROFILE)
+	ragkv plan $(PROFILE)
 
 test: .venv/.test  ## the tests, then the notebooks on a few prompts
 	$(ONE_THREAD) python -m pytest tests -n $(CORES) --dist worksteal
@@ -74,7 +74,7 @@ record:  ## keep a profile's report, tables, figures and summaries under outputs
 	  *) install -D -m 644 $$file ../reference/$(PROFILE)/$$file ;; esac; done
 
 bench: .venv/.setup  ## time a fused prefill against a full one, and precompute against a plain forward, on this machine
-	python -m ragkv.bench
+	ragkv bench
 
 faults: .venv/.test  ## kill jobs, flip bits, fill disks, cut connections: does running again give the same results? (minutes)
 	$(ONE_THREAD) HF_HUB_OFFLINE=1 python tests/faults.py

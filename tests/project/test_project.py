@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,9 @@ def test_documentation_names_every_benchmark_notebook_selector_and_profile():
     assert [name for name in profiles if name not in text] == []
 
 
-FOUND = re.findall(r"(?:`|^)((?:make|ragkv|python -m) [a-z][\w.-]*(?: [^`\n#|\\]+)?)", documented(), re.M)
+COMMAND = r"((?:make|ragkv|python -m) [a-z][\w.-]*(?: [^`\n#|\\]+)?)"
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", documented(), re.S | re.M)
+FOUND = re.findall(f"`{COMMAND}", documented()) + re.findall(f"^{COMMAND}", "\n".join(BLOCKS), re.M)
 COMMANDS = sorted({re.sub("^ragkv ", "python -m ragkv ", text).strip() for text in FOUND})
 PROGRAM = re.compile(r"python -m (ragkv(?: [a-z]+\b(?!\S))+|\S+)")
 PROGRAMS = sorted({PROGRAM.match(text)[1] for text in COMMANDS if text.startswith("python")})
@@ -85,7 +88,9 @@ def program(monkeypatch, capsys):
     def run(name, *words):
         monkeypatch.setattr(sys, "argv", [name, *words])
         try:
-            runpy.run_module(name, run_name="__main__", alter_sys=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)  # imported by other tests
+                runpy.run_module(name, run_name="__main__", alter_sys=True)
         except SystemExit as end:
             assert not end.code, capsys.readouterr().err
         return capsys.readouterr().out
@@ -115,10 +120,10 @@ def test_documented_program_takes_its_options(program, name):
 QUICK = {  # a documented command, and one like it that takes seconds
     "make help": "make help",
     "make dry-run": "make dry-run PROFILE=smoke",
-    "python -m ragkv.planning": "python -m ragkv.planning llama-3-8b --tflops 400 --bandwidth 2.5",
-    "python -m ragkv.bench": "python -m ragkv.bench --tokens 128 --repeats 2 --out {folder}/bench.json",
+    "python -m ragkv plan": "python -m ragkv plan llama-3-8b --tflops 400 --bandwidth 2.5",
+    "python -m ragkv bench": "python -m ragkv bench --tokens 128 --repeats 2 --out {folder}/bench.json",
     "python -m ragkv.calibrate": "python -m ragkv.calibrate tiny-llama --prompts 1 --length 512 --out {folder}/c.json",
-    "python -m ragkv.tiny": "python -m ragkv.tiny --steps 1 --tokens 1024 --out {folder}/tiny",
+    "python -m ragkv tiny": "python -m ragkv tiny --steps 1 --tokens 1024 --out {folder}/tiny",
 }
 
 
