@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase,
 
 from ragkv.fusion.cache import build_cache, cache_argument, fork
 from ragkv.fusion.prefill import Prefill
+from ragkv.models.checks import check_type
 from ragkv.prompt import Prompt
 
 
@@ -55,6 +56,7 @@ def decode(
     ended
         Called after every new id with the ids so far; True ends the answer.
     """
+    check_type(model)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least one")
     stops = stop_ids(model)
@@ -155,6 +157,10 @@ def generate_inputs(prompt: Prompt, prefill: Prefill, *, rows: int = 1) -> dict[
     `generate` computes the tokens that are not in the cache and needs at least one, so the prompt's last token is left
     to it. The prefill stays usable.
 
+    The arguments overrule what the checkpoint's generation config says about caches. Assisted decoding and prompt
+    lookup are wrong with any cache that `generate` is given, so they are switched off: asking for them as well is a
+    ``TypeError`` (multiple values).
+
     Parameters
     ----------
     rows
@@ -176,7 +182,14 @@ def generate_inputs(prompt: Prompt, prefill: Prefill, *, rows: int = 1) -> dict[
     if rows > 1:
         cache.batch_repeat_interleave(rows)
     ids = torch.tensor([prompt.ids], device=cache.layers[0].keys.device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), cache_argument(): cache}
+    unsupported = "assistant_model assistant_early_exit prompt_lookup_num_tokens cache_implementation".split()
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        cache_argument(): cache,
+        "use_cache": True,
+        **dict.fromkeys(unsupported),
+    }
 
 
 def _check_same(prompt: Prompt, prefill: Prefill) -> None:

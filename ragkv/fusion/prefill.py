@@ -26,7 +26,7 @@ from ragkv.loading.reused import ReusedKV, open_segments
 from ragkv.loading.segments import SegmentInMemory, Segments
 from ragkv.models import decoder
 from ragkv.models.attention import get_backend
-from ragkv.models.checks import check_model, check_prompt
+from ragkv.models.checks import check_model, check_prompt, check_type
 from ragkv.models.decoder import KV
 from ragkv.models.out_of_memory import explained
 from ragkv.models.segment_pass import compute_segment
@@ -107,6 +107,7 @@ def fused_prefill(
         The GPU's memory is full; the message says what helps.
     """
     start = perf_counter()
+    check_type(model)
     with explained(f"a prefill of {len(prompt.ids)} tokens", model.device, _SMALLER):
         segments = prompt.segments(model.config.bos_token_id)
         _check(model, prompt, segments, selector, eviction, workspace)

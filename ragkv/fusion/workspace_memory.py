@@ -12,6 +12,7 @@ from ragkv.models import decoder
 from ragkv.models.attention import has_kernel
 from ragkv.models.checks import check_model
 from ragkv.models.decoder import KV
+from ragkv.models.fingerprint import fingerprint
 from ragkv.models.out_of_memory import explained
 from ragkv.models.rotary import Rotary
 from ragkv.prompt import Prompt
@@ -41,6 +42,7 @@ class WorkspaceMemory:
     def __init__(self, model: PreTrainedModel, tokens: int):
         check_model(model)
         self.model = model
+        self._fingerprint = fingerprint(model)
         self.tokens = tokens
         self.devices = decoder.devices(model)
         self.rotary = Rotary.of(model, tokens)
@@ -58,10 +60,12 @@ class WorkspaceMemory:
         Raises
         ------
         ValueError
-            It was made for another model, or is too small for this prompt.
+            It was made for another model, the model has changed since, or it is too small for this prompt.
         """
         if model is not self.model:
             raise ValueError("the workspace was made for another model: make one for this model")
+        if fingerprint(model) != self._fingerprint:
+            raise ValueError("the model has changed since the workspace was made: make a new one")
         if len(prompt.ids) > self.tokens:
             raise ValueError(
                 f"the workspace has room for {self.tokens} tokens, the prompt has {len(prompt.ids)}: make a larger one"

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ragkv.models.state import state_of
 from ragkv.prompt import Prompt, Segment
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -16,12 +17,66 @@ def check_model(model: PreTrainedModel) -> None:
     Raises
     ------
     ValueError
-        An architecture other than `FAMILIES`, a rotary embedding whose frequencies change with the length, or weights
-        that are offloaded.
+        A wrapper around a model, an architecture other than `FAMILIES`, a rotary embedding whose frequencies change
+        with the length, offloaded weights, or something that changes results and cannot be known, see
+        `ragkv.models.refusals`.
     """
+    check_type(model)
     check_config(model.config)
-    if any(weight.device.type == "meta" for weight in model.parameters()):
-        raise ValueError("some weights are offloaded: give device_map only devices whose memory holds them")
+    if not hasattr(model, "lm_head"):
+        raise ValueError(f"the model is a {type(model).__name__}, which predicts no tokens: load a model for causal LM")
+    state_of(model)
+
+
+def check_type(model: PreTrainedModel) -> None:
+    """Refuse what is not a model of transformers, but a wrapper around one.
+
+    Raises
+    ------
+    ValueError
+        Says how to get at the model inside.
+    """
+    if isinstance(model, PreTrainedModel):
+        return
+    kind = type(model).__name__
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            "the model was wrapped by torch.compile: give the model that was compiled (compiled._orig_mod); "
+            "model.compile() compiles it without a wrapper"
+        )
+    if hasattr(model, "get_base_model"):
+        if getattr(model.active_peft_config, "is_prompt_learning", False):
+            raise ValueError(
+                f"the model is a {kind} whose adapter adds tokens or keys to the prompt, which cannot be stored with "
+                "chunks: use an adapter of weights, such as LoRA"
+            )
+        raise ValueError(
+            f"the model is a {kind}: give the model inside, which contains the adapter (model.get_base_model()), or "
+            "merge the adapter (model.merge_and_unload())"
+        )
+    raise ValueError(f"the model is a {kind}: give a model of transformers, such as load_model returns")
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer of another library.
+
+    Raises
+    ------
+    ValueError
+        Says which one to use.
+    """
+    module = type(tokenizer).__module__
+    if "mistral_common" in module:
+        raise ValueError(
+            f"the tokenizer is mistral-common's {type(tokenizer).__name__}, which cannot tell how parts of a prompt "
+            "are tokenized: use the one of the checkpoint's tokenizer.json, "
+            "AutoTokenizer.from_pretrained(name, mistral_format=False)"
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"the tokenizer is a {module}.{type(tokenizer).__name__}: give one of transformers, such as "
+            "AutoTokenizer.from_pretrained(name) returns"
+        )
 
 
 def check_config(config: PretrainedConfig) -> None:
@@ -50,10 +105,10 @@ def check_prompt(model: PreTrainedModel, prompt: Prompt, segments: Sequence[Segm
         More tokens than the model has positions or than its sliding window, or an id outside its vocabulary.
     """
     config, tokens = model.config, len(prompt.ids)
-    if tokens > config.max_position_embeddings:
+    positions = position_count(config)
+    if tokens > positions:
         raise ValueError(
-            f"the prompt has {tokens} tokens, more than the model's {config.max_position_embeddings} positions: "
-            "use fewer or shorter chunks"
+            f"the prompt has {tokens} tokens, more than the model's {positions} positions: use fewer or shorter chunks"
         )
     window = sliding_window(model)
     if window is not None and tokens > window:
@@ -63,10 +118,10 @@ def check_prompt(model: PreTrainedModel, prompt: Prompt, segments: Sequence[Segm
             "(config.sliding_window = null)"
         )
     longest = max((segment.computed_tokens for segment in segments), default=0)
-    if longest > config.max_position_embeddings:
+    if longest > positions:
         raise ValueError(
-            f"a chunk and its context have {longest} tokens, more than the model's {config.max_position_embeddings} "
-            "positions: use shorter chunks or contexts"
+            f"a chunk and its context have {longest} tokens, more than the model's {positions} positions: use shorter "
+            "chunks or contexts"
         )
     lowest_and_highest = [int(token) for token in prompt.tensor.aminmax()]
     for context in {segment.context for segment in segments if segment.context}:
@@ -89,12 +144,26 @@ def check_room(model: PreTrainedModel, prompt: Prompt, new_tokens: int, advice: 
     ValueError
         Prompt and answer have more tokens than the model has positions.
     """
-    tokens, positions = len(prompt.ids), model.config.max_position_embeddings
+    tokens, positions = len(prompt.ids), position_count(model.config)
     if tokens + new_tokens > positions:
         raise ValueError(
             f"the prompt has {tokens} tokens and its answer up to {new_tokens} (max_new_tokens), together more than "
             f"the model's {positions} positions: {advice}"
         )
+
+
+def position_count(config: PretrainedConfig) -> int:
+    """The longest prompt that the model was made for.
+
+    With YaRN or linear scaling this may be more than ``max_position_embeddings``, which many checkpoints leave as it
+    was before scaling.
+    """
+    rope = config.rope_parameters or {}
+    positions = config.max_position_embeddings
+    if rope.get("rope_type") not in ("linear", "yarn"):
+        return positions
+    original = rope.get("original_max_position_embeddings") or positions
+    return max(positions, int(rope.get("factor", 1) * original))
 
 
 def sliding_window(model: PreTrainedModel) -> int | None:

@@ -1,52 +1,153 @@
-"""A model's identity: a hash of its configuration and weights."""
+"""A model's identity: a hash of all that decides which keys and values it computes."""
 
 import hashlib
 import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-_CONFIG = (  # what is hashed of the configuration
-    "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-    "head_dim hidden_act max_position_embeddings rms_norm_eps rope_parameters attention_bias mlp_bias"
-).split()
-_BLOCK = 1 << 24  # numbers that are summed at a time
+from ragkv.models.state import CONFIG, State, configuration, state_of
 
-# a memo: the addresses and versions of the weights that a model was hashed with, and the hash
-_fingerprints: WeakKeyDictionary[PreTrainedModel, tuple[tuple, str]] = WeakKeyDictionary()
+_PIECE = 1 << 24  # bytes that are copied from a GPU at a time
+_SAMPLED = 256  # elements of each tensor that are compared to see whether it changed
+_ROUNDING = 5e-7  # by how much frequencies of the rotary embedding differ between processors, relative
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """The model's identity: a hash of its configuration and of every weight's bits.
+@dataclass(frozen=True)
+class _Hashed:
+    """A tensor when it was hashed."""
 
-    It depends neither on the device nor on where the model was loaded from. It is computed once per model, and again
-    if weights were replaced or changed in place. PyTorch does not notice changes through ``.data``, so load the model
-    again after such a change.
+    stamp: tuple
+    sample: Tensor
+    digest: str
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether this is the digest of that tensor, as far as its stamp and sample tell."""
+        return self.stamp == _stamp(tensor) and _equal([self.sample], _samples([tensor]))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A model when its fingerprint was computed."""
+
+    state: State
+    stamps: list[tuple]
+    samples: list[Tensor]
+    hashed: dict[int, _Hashed]  # by the tensor's id
+    fingerprint: str
+
+
+_models: WeakKeyDictionary[PreTrainedModel, _Known] = WeakKeyDictionary()  # a memo
+
+
+def fingerprint(model: PreTrainedModel, *, fresh: bool = False) -> str:
+    """The model's identity: a SHA-256 of its configuration, all bits of its tensors, and all else that decides.
+
+    It depends neither on the device nor on where the model was loaded from. It is computed once. After a change, only
+    the tensors that changed are hashed again. A tensor counts as changed if it lies elsewhere, if PyTorch counted a
+    write in place, or if one of 256 elements that are spread over it differs. PyTorch does not count writes through
+    ``.data`` and by fused optimisers: these go unnoticed if they spare the 256 elements of every tensor.
+
+    Parameters
+    ----------
+    fresh
+        Hash everything again, after a change that may have gone unnoticed.
+
+    Raises
+    ------
+    ValueError
+        Something decides what the model computes and cannot be known; the message says what to do.
     """
-    state = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
-    remembered = _fingerprints.get(model)
-    if remembered is None or remembered[0] != state:
-        _fingerprints[model] = remembered = (state, _fingerprint(model))
-    return remembered[1]
+    state = state_of(model)
+    tensors = {name: place.find() for name, place in state.tensors.items()}
+    distinct = {id(tensor): tensor for tensor in tensors.values()}
+    with torch.inference_mode(), torch._C.DisableTorchFunctionSubclass():
+        stamps = [_stamp(tensor) for tensor in distinct.values()]
+        samples = _samples(distinct.values())
+        known = None if fresh else _models.get(model)
+        if known is not None and known.state is state and known.stamps == stamps and _equal(known.samples, samples):
+            return known.fingerprint
+        hashed = _hash(distinct, known.hashed if known else {})
+        frequencies = _frequencies(model, tensors)
+    described = {
+        name: [list(tensor.shape), str(tensor.dtype), frequencies.get(name, hashed[id(tensor)].digest)]
+        for name, tensor in tensors.items()
+    }
+    everything = json.dumps(
+        [dict(zip(CONFIG, configuration(model), strict=True)), state.values, described], sort_keys=True
+    )
+    result = hashlib.sha256(everything.encode()).hexdigest()
+    _models[model] = _Known(state, stamps, samples, hashed, result)
+    return result
 
 
-def _fingerprint(model: PreTrainedModel) -> str:
-    config = model.config.to_dict()
-    digest = hashlib.sha256(json.dumps([config.get(name) for name in _CONFIG], sort_keys=True).encode())
-    for name, weight in model.named_parameters():
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {_checksum(weight.detach())};".encode())
+def _stamp(tensor: Tensor) -> tuple:
+    """What PyTorch tells of a change without looking at the numbers."""
+    version = 0 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), version, tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _samples(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The bytes of some elements of each tensor, on the host: one copy for each device and dtype."""
+    groups: defaultdict[tuple, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        groups[tensor.device, tensor.dtype].append(_sample(tensor))
+    return [torch.cat(group).view(torch.uint8).cpu() for group in groups.values()]
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Up to `_SAMPLED` elements of a tensor, flat, without copying them."""
+    count = min(tensor.numel(), _SAMPLED)
+    step = tensor.numel() // count if count else 1
+    step -= step % 2 == 0  # odd, so that the elements are not all of one column
+    flat = tensor if tensor.is_contiguous() else tensor.flatten()
+    elements = flat.as_strided((count,), (step,))
+    return elements.view(torch.uint8) if elements.element_size() == 1 else elements
+
+
+def _equal(samples: list[Tensor], others: list[Tensor]) -> bool:
+    return len(samples) == len(others) and all(map(torch.equal, samples, others))
+
+
+def _hash(tensors: dict[int, Tensor], known: dict[int, _Hashed]) -> dict[int, _Hashed]:
+    """Hash all tensors but those whose digest is known; keys are the tensors' ids."""
+    changed = {key: tensor for key, tensor in tensors.items() if key not in known or not known[key].holds(tensor)}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
+        digests = dict(zip(changed, pool.map(_digest, changed.values()), strict=True))
+    return {
+        key: _Hashed(_stamp(tensor), _samples([tensor])[0], digests[key]) if key in changed else known[key]
+        for key, tensor in tensors.items()
+    }
+
+
+def _digest(tensor: Tensor) -> str:
+    digest = hashlib.sha256()
+    with torch._C.DisableTorchFunctionSubclass():
+        for piece in tensor.detach().reshape(-1).contiguous().view(torch.uint8).split(_PIECE):
+            digest.update(piece.cpu().numpy())
     return digest.hexdigest()
 
 
-def _checksum(weight: Tensor) -> int:
-    """A weighted sum over all bits of a tensor. Each index has its own odd weight; the sum wraps at 64 bits."""
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    numbers = weight.contiguous().view(-1).view(integers[weight.element_size()])
-    total = 0
-    for start, block in zip(range(0, numbers.numel(), _BLOCK), numbers.split(_BLOCK), strict=True):
-        index = torch.arange(start, start + block.numel(), device=block.device)
-        factor = (index * 0x9E3779B1 + 0x7F4A7C15) | 1
-        total += int(((block.long() + (1 << 33)) * factor).sum())
-    return total % (1 << 64)
+def _frequencies(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """What stands for those buffers of the rotary embedding that the configuration determines.
+
+    Their last bits depend on the processor that computed them, so their bits are not hashed.
+    """
+    rotary = model.model.rotary_emb
+    with torch.device("cpu"):
+        configured = type(rotary)(rotary.config)
+    found = {}
+    for name, expected in configured.named_buffers():
+        tensor = tensors.get(f"model.rotary_emb.{name}")
+        if tensor is None or (tensor.shape, tensor.dtype) != (expected.shape, expected.dtype):
+            continue
+        if torch.allclose(tensor.cpu(), expected, rtol=_ROUNDING, atol=0):
+            found[f"model.rotary_emb.{name}"] = "as configured"
+    return found

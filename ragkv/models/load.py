@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ragkv.models.checks import check_model
+from ragkv.models.checks import check_model, check_tokenizer
 from ragkv.models.gguf import converted, find_gguf
 from ragkv.models.out_of_memory import explained
 
@@ -81,7 +81,13 @@ def load_model(
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer alone; `name` and errors as in `load_model`."""
     with _explaining_failures(name):
-        return AutoTokenizer.from_pretrained(model_source(name), trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_source(name),
+            trust_remote_code=trust_remote_code,
+            mistral_format=False,  # mistral-common's tokenizers lack what prompts in parts need
+        )
+    check_tokenizer(tokenizer)
+    return tokenizer
 
 
 def model_source(name: str | Path) -> str | Path:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ragkv.fusion.clock import Clock
 from ragkv.fusion.decoding import decode, text_stream
 from ragkv.fusion.prefill import Prefill, fused_prefill
-from ragkv.models.checks import check_model, check_room
+from ragkv.models.checks import check_model, check_room, check_tokenizer
 from ragkv.models.load import load_model
 from ragkv.prompt import Prompt
 from ragkv.prompt.chunking import By
@@ -232,7 +232,8 @@ def check_question(question: str) -> str:
 def _load(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if isinstance(model, str | Path):
         return load_model(model)
-    if not (isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], PreTrainedModel)):
+    if not (isinstance(model, tuple) and len(model) == 2):
         raise ValueError(f"the model is of type {type(model).__name__}: give a name, a folder, or (model, tokenizer)")
     check_model(model[0])
+    check_tokenizer(model[1])
     return model

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import fuse, make_model, plain, random_prompt, relative_error
 
-from ragkv import decode, generate
+from ragkv import decode, generate, generate_inputs
 from ragkv.fusion.cache import cache_argument, fork
 from ragkv.fusion.decoding import stop_ids
 from ragkv.tiny.language import build_tokenizer
@@ -130,3 +130,34 @@ def test_a_full_prefill_leaves_what_a_forward_leaves(model, rng):
         mine = model(input_ids=again, **{cache_argument(): fork(prefill.cache)}).logits
         theirs = model(input_ids=again, **{cache_argument(): cache}).logits
     assert relative_error(mine, theirs) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"use_cache": False},
+        {"prompt_lookup_num_tokens": 3},
+        {"assistant_early_exit": 1},
+        {"cache_implementation": "static"},
+        {"prefill_chunk_size": 8},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_generate_from_a_prefill_does_not_follow_the_checkpoints_options_for_caches(family, rng, option):
+    model, prompt = endless(make_model(family)), random_prompt(rng)
+    expected = greedy(model, prompt)
+    prefill = fuse(model, prompt, "a3", ratio=1.0)
+    model.config.use_cache = False
+    for name, value in option.items():
+        setattr(model.generation_config, name, value)
+    out = model.generate(**generate_inputs(prompt, prefill), max_new_tokens=STEPS, do_sample=False)
+    assert out[0, len(prompt.ids) :].tolist() == expected
+    assert decode(model, prefill, max_new_tokens=STEPS).ids == expected
+
+
+@pytest.mark.parametrize("option", ["assistant_model", "prompt_lookup_num_tokens"])
+def test_assisted_decoding_from_a_prefill_is_refused(llama, rng, option):
+    prompt = random_prompt(rng)
+    inputs = generate_inputs(prompt, fuse(llama, prompt, "a3"))
+    with pytest.raises(TypeError, match=f"multiple values for keyword argument '{option}'"):
+        llama.generate(**inputs, **{option: llama})

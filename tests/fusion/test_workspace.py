@@ -54,6 +54,16 @@ def test_prefill_and_decoding_are_as_without(family, rng, device):
             assert decode(model, found, max_new_tokens=5).ids == decode(model, expected, max_new_tokens=5).ids
 
 
+def test_a_model_that_changed_needs_a_new_workspace(rng):
+    model = make_model("llama")
+    workspace = Workspace(model, 150)
+    prompt, store = ready(model, rng)
+    fused_prefill(model, prompt, store, get_selector("a3"), workspace=workspace)
+    model.model.layers[0].self_attn.k_proj.weight.data.mul_(2)
+    with pytest.raises(ValueError, match="the model has changed since the workspace was made: make a new one"):
+        fused_prefill(model, prompt, store, get_selector("a3"), workspace=workspace)
+
+
 @pytest.mark.parametrize("name", ["a3", "cacheblend", "surprisal"])
 def test_the_last_layer_may_choose(llama, rng, name):
     """Its choice comes after that layer has placed its keys and values, so no layer reuses the document."""

@@ -334,7 +334,7 @@ def test_models_selectors_and_chunks_must_be_known(tiny, tmp_path):
         answer("Find VAR REDA?", TEXTS, model="no-such-model")
     with pytest.raises(ValueError, match="type LlamaForCausalLM: give a name, a folder, or"):
         answer("Find VAR REDA?", TEXTS, model=tiny[0])
-    with pytest.raises(ValueError, match="type tuple: give a name, a folder, or"):
+    with pytest.raises(ValueError, match="the model is a str: give a model of transformers"):
         answer("Find VAR REDA?", TEXTS, model=("tiny-llama", tiny[1]))
     with pytest.raises(ValueError, match=f"model {str(tmp_path)!r} could not be loaded"):
         answer("Find VAR REDA?", TEXTS, model=tmp_path)
