@@ -3,8 +3,6 @@
 So ``ragkv --help`` answers at once, although most commands import PyTorch.
 """
 
-import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
@@ -94,27 +92,12 @@ def load(command: str) -> Any:
     with extra(source.extra, f"`ragkv {command}`") if source.extra else nullcontext():
         module = import_module(source.module)
     holder = typer.Typer(add_completion=False, callback=lambda: None)
-    defined = getattr(module, source.name, None)
+    defined = getattr(module, source.name)
     if isinstance(defined, typer.Typer):
         holder.add_typer(defined, name=command)
-    elif defined is not None:
-        holder.command(command)(defined)
     else:
-        holder.command(command, help=source.help, context_settings=PASS_ON)(_argparse_command(command, module.main))
+        holder.command(command)(defined)
     return get_group(holder).commands[command]
-
-
-PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-
-
-def _argparse_command(command: str, main: Callable[[], None]) -> Callable[[typer.Context], None]:
-    """A command that reads its own arguments."""
-
-    def call(context: typer.Context) -> None:
-        sys.argv = [f"ragkv {command}", *context.args]
-        main()
-
-    return call
 
 
 class LazyCommand(TyperCommand):
