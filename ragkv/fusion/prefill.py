@@ -126,6 +126,8 @@ def fused_prefill(
             hidden, selected = _run_layers(forward, selector, choices, watch)
             logits = decoder.logits(model, hidden[:, -1:])[:, 0]
             cache = build_cache(forward.cache())
+            if workspace is not None:
+                workspace.memory.check_unchanged()
             if logits.device.type == "cuda":
                 torch.cuda.synchronize(logits.device)
             if not choices.valid():

@@ -60,16 +60,28 @@ class WorkspaceMemory:
         Raises
         ------
         ValueError
-            It was made for another model, the model has changed since, or it is too small for this prompt.
+            It was made for another model, or it is too small for this prompt.
         """
         if model is not self.model:
             raise ValueError("the workspace was made for another model: make one for this model")
-        if fingerprint(model) != self._fingerprint:
-            raise ValueError("the model has changed since the workspace was made: make a new one")
         if len(prompt.ids) > self.tokens:
             raise ValueError(
                 f"the workspace has room for {self.tokens} tokens, the prompt has {len(prompt.ids)}: make a larger one"
             )
+
+    def check_unchanged(self) -> None:
+        """Refuse a model that has changed since the workspace was made.
+
+        A prefill asks once its kernels have been started: the host would otherwise only wait for the GPU, and the check
+        takes as long as a small prefill.
+
+        Raises
+        ------
+        ValueError
+            The model's weights, configuration or modules have changed.
+        """
+        if fingerprint(self.model) != self._fingerprint:
+            raise ValueError("the model has changed since the workspace was made: make a new one")
 
     def layout(self, format: str) -> Layout:
         """The layout of the model's segments in a store of this format; worked out once."""
