@@ -6,14 +6,18 @@ gradients all the way to the context. The loss is the Kullback-Leibler divergenc
 prefill of the same prompt gives, along the answer and, with less weight, along the question.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -159,29 +163,29 @@ def _save(
     optimizer: torch.optim.Optimizer,
     state: Progress,
 ) -> None:
-    part = path.with_name(f"{path.name}.{torch.randint(2**31, ()).item():x}.partial")
-    torch.save(
-        {
-            "model": fingerprint(model),
-            "settings": asdict(settings),
-            "context": context.detach().cpu(),
-            "optimizer": optimizer.state_dict(),
-            "progress": asdict(state),
-        },
-        part,
-    )
+    """Write everything that training goes on from; the file appears whole or not at all."""
+    tensors = {"context": context.detach().cpu()}
+    tensors |= {f"optimizer.{name}": value.cpu() for name, value in optimizer.state[context].items()}
+    metadata = {"model": fingerprint(model), "settings": repr(settings), "progress": json.dumps(asdict(state))}
+    part = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    save_file(tensors, part, metadata)
     part.replace(path)
 
 
 def _resume(
     path: Path, model: PreTrainedModel, settings: Settings, context: Tensor, optimizer: torch.optim.Optimizer
 ) -> Progress:
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    if saved["model"] != fingerprint(model) or saved["settings"] != asdict(settings):
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    tensors = load_file(path)
+    if (metadata.get("model"), metadata.get("settings")) != (fingerprint(model), repr(settings)):
         raise ValueError(
             f"{path} is a checkpoint of another model or of other settings: remove it, or give another path"
         )
     with torch.no_grad():
-        context.copy_(saved["context"])
-    optimizer.load_state_dict(saved["optimizer"])
-    return Progress(**saved["progress"])
+        context.copy_(tensors.pop("context"))
+    optimizer.state[context] = {
+        name.removeprefix("optimizer."): value if name.endswith("step") else value.to(context.device)
+        for name, value in tensors.items()
+    }
+    return Progress(**json.loads(metadata["progress"]))

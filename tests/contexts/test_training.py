@@ -104,7 +104,7 @@ def test_the_same_seed_gives_the_same_context_and_training_goes_on_where_it_stop
         if progress.step == 3:
             raise KeyboardInterrupt
 
-    checkpoint = tmp_path / "c.pt"
+    checkpoint = tmp_path / "c.safetensors"
     with pytest.raises(KeyboardInterrupt):
         train(model, tokenizer, texts(), settings, checkpoint=checkpoint, save_seconds=0.0, on_step=stop, **SMALL)
     steps = []

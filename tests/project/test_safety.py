@@ -43,7 +43,8 @@ def unsafe(source: str) -> list[str]:
             given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             found += [name] * (name in UNSAFE_CALLS or name.endswith(LOADERS))
             found += [option for option in ("allow_pickle", "trust_remote_code") if given.get(option) == "True"]
-            models = name.endswith("from_pretrained") and "Model" in name
+            # safetensors and GGUF files hold numbers and text alone
+            models = name.endswith("from_pretrained") and "Model" in name and "gguf_file" not in given
             found += [f"{name} without use_safetensors"] * (models and given.get("use_safetensors") != "True")
     return found
 
