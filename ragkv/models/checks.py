@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ragkv.models.state import state_of
+from ragkv.models.read_state import state_of
 from ragkv.prompt import Prompt, Segment
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ragkv.models.state import CONFIG, State, configuration, state_of
+from ragkv.models.read_state import CONFIG, configuration, state_of
+from ragkv.models.state import State
 
 _PIECE = 1 << 24  # bytes that are copied from a GPU at a time
 _SAMPLED = 256  # elements of each tensor that are compared to see whether it changed

@@ -88,6 +88,11 @@ def foreign(name: str, module: nn.Module, inside_foreign: bool) -> None:
             f"{_where(name)} is of the class {name_of(type(module))}, which transformers does not use there: load the "
             "model without what replaced it"
         )
+    if type(module).__name__ == "Linear8bitLt":
+        raise ValueError(
+            f"{name} is one of bitsandbytes' 8-bit projections, whose result for a token depends on the tokens that "
+            "are computed with it, so stored keys and values would not fit: use 4-bit weights, or torchao's quantize_"
+        )
     if not inside_foreign and place in _PROJECTIONS and not isinstance(getattr(module, "weight", None), Tensor):
         raise ValueError(
             f"{name} is of the class {name_of(type(module))}, which keeps its weight where it cannot be read: use the "

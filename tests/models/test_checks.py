@@ -77,7 +77,7 @@ REFUSED = {
     "a partial forward": (put("", "forward", partial(same, 1)), r"of the model was replaced by functools.partial"),
     "a norm": (put("model", "norm", Norm()), r"model.norm is of the class .*Norm, which transformers does not use"),
     "a layer": (lambda model: model.model.layers.append(Norm()), r"layers.3 is of the class .*Norm"),
-    "an adapter's dropout": (train_with_dropout, r"training mode, and .*q_proj|v_proj is of .*Lora: call model.eval"),
+    "an adapter's dropout": (train_with_dropout, r"training mode, and .*v_proj is of .*Lora: call model.eval"),
     "a dropout": (
         put("model.layers.0.mlp", "act_fn", nn.Dropout(0.2)),
         r"training mode, .*act_fn has a dropout of 0.2",
