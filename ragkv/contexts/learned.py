@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -103,9 +102,3 @@ class LearnedContext:
             raise ValueError(f"{path} is damaged: its numbers do not match its checksum. Copy or train it again")
         context.check(model)
         return context
-
-
-def start_from(model: PreTrainedModel, keys_values: list[tuple[Tensor, Tensor]]) -> LearnedContext:
-    """A context of real tokens' keys (rotated) and values, ``(1, kv_heads, tokens, head_dim)`` a layer."""
-    layers = torch.stack([torch.stack((keys[0], values[0])) for keys, values in keys_values])
-    return LearnedContext(layers.detach().float().cpu(), fingerprint(model))
