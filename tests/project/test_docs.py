@@ -4,15 +4,13 @@ import ast
 import multiprocessing
 import os
 import re
-import runpy
 import subprocess
 import sys
-import traceback
-from contextlib import redirect_stderr, redirect_stdout
 from html.parser import HTMLParser
 
 import pytest
 from helpers import ROOT
+from pages import run_page
 from pymdownx.slugs import slugify
 
 import ragkv
@@ -121,24 +119,16 @@ def python_blocks(page):
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)
 
 
-def run_page(folder):
-    """Run ``page.py`` in its folder; what it prints, and the error that it ends with, are files there."""
-    os.chdir(folder)
-    with open("printed", "w") as printed, open("error", "w") as error, redirect_stdout(printed), redirect_stderr(error):
-        try:
-            runpy.run_path("page.py", run_name="__main__")
-        except BaseException:
-            traceback.print_exc()
-            raise
-
-
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=name)
 def test_code_runs(page, tmp_path):
-    """In a process of its own, which is forked where that can be: PyTorch need not be imported once more."""
+    """In a process of its own. Where processes can be forked, it comes from one that has done nothing but import PyTorch:
+    a fork of the tests' own process would have PyTorch's threads in an unknown state."""
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs/reference").symlink_to(ROOT / "outputs/reference")
     (tmp_path / "page.py").write_text("\n".join(python_blocks(page)))
-    processes = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    processes = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+    if hasattr(os, "fork"):
+        processes.set_forkserver_preload(["torch", "transformers"])
     process = processes.Process(target=run_page, args=(tmp_path,))
     process.start()
     process.join()
