@@ -124,8 +124,13 @@ class Commands(TyperGroup):
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             if ctx.params.get("traceback"):
                 raise
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {printable(str(error))}", err=True)
             raise typer.Exit(2) from None
+
+
+def printable(text: str) -> str:
+    """The text with characters that a terminal would act upon, such as escape sequences, written as escapes."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)

@@ -16,6 +16,7 @@ from ragkv.costs.roofline import Machine
 from ragkv.costs.shape import Shape
 from ragkv.experiment.experiment import Experiment
 from ragkv.experiment.offline import Offline
+from ragkv.models.fingerprint import fingerprint
 from ragkv.store.quantize import number_size
 
 
@@ -30,12 +31,12 @@ def choosing(experiment: Experiment, benchmark: str, task: str, model: PreTraine
     prompts = [item.prompt for item in experiment.items(benchmark, task)]
     longest = max(prompts, key=lambda prompt: len(prompt.ids))
     tokens, question = len(longest.ids), len(longest.question)
-    shape = Shape.of(experiment.model)
+    shape = Shape.of(experiment.model_source)
     full = shape.prefill(tokens, tokens, shape.layers)
     ratios = experiment.parameters(benchmark, task).ratios
     table = []
     for method in experiment.profile.methods:
-        for selector in experiment.selectors(method, ratios, model):
+        for selector in experiment.selectors(method, ratios, fingerprint(model)):
             share = selector.operations(shape, tokens, question) / full
             table.append({"method": method.name, "ratio": selector.ratio, "share": share})
     return pd.DataFrame(table, columns=["method", "ratio", "share"]).query("share > 0").reset_index(drop=True)
@@ -54,7 +55,7 @@ def plan(experiment: Experiment, tflops: float, bandwidth: float) -> pd.DataFram
     DataFrame
         ``benchmark, task, prompts, tokens`` (of the longest prompt), ``runs`` (answers), ``hours``, ``gigabytes``.
     """
-    profile, shape = experiment.profile, Shape.of(experiment.model)
+    profile, shape = experiment.profile, Shape.of(experiment.model_source)
     machine = Machine("assumed", tflops, bandwidth * 1e3)
     number_bytes = 4 if profile.dtype == "float32" else 2
     stored_bytes = sum(number_size(offline.format, number_bytes) for offline in profile.offline)
@@ -99,13 +100,9 @@ def plan_command(
     bandwidth: Annotated[float, typer.Option(min=0.001, help="Assumed memory bandwidth, in TB/s.")] = 2.5,
 ) -> None:
     """Estimate a profile's GPU-hours and gigabytes, task by task, from above."""
-    try:
-        models = Experiment.load(profile, root=root).profile.models
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="PROFILE") from None
-    for model in models:
-        table = plan(Experiment.load(profile, model=model, root=root), tflops, bandwidth)
-        typer.echo(f"\n{model}\n{table.to_string(index=False, float_format='{:.2f}'.format)}")
+    for experiment in Experiment.load_all(profile, root=root):
+        table = plan(experiment, tflops, bandwidth)
+        typer.echo(f"\n{experiment.model}\n{table.to_string(index=False, float_format='{:.2f}'.format)}")
         typer.echo(
             f"at most {table['hours'].sum():.1f} GPU-hours and {table['gigabytes'].sum():.0f} GB in the store, "
             f"assuming {tflops:g} TFLOP/s and {bandwidth:g} TB/s (--tflops, --bandwidth)"

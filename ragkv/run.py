@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 
 from ragkv.experiment.evaluation import evaluate
 from ragkv.experiment.experiment import Experiment
+from ragkv.experiment.finished import made_from_present_rows, unfinished
 from ragkv.experiment.inspection import look_at
 from ragkv.experiment.oracle import write_oracle
-from ragkv.experiment.steps import ORACLE_PROMPTS, close_up, missing_results, precompute_step
+from ragkv.experiment.steps import ORACLE_PROMPTS, close_up, precompute_step
 from ragkv.report import write_index, write_report
-from ragkv.results.files import read_json
 
 Say = Callable[[str], object]
 
@@ -48,8 +48,10 @@ def run_profile(profile: str, *, model: str | None = None, root: str | Path = ".
     everything = Experiment.load_all(profile, root=root)
     chosen = everything if model is None else [Experiment.load(profile, model=model, root=root)]
     for experiment in chosen:
+        experiment.check_inputs()
+    for experiment in chosen:
         _run_model(experiment, say)
-    waiting = [experiment.model for experiment in everything if missing_results(experiment)]
+    waiting = [experiment.model for experiment in everything if unfinished(experiment)]
     if waiting:
         say(f"report: not written, it needs results of {', '.join(waiting)} too")
         return None
@@ -77,23 +79,14 @@ def _run_model(experiment: Experiment, say: Say) -> None:
 
 
 def _look_closely(experiment: Experiment, model: PreTrainedModel, step: Callable[[str, str], None]) -> None:
-    """Selected tokens and oracle, unless they were made from the rows that exist now."""
+    """Selected tokens and oracle, unless they were made from the present rows."""
     outputs = experiment.outputs
     prompt = close_up(experiment)
     task = {"benchmark": prompt.benchmark, "task": prompt.task}
-    rows = outputs.rows(**task)
-    if not _made_from(rows, outputs.tokens, **task, ratio=prompt.ratio):
+    if not made_from_present_rows(experiment, outputs.tokens, **task, ratio=prompt.ratio):
         look_at(experiment, **prompt._asdict(), model=model)
     step("selected tokens", f"prompt {prompt.number} of {prompt.benchmark}, {prompt.task}")
-    if not _made_from(rows, outputs.oracle, **task):
+    if not made_from_present_rows(experiment, outputs.oracle, **task, prompts=ORACLE_PROMPTS):
         write_oracle(experiment, **task, model=model, prompts=ORACLE_PROMPTS)
     compared = min(ORACLE_PROMPTS, len(experiment.items(**task)))
     step("oracle", f"{compared} prompts of {prompt.benchmark}, {prompt.task}")
-
-
-def _made_from(rows: Path, result: Path, **says: object) -> bool:
-    """Whether a result was written after these rows, and is about this task."""
-    if not result.exists() or result.stat().st_mtime < rows.stat().st_mtime:
-        return False
-    written = read_json(result, "")
-    return {name: written.get(name) for name in says} == says

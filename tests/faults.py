@@ -31,7 +31,8 @@ from ragkv import StoreError, fused_prefill, load_model
 from ragkv.bench.store import s3_server
 from ragkv.experiment.evaluation import evaluate
 from ragkv.experiment.experiment import Experiment
-from ragkv.results.files import append_rows, rows_so_far, write_json
+from ragkv.results.files import damage, read_rows, write_json
+from ragkv.results.partial import append_rows, rows_so_far
 from ragkv.results.provenance import provenance
 from ragkv.selectors import get_selector
 from ragkv.store.collect import collect
@@ -168,7 +169,7 @@ def kills(subject: Subject, count: int, random: Random) -> dict[str, int]:
                 assert code == -signal.SIGKILL, (experiment.root / "error").read_text()
                 done[job] += 1
                 assert verify(experiment.store()).whole
-                rows = [row for path in partial.glob("*.partial.jsonl") for row in rows_so_far(path)]
+                rows = [row for path in partial.glob("*.partial.*.jsonl") for row in rows_so_far(path)]
                 assert len({(row["prompt"], row["method"], row["ratio"]) for row in rows}) == len(rows)
         subject.agrees(experiment)
         shutil.rmtree(experiment.root)
@@ -218,7 +219,7 @@ def _flipped_rows(subject: Subject, count: int, random: Random) -> int:
     subject.precompute(experiment)
     identity = json.loads(real.summary(*TASK).read_text())["identity"]
     path, rows = (
-        experiment.outputs.partial(*TASK, identity),
+        experiment.outputs.partial(*TASK, identity, "interrupted"),
         pd.read_parquet(real.rows(*TASK)).to_json(orient="records"),
     )
     for _ in range(count):
@@ -226,6 +227,8 @@ def _flipped_rows(subject: Subject, count: int, random: Random) -> int:
         flip(path, random.randrange(8 * path.stat().st_size))
         pd.testing.assert_frame_equal(subject.evaluate(experiment), subject.rows)
         experiment.outputs.summary(*TASK).unlink()
+        for written in experiment.outputs.partials(*TASK, identity):
+            written.unlink()
     return count
 
 
@@ -462,6 +465,85 @@ def stopped_collectors(subject: Subject, count: int, random: Random) -> dict[str
     return dict(done)
 
 
+def damaged_results(subject: Subject, count: int, random: Random) -> dict[str, int]:
+    """Flip bits in a finished table or its summary, and cut them short: it is noticed, and the table made again."""
+    experiment, done = subject.experiment("results"), Counter()
+    subject.precompute(experiment)
+    outputs = experiment.outputs
+    for number in range(count):
+        subject.evaluate(experiment)
+        path = random.choice([outputs.rows(*TASK), outputs.summary(*TASK)])
+        beside = path.with_name(path.name + ".checksum")
+        kind = random.choice(["flipped", "cut", "checksum"])
+        if kind == "cut":
+            os.truncate(path, random.randrange(path.stat().st_size))
+        else:
+            changed = path if kind == "flipped" else beside
+            flip(changed, random.randrange(8 * changed.stat().st_size))
+        # A bit of an earlier version's checksum may have been flipped: then nothing is damaged.
+        assert damage(path) or kind == "checksum", f"{path} was changed, and nobody noticed"
+        if number % 10:  # the rows so far are still there
+            pd.testing.assert_frame_equal(subject.evaluate(experiment), subject.rows)
+        else:  # everything is computed again
+            for partial in outputs.rows(*TASK).parent.glob("*.partial.*.jsonl"):
+                partial.unlink()
+        pd.testing.assert_frame_equal(subject.evaluate(experiment), subject.rows)
+        assert damage(outputs.rows(*TASK)) is damage(outputs.summary(*TASK)) is None
+        done[kind] += 1
+    subject.agrees(experiment)
+    return dict(done)
+
+
+def evaluations_at_once(subject: Subject, count: int, random: Random) -> dict[str, int]:
+    """Two or three processes evaluate the same task at the same time, and some of them are killed."""
+    done = Counter()
+    for number in range(count):
+        experiment = subject.experiment(f"at-once-{number}")
+        subject.precompute(experiment)
+        children = [subject.start("evaluate", experiment) for _ in range(random.choice([2, 3]))]
+        if number % 2:
+            time.sleep(random.uniform(0, subject.seconds["evaluate"]))
+            os.kill(children[0], signal.SIGKILL)
+        codes = [wait(child) for child in children]
+        assert set(codes[1:]) == {FINISHED}
+        assert codes[0] in (FINISHED, -signal.SIGKILL)
+        for path in (experiment.outputs.rows(*TASK), experiment.outputs.summary(*TASK)):
+            assert damage(path) is None
+        done["killed"] += codes[0] != FINISHED
+        done["finished"] += codes.count(FINISHED)
+        subject.agrees(experiment)
+        shutil.rmtree(experiment.root)
+    return dict(done)
+
+
+def kills_over_a_finished_table(subject: Subject, count: int, random: Random) -> dict[str, int]:
+    """Kill evaluations of a profile that was changed: the finished table stays until its successor is whole."""
+    experiment, done = subject.experiment("successor"), Counter(kept=0, replaced=0)
+    subject.precompute(experiment)
+    subject.evaluate(experiment)
+    rows = experiment.outputs.rows(*TASK)
+    before = rows.read_bytes()
+    while done.total() < count:
+        methods = [*experiment.profile.methods, *experiment.profile.methods[:1]]
+        methods[-1] = methods[-1].model_copy(update={"label": f"again {done['replaced']}"})
+        changed = experiment.model_copy(update={"profile": experiment.profile.model_copy(update={"methods": methods})})
+        child = subject.start("evaluate", changed)
+        time.sleep(random.uniform(0, 1.5 * subject.seconds["evaluate"]))
+        os.kill(child, signal.SIGKILL)
+        code = wait(child)
+        assert damage(rows) is None
+        table = read_rows(rows, "")
+        if rows.read_bytes() == before:
+            assert code != FINISHED
+            done["kept"] += 1
+        else:
+            assert len(table) == len(subject.rows) // 2 * 3
+            before = rows.read_bytes()
+            done["replaced"] += 1
+    subject.agrees(experiment)
+    return dict(done)
+
+
 FAULTS: dict[str, tuple[Callable[[Subject, int, Random], dict[str, int] | None], int, int]] = {
     "kills": (kills, 10, 210),  # how often in the short and in the long form
     "flips": (flips, 100, 1020),
@@ -472,6 +554,9 @@ FAULTS: dict[str, tuple[Callable[[Subject, int, Random], dict[str, int] | None],
     "silent_servers": (silent_servers, 1, 3),
     "unlistable_folders": (unlistable_folders, 6, 40),
     "stopped_collectors": (stopped_collectors, 4, 40),
+    "damaged_results": (damaged_results, 20, 1500),
+    "evaluations_at_once": (evaluations_at_once, 3, 40),
+    "kills_over_a_finished_table": (kills_over_a_finished_table, 4, 60),
 }
 
 

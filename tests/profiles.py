@@ -28,8 +28,15 @@ def write_profile(root, **changes):
 
 def run(experiment, tiny):
     """Evaluate again even where the evaluation was finished before."""
-    experiment.outputs.summary("ruler", "vt_1").unlink(missing_ok=True)
+    forget(experiment, "vt_1")
     return evaluate(experiment, "ruler", "vt_1", *tiny, progress=False)
+
+
+def forget(experiment, task):
+    """Remove everything that an evaluation wrote."""
+    for path in experiment.outputs.summary("ruler", task).parent.glob(f"{task}.*"):
+        if not path.name.startswith(f"{task}.prompts"):
+            path.unlink()
 
 
 def without_times(rows):

@@ -57,7 +57,8 @@ class Worker:
 
 def measure(pool: ProcessPoolExecutor, experiment: Experiment, shards: int) -> dict[str, float]:
     """One evaluation from scratch: its seconds, and the processor seconds along its longest path."""
-    experiment.outputs.summary(*TASK).unlink(missing_ok=True)
+    for path in [experiment.outputs.summary(*TASK), *experiment.outputs.partials(*TASK, "*")]:
+        path.unlink(missing_ok=True)
     parts = [str(shard) for shard in Shard.all(shards)] if shards > 1 else []
     start = perf_counter()
     processor = max(pool.map(Worker.run, parts), default=0.0)

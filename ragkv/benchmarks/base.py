@@ -153,9 +153,30 @@ class Benchmark(Parameters, ABC):
             What relative paths are relative to.
         """
 
+    def files(self, root: Path) -> list[Path]:
+        """The files and folders that examples are read from; when they change, prompts are made again.
+
+        By default these are the benchmark's parameters that are paths of something that exists. A benchmark that
+        overrides this also names what does not exist, which is then said before a run starts.
+
+        Parameters
+        ----------
+        root
+            What relative paths are relative to.
+        """
+        texts = [value for name, value in self if name != "tasks" and isinstance(value, str) and value]
+        return [root / text for text in texts if _exists(root / text)]
+
     @abstractmethod
     def sizes(self, name: str) -> list[tuple[int, int]]:
         """(prompts, tokens) of the task, at most: for planning, before any data is read."""
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a path, or with a null character
+        return False
 
 
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark")

@@ -88,6 +88,11 @@ def sentences(source: str, root: Path) -> Sentences:
     return lambda rng: islice(cycle(own), rng.randrange(len(own)), None)
 
 
+def haystack_files(source: str, root: Path) -> list[Path]:
+    """The folder that `sentences` reads, if there is one."""
+    return [] if source in (GENERATED, ESSAYS) else [root / source]
+
+
 def generated(rng: random.Random) -> Iterator[str]:
     """Endless random sentences made from the patterns and word lists above."""
     while True:

@@ -17,7 +17,7 @@ from ragkv.benchmarks.longbench_tasks import (
     WORDINGS,
     Wording,
 )
-from ragkv.benchmarks.records import read_json, read_records, require, require_texts
+from ragkv.benchmarks.records import HUB, read_json, read_records, require, require_texts
 from ragkv.options import choose
 
 TINY = "tiny"
@@ -73,6 +73,10 @@ class LongBench(Benchmark):
             else:
                 skipped.append(example)
         return examples, skipped
+
+    def files(self, root: Path) -> list[Path]:
+        records = [] if self.source == TINY or self.source.startswith(HUB) else [root / self.source]
+        return records + [root / file for file in [self.prompts_file] if file is not None]
 
     def sizes(self, name: str) -> list[tuple[int, int]]:
         length = self.tasks[name].length if self.source == TINY else 10_000  # roughly LongBench's average

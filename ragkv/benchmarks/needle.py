@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ragkv.benchmarks import metrics
 from ragkv.benchmarks.base import Benchmark, Example, Task, TaskParameters, register
-from ragkv.benchmarks.haystack import GENERATED, fill, sentences
+from ragkv.benchmarks.haystack import GENERATED, fill, haystack_files, sentences
 from ragkv.options import choose
 from ragkv.prompt.encoding import encode
 
@@ -94,6 +94,9 @@ class Needle(Benchmark):
         make = self._maker(name, parameters, tokenizer, root)
         grid = [(length, depth) for length in parameters.lengths for depth in parameters.depths]
         return [make(*cell, number) for cell in grid for number in range(parameters.prompts)], []
+
+    def files(self, root: Path) -> list[Path]:
+        return [] if self.haystack == TINY else haystack_files(self.haystack, root)
 
     def sizes(self, name: str) -> list[tuple[int, int]]:
         parameters: NeedleTask = choose("needle task", name, self.tasks)

@@ -107,6 +107,14 @@ class Ruler(Benchmark):
                 skipped += left_out
         return examples, skipped
 
+    def files(self, root: Path) -> list[Path]:
+        if self.source == TINY:
+            return []
+        if self.source != GENERATED:
+            return [root / self.source]
+        questions = [root / file for file in (self.squad, self.hotpotqa) if file is not None]
+        return haystack.haystack_files(self.haystack, root) + questions
+
     def sizes(self, name: str) -> list[tuple[int, int]]:
         prompts, lengths = self.tasks[name].prompts, self.tasks[name].lengths
         return [(prompts, min(length, self.max_tokens or length)) for length in lengths]

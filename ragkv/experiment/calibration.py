@@ -18,7 +18,6 @@ from ragkv.experiment.items import make_item
 from ragkv.experiment.profile import Profile
 from ragkv.fusion.prefill import fused_prefill
 from ragkv.loading.segments import Segments
-from ragkv.models.fingerprint import fingerprint
 from ragkv.models.load import embedded_models
 from ragkv.prompt import Prompt
 from ragkv.results.files import read_json, write_json
@@ -121,21 +120,34 @@ def write_calibration(path: Path, model: PreTrainedModel, table: pd.DataFrame) -
     write_json(path, {"options": best, "compared": compared, "provenance": provenance(model)})
 
 
-def read_calibration(path: Path, model: PreTrainedModel) -> dict:
-    """The options that were found for this model.
+def read_calibration(path: Path, weights: str) -> dict:
+    """The options that were found for a model.
+
+    Parameters
+    ----------
+    weights
+        The model's fingerprint.
 
     Raises
     ------
     ValueError
         There is no such file, or it was made for another model.
     """
-    advice = f"run `python -m ragkv.calibrate MODEL --out {path}`"
     if not path.exists():
-        raise ValueError(f"there is no calibration {path}: {advice}")
+        raise ValueError(no_calibration(path))
     calibration = read_json(path, "")
-    made_for, current = calibration["provenance"]["model"], fingerprint(model)
-    if made_for != current:
+    made_for = calibration["provenance"]["model"]
+    if made_for != weights:
         raise ValueError(
-            f"{path} was made for another model ({made_for[:12]}..., this one is {current[:12]}...): {advice}"
+            f"{path} was made for another model ({made_for[:12]}..., this one is {weights[:12]}...): {_advice(path)}"
         )
     return calibration["options"]
+
+
+def no_calibration(path: Path) -> str:
+    """What to say where a calibration does not exist."""
+    return f"there is no calibration {path}: {_advice(path)}"
+
+
+def _advice(path: Path) -> str:
+    return f"run `python -m ragkv.calibrate MODEL --out {path}`"

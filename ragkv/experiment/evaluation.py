@@ -3,17 +3,19 @@
 import json
 from collections.abc import Iterable
 from typing import Any
+from uuid import uuid4
 
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.experiment.experiment import Experiment
-from ragkv.experiment.items import Item
-from ragkv.experiment.methods import identity, methods_of
+from ragkv.experiment.finished import finished_rows
+from ragkv.experiment.methods import depends_on, identity, methods_of
 from ragkv.experiment.prompt_loop import PromptLoop
+from ragkv.models.fingerprint import fingerprint
 from ragkv.results.comparison import summarise
-from ragkv.results.files import read_json, read_partial, read_rows, rows_so_far, write_json, write_rows
-from ragkv.results.outputs import Outputs
+from ragkv.results.files import write_json, write_rows
+from ragkv.results.partial import rows_so_far
 from ragkv.results.provenance import provenance
 from ragkv.shards import Shard
 
@@ -30,10 +32,12 @@ def evaluate(
 ) -> pd.DataFrame:
     """Answer every prompt of a task with every method: one row each, also written to the experiment's outputs.
 
-    Rows are written as they come: after an interruption the same call resumes where it stopped, and a task that was
-    finished with the same parameters is only read. With a `shard` (``"0/2"``) the call answers its part of the
-    prompts; the same call without a shard then finds all answers and writes them as one table. While a prompt's
-    answers are decoded, the next prompt's keys and values are read into memory, so TTFT is measured from host memory.
+    Rows are written as they come, to a file of this process: after an interruption the same call resumes where it
+    stopped, and a task that was finished with the same parameters is only read. A finished table stays until its
+    successor is whole; one that is damaged is named in a warning and computed again. With a `shard` (``"0/2"``) the
+    call answers its part of the prompts; the same call without a shard then finds all answers and writes them as one
+    table. While a prompt's answers are decoded, the next prompt's keys and values are read into memory, so TTFT is
+    measured from host memory.
 
     Returns
     -------
@@ -45,25 +49,28 @@ def evaluate(
     """
     part = Shard.parse(shard)
     outputs = experiment.outputs
-    parameters = experiment.parameters(benchmark, task)
-    methods = methods_of(experiment, parameters, model)
-    items = experiment.items(benchmark, task)
-    mine = part.take(items)
-    evaluation = identity(experiment, parameters, model, methods, items)
+    weights = fingerprint(model)
+    parts = depends_on(experiment, benchmark, task, weights, str(model.dtype))
+    evaluation = identity(parts)
+    mine = part.take(experiment.items(benchmark, task))
     header = {"benchmark": benchmark, "task": task, "identity": evaluation}
-    table = _finished(outputs, benchmark, task, evaluation, mine)
+    table = finished_rows(outputs, benchmark, task, evaluation)
     if table is None:
+        parameters = experiment.parameters(benchmark, task)
         kind = experiment.profile.benchmark(benchmark).task(task)
         loop = PromptLoop(experiment, model, tokenizer, kind, parameters.max_new_tokens or kind.max_new_tokens)
-        own = part.path(outputs.partial(benchmark, task, evaluation))
-        others = [path for path in outputs.partials(benchmark, task, evaluation) if path != own]
-        known = sum(map(rows_so_far, others), read_partial(own))
+        methods = methods_of(experiment, parameters, weights)
+        process = uuid4().hex[:8] if part.whole else f"{part.name}-{uuid4().hex[:8]}"
+        own = outputs.partial(benchmark, task, evaluation, process)
+        known = [row for path in outputs.partials(benchmark, task, evaluation) for row in rows_so_far(path)]
         table = pd.DataFrame(loop.rows(mine, methods, known, own, name=task, progress=progress))
         if part.whole:
+            table.attrs["identity"] = evaluation  # pairs the table with its summary
             write_rows(outputs.rows(benchmark, task), table)
-            write_json(outputs.summary(benchmark, task), header | _summary(experiment, benchmark, task, model, table))
-            for path in outputs.partials(benchmark, task, evaluation):
-                path.unlink(missing_ok=True)
+            content = header | _summary(experiment, benchmark, task, model, table) | {"depends": parts}
+            write_json(outputs.summary(benchmark, task), content, checked=True)
+    else:
+        table = table[table["prompt"].isin([item.id for item in mine])].reset_index(drop=True)
     if not part.whole:
         write_json(part.path(outputs.summary(benchmark, task)), header | {"prompts": len(mine)})
     return table
@@ -92,18 +99,6 @@ def evaluate_tasks(
         most = max(len(experiment.items(benchmark, task)) for task in names)
         raise ValueError(f"{benchmark}: shard {options.get('shard')} has no prompt; make at most {most} shards")
     return {task: rows for task, rows in results.items() if len(rows)}
-
-
-def _finished(outputs: Outputs, benchmark: str, task: str, evaluation: str, items: list[Item]) -> pd.DataFrame | None:
-    """The rows of these items, if an evaluation with this identity was finished."""
-    summary = outputs.summary(benchmark, task)
-    rows = outputs.rows(benchmark, task)
-    if not (summary.exists() and rows.exists()):
-        return None
-    if read_json(summary, "").get("identity") != evaluation:
-        return None
-    table = read_rows(rows, "")
-    return table[table["prompt"].isin([item.id for item in items])].reset_index(drop=True)
 
 
 def _summary(

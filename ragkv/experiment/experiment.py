@@ -8,16 +8,17 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.benchmarks import TaskParameters
-from ragkv.experiment.calibration import read_calibration
+from ragkv.experiment.calibration import no_calibration, read_calibration
+from ragkv.experiment.inputs import check_model, find_model, model_state, state_of
 from ragkv.experiment.items import Item, make_item, read_items, write_items
 from ragkv.experiment.modules import code_of, import_modules
 from ragkv.experiment.profile import MethodParameters, Profile, load_profile
-from ragkv.models.load import embedded_models, load_model, load_tokenizer
+from ragkv.models.load import load_model, load_tokenizer
 from ragkv.options import choose
 from ragkv.parameters import Parameters
 from ragkv.prompt import Prompt
 from ragkv.results.files import read_rows, write_json
-from ragkv.results.outputs import Outputs
+from ragkv.results.outputs import Outputs, model_folders
 from ragkv.selectors import Selector
 from ragkv.shards import Shard
 from ragkv.store import Cache, KVStore, Layout, Manifest, ReadOnlyError
@@ -69,15 +70,47 @@ class Experiment(Parameters):
 
     @property
     def outputs(self) -> Outputs:
-        return Outputs(self.root / "outputs", self.name, self.model)
+        return Outputs(self.root / "outputs", self.name, model_folders(self.profile.models)[self.model])
 
     @property
     def model_source(self) -> str:
-        """What `load_model` takes: a folder below the root, or the model's name as it is."""
-        folder = self.root / self.model
-        if self.model not in embedded_models() and folder.is_dir():
-            return str(folder)
-        return self.model
+        """What `load_model` takes: the path of a local model, or its name; errors as in `inputs.find_model`."""
+        return find_model(self.model, self.root)
+
+    def missing(self) -> list[str]:
+        """What the profile names and what is not there: the model, files of benchmarks, a calibration. A line each."""
+        lines = []
+        try:
+            check_model(self.model, self.root)
+        except (ValueError, ImportError) as error:
+            lines.append(str(error))
+        for name, benchmark in self.profile.benchmarks.items():
+            absent = [path for path in benchmark.files(self.root) if not path.exists()]
+            lines += [f"{name}: there is no file or folder {path.resolve()}" for path in absent]
+        if any(method.calibrated for method in self.profile.methods) and not self.calibration.exists():
+            lines.append(no_calibration(self.calibration))
+        return lines
+
+    def check_inputs(self) -> None:
+        """Check that everything that the profile names exists, before anything is loaded.
+
+        Raises
+        ------
+        ValueError
+            Something is `missing`; the message is one line.
+        """
+        if lines := self.missing():
+            raise ValueError("; ".join(lines))
+
+    @property
+    def model_state(self) -> str:
+        """Changes when the model's files do."""
+        return model_state(self.model, self.root)
+
+    @property
+    def benchmark_state(self) -> str:
+        """Changes when the files of benchmarks do."""
+        return state_of(path for benchmark in self.profile.benchmarks.values() for path in benchmark.files(self.root))
 
     def load_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model and its tokenizer, on the profile's device and in its dtype; errors as in `ragkv.load_model`."""
@@ -156,15 +189,20 @@ class Experiment(Parameters):
         """The file with the model's calibration."""
         return self.root / "params" / "calibration" / f"{self.outputs.folder.name}.json"
 
-    def selectors(self, method: MethodParameters, ratios: list[float], model: PreTrainedModel) -> list[Selector]:
+    def selectors(self, method: MethodParameters, ratios: list[float], weights: str) -> list[Selector]:
         """A method's selector at each ratio, with the model's calibration where the profile wants it.
+
+        Parameters
+        ----------
+        weights
+            The model's fingerprint.
 
         Raises
         ------
         ValueError
             There is no calibration, or it is another model's.
         """
-        calibration = read_calibration(self.calibration, model) if method.calibrated else None
+        calibration = read_calibration(self.calibration, weights) if method.calibrated else None
         return method.selectors(ratios, self.model, calibration)
 
     @property
@@ -208,7 +246,7 @@ class Experiment(Parameters):
                     "question_tokens": len(longest.question),
                 }
             )
-        write_json(self.outputs.chunking, table, keep_unchanged=True)
+        write_json(self.outputs.chunking, table, keep_unchanged=True, checked=True)
         return pd.DataFrame(table)
 
     def items(self, benchmark: str, task: str) -> list[Item]:
@@ -223,6 +261,8 @@ class Experiment(Parameters):
         ------
         FileNotFoundError
             The task was not evaluated yet.
+        DamagedError
+            The table does not match its checksum.
         """
         self.parameters(benchmark, task)
         return read_rows(self.outputs.rows(benchmark, task), f"of the benchmark {benchmark} for the task {task!r}")

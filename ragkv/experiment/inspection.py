@@ -61,17 +61,19 @@ def look_at(
     Returns
     -------
     dict
-        ``benchmark, task, prompt, question, answers, ratio``; and as indices within the document: ``document`` (its
-        length), ``chunks`` (where each begins), ``evidence``, ``selected`` (by method), ``attention``
-        (`attention_by_layer`). It is read back from the file, so that what is drawn is what was written.
+        ``benchmark, task, identity`` (of the evaluation), ``prompt, question, answers, ratio``; and as indices within
+        the document: ``document`` (its length), ``chunks`` (where each begins), ``evidence``, ``selected`` (by method),
+        ``attention`` (`attention_by_layer`). It is read back from the file, so that what is drawn is what was written.
     """
     item = experiment.items(benchmark, task)[number]
     rows = experiment.rows(benchmark, task)
+    identity = rows.attrs.get("identity")
     rows = rows[(rows["prompt"] == item.id) & (rows["ratio"] == ratio)]
     span = item.prompt.document_span
     view = {
         "benchmark": benchmark,
         "task": task,
+        "identity": identity,
         "prompt": item.id,
         "question": item.question,
         "answers": item.answers,
@@ -85,5 +87,5 @@ def look_at(
         },
         "attention": attention_by_layer(model, item.prompt, experiment.store()).tolist(),
     }
-    write_json(experiment.outputs.tokens, view)
+    write_json(experiment.outputs.tokens, view, checked=True)
     return read_json(experiment.outputs.tokens, "06_selected_tokens.ipynb")

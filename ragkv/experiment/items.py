@@ -81,7 +81,7 @@ def _evidence(tokenizer: PreTrainedTokenizerBase, example: Example, kept: list[i
 def write_items(path: Path, items: list[Item], skipped: list[str]) -> None:
     """Write a task's items, and what was skipped; a file that would not change is kept."""
     content = {"skipped": skipped, "items": [asdict(item) for item in items]}
-    write_json(path, content, indent=None, keep_unchanged=True)
+    write_json(path, content, indent=None, keep_unchanged=True, checked=True)
 
 
 def read_items(path: Path) -> list[Item]:

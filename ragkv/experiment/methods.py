@@ -1,21 +1,18 @@
-"""What an evaluation's rows are made by, and the hash that says whether two evaluations are the same."""
+"""What an evaluation's rows depend on, and the hash that says whether two evaluations are the same."""
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
 import transformers
-from transformers import PreTrainedModel
 
 from ragkv.benchmarks import TaskParameters
 from ragkv.eviction import Eviction
 from ragkv.experiment.experiment import Experiment
-from ragkv.experiment.items import Item
 from ragkv.experiment.offline import Offline
-from ragkv.models.fingerprint import fingerprint
 from ragkv.selectors import Selector
 from ragkv.version import __version__
 
@@ -30,8 +27,13 @@ class Method(NamedTuple):
     eviction: Eviction | None = None
 
 
-def methods_of(experiment: Experiment, task: TaskParameters, model: PreTrainedModel) -> list[Method]:
+def methods_of(experiment: Experiment, task: TaskParameters, weights: str) -> list[Method]:
     """Every method of the profile at every ratio, in the order of the results.
+
+    Parameters
+    ----------
+    weights
+        The model's fingerprint.
 
     Raises
     ------
@@ -41,23 +43,50 @@ def methods_of(experiment: Experiment, task: TaskParameters, model: PreTrainedMo
     return [
         Method(method.name, method.selector, selector, method.offline, method.evicts())
         for method in experiment.profile.methods
-        for selector in experiment.selectors(method, task.ratios, model)
+        for selector in experiment.selectors(method, task.ratios, weights)
     ]
 
 
-def identity(
-    experiment: Experiment,
-    task: TaskParameters,
-    model: PreTrainedModel,
-    methods: Iterable[Method],
-    items: Iterable[Item],
-) -> str:
-    """A short hash of everything that an evaluation's rows depend on. Rows with different identities never mix."""
-    profile = experiment.profile.model_dump_json(exclude={"benchmarks", "models", "store"})
-    parts = [__version__, torch.__version__, transformers.__version__, fingerprint(model), str(model.dtype)]
-    parts += [task.model_dump_json(), profile]
-    parts += [repr(method) for method in methods]  # includes calibrated options
-    parts += [json.dumps(asdict(item)) for item in items]
-    if code := experiment.modules_code():
-        parts.append(code)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+def depends_on(experiment: Experiment, benchmark: str, task: str, weights: str, dtype: str) -> dict[str, str]:
+    """Everything that an evaluation's rows depend on, by name: as it is, or as a hash.
+
+    It is the same without the model, so that results on disk can be compared with a profile.
+
+    Parameters
+    ----------
+    weights, dtype
+        The model's fingerprint and data type.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        The prompts were not made, or a calibration does not exist or is another model's.
+    """
+    parameters = experiment.parameters(benchmark, task)
+    profile = experiment.profile
+    items = experiment.items(benchmark, task)
+    return {
+        "versions": versions(),
+        "model": weights,
+        "dtype": dtype,
+        "profile": _hash(profile.model_dump_json(exclude={"benchmarks", "models", "store", "methods"})),
+        "benchmark": _hash(profile.benchmark(benchmark).model_dump_json(exclude={"tasks"})),
+        "task": _hash(parameters.model_dump_json()),
+        "methods": _hash(*map(repr, methods_of(experiment, parameters, weights))),  # with calibrated options
+        "prompts": _hash(*(json.dumps(asdict(item)) for item in items)),
+        "modules": experiment.modules_code(),
+    }
+
+
+def versions() -> str:
+    """The versions of the packages that decide results."""
+    return f"ragkv {__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def identity(parts: Mapping[str, str]) -> str:
+    """A short hash of everything that rows depend on. Rows with different identities never mix."""
+    return _hash(json.dumps(parts, sort_keys=True))
+
+
+def _hash(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]

@@ -3,12 +3,19 @@
 Importing a module runs its code. Read a profile's ``modules`` before you use a profile that somebody else wrote.
 """
 
+import ast
 import hashlib
 import importlib
 import sys
-from collections.abc import Iterable
-from importlib.util import module_from_spec, spec_from_file_location
+import sysconfig
+from collections.abc import Iterable, Iterator
+from importlib.util import module_from_spec, resolve_name, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
+
+# Where packages are installed, and ragkv's own code: their versions say what they are.
+INSTALLED = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+INSTALLED.append(Path(__file__).parents[1])
 
 
 def import_modules(modules: Iterable[str], root: Path) -> list[Path]:
@@ -22,29 +29,31 @@ def import_modules(modules: Iterable[str], root: Path) -> list[Path]:
     Returns
     -------
     list
-        The modules' files: what a run with this profile depends on.
+        The files of these modules and of those that they import, except of installed packages: what a run with this
+        profile depends on.
 
     Raises
     ------
     ValueError
         A file or module does not exist, or its code raises an error.
     """
-    return [_import_one(name, root) for name in modules]
+    imported: dict[Path, ModuleType] = {}
+    for name in modules:
+        _add_with_imports(_import_one(name, root), imported)
+    return list(imported)
 
 
-def _import_one(name: str, root: Path) -> Path:
+def _import_one(name: str, root: Path) -> ModuleType:
     try:
-        if name.endswith(".py"):
-            return _import_file(root / name)
-        module = importlib.import_module(name)
+        module = _import_file(root / name) if name.endswith(".py") else importlib.import_module(name)
     except Exception as error:
         raise ValueError(f"modules: {name} cannot be imported: {type(error).__name__}: {error}") from error
     if not module.__file__:
         raise ValueError(f"modules: {name} is not a module with a file: name a .py file or an importable module")
-    return Path(module.__file__)
+    return module
 
 
-def _import_file(path: Path) -> Path:
+def _import_file(path: Path) -> ModuleType:
     """Import a file once per process, under a name that belongs to its path."""
     path = path.resolve()
     if not path.is_file():
@@ -60,7 +69,32 @@ def _import_file(path: Path) -> Path:
         except BaseException:
             del sys.modules[name]
             raise
-    return path
+    return sys.modules[name]
+
+
+def _add_with_imports(module: ModuleType, imported: dict[Path, ModuleType]) -> None:
+    """Add a module, and all that it imports except of installed packages, by the path of its file."""
+    file = Path(module.__file__ or "")
+    if file in imported:
+        return
+    imported[file] = module
+    for name in _imports(file, module.__package__ or "") if file.suffix == ".py" else []:
+        other = sys.modules.get(name)
+        source = getattr(other, "__file__", None)
+        if other and source and not any(Path(source).is_relative_to(folder) for folder in INSTALLED):
+            _add_with_imports(other, imported)
+
+
+def _imports(file: Path, package: str) -> Iterator[str]:
+    """The dotted names that a file imports; some may be names within modules."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            name = "." * node.level + (node.module or "")
+            base = resolve_name(name, package) if node.level else name
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def code_of(files: Iterable[Path]) -> str:

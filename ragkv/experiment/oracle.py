@@ -86,8 +86,14 @@ def write_oracle(
 ) -> pd.DataFrame:
     """`oracle_overlap`, also written to the experiment's outputs."""
     overlap = oracle_overlap(experiment, benchmark, task, model, prompts)
-    content = {"benchmark": benchmark, "task": task, "overlap": overlap.to_dict("records")}
-    write_json(experiment.outputs.oracle, content)
+    content = {
+        "benchmark": benchmark,
+        "task": task,
+        "identity": experiment.rows(benchmark, task).attrs.get("identity"),
+        "prompts": prompts,
+        "overlap": overlap.to_dict("records"),
+    }
+    write_json(experiment.outputs.oracle, content, checked=True)
     return overlap
 
 

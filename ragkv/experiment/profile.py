@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     Field,
     SerializeAsAny,
@@ -18,12 +17,15 @@ from ragkv.benchmarks import BENCHMARKS, Benchmark
 from ragkv.eviction import EVICTIONS, Eviction, get_eviction
 from ragkv.experiment.modules import import_modules
 from ragkv.experiment.offline import Offline
+from ragkv.experiment.profile_files import read_profile
 from ragkv.options import choose
 from ragkv.parameters import Parameters
 from ragkv.prompt.chunking import By
+from ragkv.results.outputs import Outputs, model_folders
 from ragkv.selectors import Selector, get_selector, selector_options
 
 Kind = TypeVar("Kind", bound=Parameters)
+LONGEST_LABEL = 100  # characters of a method's name in tables and figures
 
 
 class MethodParameters(Parameters):
@@ -55,6 +57,18 @@ class MethodParameters(Parameters):
     ratios: list[float] | None = None
     offline: Offline = Offline()
     eviction: dict[str, Any] | None = None
+
+    @field_validator("label")
+    @classmethod
+    def _check_label(cls, label: str | None) -> str | None:
+        if label is None:
+            return None
+        if not label.strip() or not label.isprintable() or label.startswith("_") or len(label) > LONGEST_LABEL:
+            raise ValueError(
+                f"{label[:LONGEST_LABEL]!r} cannot be shown as a name: use up to {LONGEST_LABEL} characters without "
+                "line breaks, that do not begin with '_'"
+            )
+        return label
 
     @field_validator("eviction")
     @classmethod
@@ -150,6 +164,15 @@ class Profile(Parameters):
         return {name: _validated(BENCHMARKS.find(name), name, given) for name, given in benchmarks.items()}
 
     @model_validator(mode="after")
+    def _check_names(self) -> "Profile":
+        """Models, benchmarks and tasks can name folders and files, each its own."""
+        model_folders(self.models)
+        for benchmark, parameters in self.benchmarks.items():
+            for task in parameters.tasks:
+                Outputs(Path(), "p", "m").rows(benchmark, task)
+        return self
+
+    @model_validator(mode="after")
     def _check_methods(self) -> "Profile":
         """Every method accepts its options and ratios, and has a name of its own."""
         for method in self.methods:
@@ -194,7 +217,7 @@ def load_profile(name: str, folder: Path) -> Profile:
         says which and what is allowed.
     """
     path = folder / f"{name}.yaml"
-    given = _read(name, folder, [])
+    given = read_profile(name, folder)
     try:
         import_modules(_checked_modules(given.get("modules")), folder.parent)
     except ValueError as error:
@@ -206,24 +229,6 @@ def _checked_modules(modules: Any) -> list[str]:
     """The modules to import; none if they are not a list of texts, which validation reports afterwards."""
     valid = isinstance(modules, list) and all(isinstance(module, str) for module in modules)
     return modules if valid else []
-
-
-def _read(name: str, folder: Path, extended_by: list[str]) -> dict:
-    """A file's parameters, over those of the file that it extends."""
-    path = folder / f"{name}.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
-        raise ValueError(f"no profile {name!r} in {folder.resolve()}: there are {known}")
-    if name in extended_by:
-        raise ValueError(f"{path}: profiles extend each other in a circle, {' -> '.join([*extended_by, name])}")
-    try:
-        given = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if not isinstance(given, dict):
-        raise ValueError(f"{path}: it must hold parameters by name, such as `models: [tiny-llama]`")
-    other = given.pop("extends", None)
-    return given if other is None else _read(other, folder, [*extended_by, name]) | given
 
 
 def _validated(kind: type[Kind], name: str, given: Any) -> Kind:

@@ -18,7 +18,7 @@ from ragkv.fusion.decoding import decode
 from ragkv.fusion.prefill import Prefill, fused_prefill
 from ragkv.loading.prefetch import PrefetchingStore
 from ragkv.prompt import Prompt
-from ragkv.results.files import append_rows
+from ragkv.results.partial import append_rows
 from ragkv.store import Layout
 
 Prompts = dict[Offline, Prompt]  # one prompt, for every way in which its methods want its chunks computed

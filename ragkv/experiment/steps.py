@@ -8,12 +8,13 @@ each step keeps what it did.
 from dataclasses import asdict
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
 from ragkv.experiment.experiment import Experiment
-from ragkv.results.files import read_json, write_json
+from ragkv.results.files import damage, read_json, write_json
 from ragkv.shards import Shard
 from ragkv.store.precompute import Precomputed
 
@@ -47,28 +48,30 @@ def precompute_step(
 ) -> Precomputed:
     """`Experiment.precompute`, also written to the experiment's outputs.
 
-    Where nothing had to be computed, the file of the run that computed it is kept.
+    Where nothing had to be computed, the file of the run that computed the same segments is kept.
     """
     done = experiment.precompute(model, shard=shard, progress=progress)
-    path = Shard.parse(shard).path(experiment.outputs.precompute)
-    if done.written or not path.exists():
-        write_json(path, asdict(done))
+    part = Shard.parse(shard)
+    if part.whole:
+        _write_precompute(experiment.outputs.precompute, done)
+    else:
+        write_json(part.path(experiment.outputs.precompute), asdict(done))
     return done
+
+
+def _write_precompute(path: Path, done: Precomputed) -> None:
+    """Write what was done, unless nothing was, and an earlier run's file is about the same segments."""
+    if not done.written and path.exists() and not damage(path):
+        earlier = read_json(path, "")
+        if (earlier["segments"], earlier["shared"]) == (done.segments, done.shared):
+            return
+    write_json(path, asdict(done), checked=True)
 
 
 def join_precompute(experiment: Experiment, shards: int) -> Precomputed:
-    """Add up what the shards of `precompute_step` wrote, and write it as if one run had done it all."""
+    """Add up what the shards of `precompute_step` wrote, and write it as one run would have."""
     whole = experiment.outputs.precompute
     parts = [read_json(shard.path(whole), "02_precompute.ipynb") for shard in Shard.all(shards)]
     done = reduce(add, (Precomputed(**part) for part in parts))
-    write_json(whole, asdict(done))
+    _write_precompute(whole, done)
     return done
-
-
-def missing_results(experiment: Experiment) -> list[str]:
-    """The files that the report needs of this model and that do not exist yet."""
-    outputs = experiment.outputs
-    needed = [outputs.chunking, outputs.precompute, outputs.tokens]
-    for task in experiment.tasks:
-        needed += [outputs.rows(*task), outputs.summary(*task)]
-    return [str(path) for path in needed if not path.exists()]

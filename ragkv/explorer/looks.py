@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.benchmarks import Task
+from ragkv.experiment.inputs import find_model
 from ragkv.experiment.inspection import attention_by_layer
 from ragkv.experiment.items import Item
 from ragkv.experiment.profile import Profile
@@ -158,7 +159,7 @@ class Looks:
         return self._cached_subject(model, source, chunk_tokens or self.profile.chunk_tokens)
 
     def _load(self, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return load_model(name, device=self.profile.device, dtype=self.profile.dtype)
+        return load_model(find_model(name, self.root), device=self.profile.device, dtype=self.profile.dtype)
 
     def _make(self, name: str, source: Source, chunk_tokens: int) -> Subject:
         model, tokenizer = self._cached_model(name)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ragkv.figures.style import styled
+from ragkv.figures.style import in_style
 from ragkv.version import __version__
 
 
-@styled
+@in_style
 def save(figure: Figure, path: Path, source: Mapping[str, object]) -> Path:
     """Write a figure as PNG for the screen and as PDF for print, with its source in the metadata of both.
 

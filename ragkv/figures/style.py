@@ -1,15 +1,18 @@
 """What all figures have in common: sizes, fonts, and the colour and marker of each method."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from itertools import count
-from typing import Any
+from typing import Any, ParamSpec
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.style import context
+from matplotlib.text import Text
 
+P = ParamSpec("P")
 Look = dict[str, Any]  # keyword arguments of matplotlib
 
 WIDTH = 7.0  # inches: the width of a page's text
@@ -37,7 +40,21 @@ STYLE: Any = {
     "hatch.linewidth": 0.6,
     "pdf.fonttype": 42,  # TrueType, so that text can be selected
 }
-styled = context(["default", STYLE])  # a decorator: draw in this style, whatever the session's settings are
+in_style = context(["default", STYLE])  # a decorator: draw in this style, whatever the session's settings are
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """A decorator of functions that draw a figure: in this style, and with dollar signs in names as they are."""
+
+    @wraps(draw)
+    def drawn(*arguments: P.args, **options: P.kwargs) -> Figure:
+        figure = in_style(draw)(*arguments, **options)
+        for text in figure.findobj(Text):
+            if "$" in text.get_text():  # matplotlib would take what is between two of them for mathematics
+                text.set_parse_math(False)
+        return figure
+
+    return drawn
 
 
 def looks(methods: Iterable[str]) -> dict[str, Look]:

@@ -23,7 +23,7 @@ def write_index(root: str | Path) -> Path:
     outputs = Path(root) / "outputs"
     entries = []
     for page in reports(outputs):
-        table = pd.DataFrame([_model(folder.name, files) for folder, files in summaries(page.parent).items()])
+        table = pd.DataFrame([_model(folder.name, files) for folder, files in summaries(page).items()])
         link = page.relative_to(outputs)
         entries.append({"profile": link.parent.as_posix(), "page": link.as_posix(), "table": as_html(table)})
     return render("index.html.jinja", outputs / "index.html", entries=entries)

@@ -5,11 +5,12 @@ from pathlib import Path
 import pandas as pd
 
 from ragkv.experiment.experiment import Experiment
-from ragkv.experiment.profile import Profile
+from ragkv.experiment.finished import remove_partials, unfinished
 from ragkv.report.render import render
 from ragkv.report.section import Rows, Section
 from ragkv.report.tables import write_table
 from ragkv.results.comparison import scores_by_task
+from ragkv.results.files import write_json
 
 
 def write_report(profile: str, root: str | Path) -> Path:
@@ -24,17 +25,20 @@ def write_report(profile: str, root: str | Path) -> Path:
     ------
     FileNotFoundError
         Some results do not exist yet; the message says which notebook computes them.
+    ValueError
+        Some results are damaged, or were made with other parameters than the profile's present ones.
     """
     experiments = Experiment.load_all(profile, root=root)
     results = {
         e.model: {b: {t: e.rows(b, t) for t in s.tasks} for b, s in e.profile.benchmarks.items()} for e in experiments
     }
+    _check_finished(experiments)
     sections = [Section(experiment, results[experiment.model]).whole() for experiment in experiments]
     outputs = experiments[0].outputs
-    overview = write_table(
-        _overview(results, experiments[0].profile), outputs.report_folder / "overview", {"profile": profile}
-    )
-    return render(
+    shown = {e.outputs.folder.name: [f"{b}/{t}.json" for b, t in e.tasks] for e in experiments}
+    write_json(outputs.report_results, shown)
+    overview = write_table(_overview(experiments, results), outputs.report_folder / "overview", {"profile": profile})
+    page = render(
         "report.html.jinja",
         outputs.report,
         profile=profile,
@@ -43,14 +47,28 @@ def write_report(profile: str, root: str | Path) -> Path:
         methods={m.name: m.model_dump(exclude_defaults=True) for m in experiments[0].profile.methods},
         sections=sections,
     )
+    for experiment in experiments:
+        remove_partials(experiment)
+    return page
 
 
-def _overview(results: dict[str, dict[str, Rows]], profile: Profile) -> pd.DataFrame:
+def _check_finished(experiments: list[Experiment]) -> None:
+    """Check that every result is of the profile's present parameters, so that no row is shown under a wrong name."""
+    problems = [f"{path}: {why}" for experiment in experiments for path, why in unfinished(experiment).items()]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"the report is not written, because results are not finished: {'; '.join(problems[:3])}{more}. "
+            f"Run `make reproduce PROFILE={experiments[0].name}` or `ragkv run {experiments[0].name}`"
+        )
+
+
+def _overview(experiments: list[Experiment], results: dict[str, dict[str, Rows]]) -> pd.DataFrame:
     """The average of each benchmark for each model, by method and the ratios that all of them were run with."""
     columns = {
-        f"{Path(model).name}, {benchmark}": scores_by_task(rows, profile.benchmark(benchmark).label)["average"]
-        for model, benchmarks in results.items()
-        for benchmark, rows in benchmarks.items()
+        f"{e.outputs.folder.name}, {name}": scores_by_task(rows, e.profile.benchmark(name).label)["average"]
+        for e in experiments
+        for name, rows in results[e.model].items()
     }
     order = next(iter(columns.values())).index
     return pd.DataFrame(columns).reindex(order).dropna()

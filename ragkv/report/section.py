@@ -1,5 +1,6 @@
 """One model's part of a report, with its tables and figures written as files beside the page."""
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -121,7 +122,10 @@ class Section:
 
     def _command(self, results: Path) -> str:
         """A shell command that computes a results file again, and everything it needs that is missing."""
-        profile = shlex.quote(f"profile={self.experiment.name}")
+        name = self.experiment.name
+        if not re.fullmatch(r"[A-Za-z_][\w.-]*", name) or name.lower() in ("true", "false", "nan", "inf", "infinity"):
+            name = f"!!str {json.dumps(name, ensure_ascii=False)} #"  # in YAML; Snakemake strips quotes at the end
+        profile = shlex.quote(f"profile={name}")
         path = re.sub(r'([\\"$`])', r"\\\1", results.relative_to(self.experiment.root).as_posix())
         return f'snakemake -s workflow/Snakefile --cores 2 --config {profile} -f "$PWD/{path}"'
 

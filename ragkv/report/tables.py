@@ -11,6 +11,8 @@ from ragkv.figures import label
 from ragkv.results.comparison import summarise
 from ragkv.results.files import write_text
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what formulas begin with
+
 
 @dataclass(frozen=True)
 class Table:
@@ -36,11 +38,23 @@ def write_table(table: pd.DataFrame, path: Path, source: Mapping[str, object], *
     csv = path.with_name(f"{path.name}.csv")
     tex = path.with_name(f"{path.name}.tex")
     shown = _turned(table) if turned else _flat(table)
-    write_text(csv, table.to_csv(float_format="%.4f"))
-    comment = " ".join(f"{key} {value}" for key, value in source.items())
+    write_text(csv, _safe(table).to_csv(float_format="%.4f"))
+    comment = " ".join(f"{key} {' '.join(str(value).split())}" for key, value in source.items())  # on one line
     latex = shown.to_latex(index=turned, na_rep="", float_format="%.2f", escape=True)
     write_text(tex, f"% {comment}\n{latex}")
     return Table(as_html(shown, index=turned), csv.name, tex.name)
+
+
+def _safe(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with an apostrophe before names that a spreadsheet would take for formulas."""
+
+    def safe(name: object) -> object:
+        return f"'{name}" if isinstance(name, str) and name.startswith(FORMULA) else name
+
+    renamed = table.rename(columns=safe)
+    renamed.index = table.index.map(lambda key: tuple(map(safe, key)) if isinstance(key, tuple) else safe(key))
+    renamed.index.names = table.index.names
+    return renamed
 
 
 def as_html(table: pd.DataFrame, *, index: bool = False) -> Markup:

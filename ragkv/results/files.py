@@ -1,60 +1,60 @@
-"""Results on disk: JSON, pages, tables, and the rows of an evaluation in progress. Files appear whole or not at all."""
+"""Results on disk: JSON, pages and tables. Files appear whole or not at all, and results carry a checksum.
+
+A result ``vt_1.parquet`` has a file ``vt_1.parquet.checksum`` beside it. It lists the checksum of every version of the
+result that was ever written, each added before that version is put in place. So processes that write the same result at
+the same time, or are killed while they write it, always leave a result that is listed.
+"""
 
 import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from glob import escape
+from io import BytesIO
 from pathlib import Path
+from uuid import uuid4
 
 import pandas as pd
 import xxhash
 
+CHECKSUM = ".checksum"  # added to a result's name
+LEFTOVER = 24 * 3600  # seconds after which another process's temporary file is taken for one that was left behind
 
-def write_json(path: Path, value: object, indent: int | None = 1, *, keep_unchanged: bool = False) -> None:
+
+class DamagedError(ValueError):
+    """A result's file does not match its checksum, or cannot be read."""
+
+
+def write_json(
+    path: Path, value: object, indent: int | None = 1, *, keep_unchanged: bool = False, checked: bool = False
+) -> None:
     """Write `value` as JSON.
 
     Parameters
     ----------
     keep_unchanged
-        Leave a file that says the same already as it is, with its time, so that nothing is made again because of it.
+        Leave a file that already has this content as it is, including its modification time, so that nothing is made
+        again because of it.
+    checked
+        Also write the file's checksum: the file is a result.
     """
-    text = json.dumps(value, indent=indent) + "\n"
-    if keep_unchanged and path.is_file() and path.read_bytes() == text.encode():
-        return
-    write_text(path, text)
+    content = (json.dumps(value, indent=indent) + "\n").encode()
+    if not (keep_unchanged and _holds(path, content, checked)):
+        _replace(path, content, checked)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a page or a table."""
-    _replace(path, lambda partial: partial.write_text(text))
+    _replace(path, text.encode(), checked=False)
 
 
 def write_rows(path: Path, rows: pd.DataFrame) -> None:
-    """Write a results table as parquet."""
-    _replace(path, lambda partial: rows.to_parquet(partial, index=False))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a temporary file beside `path`, then put it in its place."""
-    partial = path.with_name(path.name + ".partial")
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # never write through a symbolic link
-        write(partial)
-        os.replace(partial, path)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise OSError(
-            f"cannot write {path}: {reason}. What was computed before is kept: make room or choose a root that can be "
-            "written to, and run the same again"
-        ) from error
+    """Write a results table as parquet, with its checksum. The table's ``attrs`` are kept."""
+    buffer = BytesIO()
+    rows.to_parquet(buffer, index=False)
+    _replace(path, buffer.getvalue(), checked=True)
 
 
 def read_json(path: Path, made_by: str) -> dict:
@@ -63,61 +63,138 @@ def read_json(path: Path, made_by: str) -> dict:
     Parameters
     ----------
     made_by
-        The notebook that writes the file, to be named if the file is missing.
+        The notebook that writes the file, for the error message if it does not exist.
 
     Raises
     ------
     FileNotFoundError
-        There is no such file yet; the message names the notebook to run.
+        The file does not exist yet; the message names the notebook to run.
+    DamagedError
+        The file has a checksum and does not match it, or it is not JSON.
     """
-    return json.loads(_existing(path, made_by).read_text())
+    content = _content(path, made_by)
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"it is not JSON ({error})") from None
 
 
 def read_rows(path: Path, made_by: str) -> pd.DataFrame:
     """Read a results table; errors as in `read_json`."""
-    return pd.read_parquet(_existing(path, made_by))
+    content = _content(path, made_by)
+    try:
+        return pd.read_parquet(BytesIO(content))
+    except Exception as error:  # the reader raises many kinds of errors for damaged files
+        raise _damaged(path, f"it is not a table ({type(error).__name__})") from None
 
 
-def _existing(path: Path, made_by: str) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there yet: run the notebook {made_by} first, or `make reproduce`")
-    return path
+def read_attrs(path: Path) -> dict:
+    """The ``attrs`` of a results table, without reading its rows; errors as in `read_json`."""
+    from pyarrow import ArrowException, parquet  # slow to import
+
+    try:
+        return json.loads(parquet.read_schema(path).metadata.get(b"PANDAS_ATTRS", b"{}"))
+    except (ArrowException, AttributeError, OSError, ValueError) as error:
+        raise _damaged(path, f"it is not a table ({type(error).__name__})") from None
 
 
-def read_partial(path: Path) -> list[dict]:
-    """The rows of an interrupted evaluation; damaged lines are removed from the file and will be computed again."""
-    if not path.exists():
-        return []
-    rows = rows_so_far(path)
-    undamaged = "".join(map(_line, rows))
-    if path.read_bytes() != undamaged.encode():
-        write_text(path, undamaged)
-    return rows
+def damage(path: Path) -> str | None:
+    """What is wrong with a result's file; None if it matches its checksum.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    """
+    known = _checksums(path)
+    if not known:
+        return f"it has no checksum ({path.name}{CHECKSUM})"
+    return _mismatch(path, path.read_bytes(), known)
 
 
-def rows_so_far(path: Path) -> list[dict]:
-    """The complete and undamaged lines of a file that another process may be writing; the file is only read."""
-    rows = []
-    for line in path.read_bytes().splitlines():
-        with suppress(ValueError, KeyError, TypeError):
-            entry = json.loads(line)
-            if entry["checksum"] == _checksum(entry["row"]):
-                rows.append(entry["row"])
-    return rows
+def _holds(path: Path, content: bytes, checked: bool) -> bool:
+    return path.is_file() and path.read_bytes() == content and (not checked or damage(path) is None)
 
 
-def append_rows(path: Path, rows: Iterable[dict]) -> None:
-    """Add rows to the file of an evaluation in progress, in one write; a symbolic link is not followed."""
-    with _explained(path):
+def _content(path: Path, made_by: str) -> bytes:
+    """The bytes of an existing file, checked if it has a checksum (recorded results have none)."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is not there yet: run the notebook {made_by} first, or `make reproduce`"
+        ) from None
+    known = _checksums(path)
+    if known and (problem := _mismatch(path, content, known)):
+        raise _damaged(path, problem)
+    return content
+
+
+def _mismatch(path: Path, content: bytes, known: set[str]) -> str | None:
+    if _checksum(content) in known:
+        return None
+    return f"it does not match its checksum ({path.name}{CHECKSUM})"
+
+
+def _damaged(path: Path, problem: str) -> DamagedError:
+    return DamagedError(f"{path} is damaged: {problem}. Run the same again, and it is computed again")
+
+
+def _checksum(content: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def _checksums(path: Path) -> set[str]:
+    """The checksums of all versions of a result; none if it has no file of checksums."""
+    try:
+        return set(_beside(path).read_text(errors="replace").split())
+    except FileNotFoundError:
+        return set()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + CHECKSUM)
+
+
+def _replace(path: Path, content: bytes, checked: bool) -> None:
+    """Write a temporary file of this process beside `path`, then put it in its place."""
+    temporary = path.with_name(f"{path.name}.{uuid4().hex[:12]}.partial")
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        with os.fdopen(os.open(path, flags, 0o666), "a") as file:
-            file.write("".join(map(_line, rows)))
+        _remove_leftovers(path)
+        try:
+            append(temporary, content, os.O_EXCL)
+            if checked and _checksum(content) not in _checksums(path):
+                append(_beside(path), f"{_checksum(content)}\n".encode())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
-def _line(row: dict) -> str:
-    return json.dumps({"row": row, "checksum": _checksum(row)}) + "\n"
+def append(path: Path, content: bytes, flags: int = 0) -> None:
+    """Add bytes to the end of a file, which is made if need be; a symbolic link is not followed."""
+    flags |= os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    with os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0) as file:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[file.write(rest) :]
 
 
-def _checksum(row: dict) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(row).encode())
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of `path` that killed processes left behind."""
+    for file in path.parent.glob(f"{escape(path.name)}.*.partial"):
+        if time.time() - file.lstat().st_mtime > LEFTOVER:
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the errors of writing `path` into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise OSError(
+            f"cannot write {path}: {reason}. What was computed before is kept: make room or choose a root that can be "
+            "written to, and run the same again"
+        ) from error

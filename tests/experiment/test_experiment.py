@@ -10,11 +10,14 @@ from ragkv import KVStore, fused_prefill, precompute
 from ragkv.experiment import evaluation, prompt_loop
 from ragkv.experiment.evaluation import evaluate
 from ragkv.experiment.experiment import Experiment
-from ragkv.experiment.methods import Method, identity
+from ragkv.experiment.items import write_items
+from ragkv.experiment.methods import depends_on, identity
+from ragkv.experiment.profile import MethodParameters, StoreParameters
 from ragkv.fusion.decoding import decode
 from ragkv.models.fingerprint import fingerprint
 from ragkv.results.comparison import interval, scores_by_task, summarise
-from ragkv.results.files import append_rows, read_partial, write_json, write_rows
+from ragkv.results.files import read_rows, write_json, write_rows
+from ragkv.results.partial import append_rows, rows_so_far
 from ragkv.selectors import get_selector
 
 
@@ -54,7 +57,9 @@ def test_an_evaluation_interrupted_behind_its_last_prompt_is_finished(ready, tin
         patch.setattr(evaluation, "write_rows", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(ready, tiny)
-    pd.testing.assert_frame_equal(without_times(run(ready, tiny)), whole)
+    monkeypatch.setattr(prompt_loop, "fused_prefill", None)  # nothing may be computed
+    again = evaluate(ready, "ruler", "vt_1", *tiny, progress=False)
+    pd.testing.assert_frame_equal(without_times(again), whole)
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
@@ -76,26 +81,49 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(ready, tiny, monkeyp
         run(ready, tiny)
     resumed = []
     monkeypatch.setattr(prompt_loop, "append_rows", lambda path, rows: (resumed.extend(rows), real(path, rows)))
-    pd.testing.assert_frame_equal(without_times(run(ready, tiny)), whole)
+    again = evaluate(ready, "ruler", "vt_1", *tiny, progress=False)
+    pd.testing.assert_frame_equal(without_times(again), whole)
     assert len(resumed) == (3 - after) * 4
-    assert not list(ready.outputs.folder.glob("*/*.partial*"))
 
 
-def test_rows_of_other_parameters_are_not_mixed_in(ready, tiny):
-    items, task = ready.items("ruler", "vt_1"), ready.parameters("ruler", "vt_1")
-    longer = task.model_copy(update={"max_new_tokens": 5})
-    one_method = ready.profile.model_copy(update={"methods": ready.profile.methods[:1]})
-    other_profile = ready.model_copy(update={"profile": one_method})
-    calibrated = [Method("probe", "probe", get_selector("probe", first_layer=1))]
-    same = identity(ready, task, tiny[0], [], items)
-    assert same == identity(ready, task, tiny[0], [], items)
+def test_rows_of_other_parameters_are_not_mixed_in(ready, tiny, monkeypatch):
+    def of(experiment, weights="w", dtype="torch.float32"):
+        return identity(depends_on(experiment, "ruler", "vt_1", weights, dtype))
+
+    def changed(**changes):
+        return ready.model_copy(update={"profile": ready.profile.model_copy(update=changes)})
+
+    def with_ruler(**changes):
+        return changed(benchmarks={"ruler": ready.profile.benchmark("ruler").model_copy(update=changes)})
+
+    task = ready.parameters("ruler", "vt_1").model_copy(update={"max_new_tokens": 5})
     others = [
-        identity(ready, longer, tiny[0], [], items),
-        identity(other_profile, task, tiny[0], [], items),
-        identity(ready, task, tiny[0], [], items[:2]),
-        identity(ready, task, tiny[0], calibrated, items),
+        of(ready, weights="other"),
+        of(ready, dtype="torch.bfloat16"),
+        of(changed(methods=ready.profile.methods[:1])),
+        of(changed(chunk_tokens=32)),
+        of(with_ruler(tasks={"vt_1": task})),
+        of(with_ruler(max_tokens=2000)),
     ]
-    assert len({same, *others}) == 5
+    same = of(ready)
+    assert same == of(ready) == of(changed(store=StoreParameters(url="elsewhere"), models=["tiny-llama", "tiny-qwen"]))
+    with monkeypatch.context() as patch:
+        patch.setattr("ragkv.experiment.methods.__version__", "0.0.0")
+        others.append(of(ready))
+    items = ready.items("ruler", "vt_1")
+    write_items(ready.outputs.prompts("ruler", "vt_1"), items[:2], [])
+    others.append(of(ready))
+    assert len({same, *others}) == 1 + len(others)
+
+
+def test_other_options_of_a_calibration_are_another_evaluation(ready):
+    probe = MethodParameters(selector="probe", calibrated=True)
+    experiment = ready.model_copy(update={"profile": ready.profile.model_copy(update={"methods": [probe]})})
+    identities = set()
+    for first_layer in (0, 1):
+        write_json(experiment.calibration, {"options": {"first_layer": first_layer}, "provenance": {"model": "w"}})
+        identities.add(identity(depends_on(experiment, "ruler", "vt_1", "w", "torch.float32")))
+    assert len(identities) == 2
 
 
 def test_what_is_finished_is_read_again(ready, tiny, monkeypatch):
@@ -201,15 +229,15 @@ def test_a_cut_off_line_is_dropped(tmp_path):
     first, second = whole.splitlines()
     for damaged in (whole + '{"row": {"a"', f'{first}\n{{"row": {{"a"\n{second}\n', f"{first}\n\n{second}"):
         path.write_text(damaged)
-        assert read_partial(path) == [{"a": 1}, {"a": 2}]
-        assert path.read_text() == whole
+        assert rows_so_far(path) == [{"a": 1}, {"a": 2}]
+        assert path.read_text() == damaged
 
 
 def test_a_changed_row_is_dropped(tmp_path):
     path = tmp_path / "rows.jsonl"
     append_rows(path, [{"a": 1}, {"a": 2}])
     path.write_text(path.read_text().replace('{"a": 2}', '{"a": 3}'))
-    assert read_partial(path) == [{"a": 1}]
+    assert rows_so_far(path) == [{"a": 1}]
 
 
 @pytest.mark.parametrize(
@@ -341,11 +369,13 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "rows.parquet"
     write_rows(path, pd.DataFrame({"a": [1]}))
 
-    def full(self, target, **_):
+    def full(path, content, flags=0):
+        path.write_bytes(content[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    monkeypatch.setattr("ragkv.results.files.append", full)
     with pytest.raises(OSError, match="disk is full"):
         write_rows(path, pd.DataFrame({"a": [2]}))
     monkeypatch.undo()
-    assert pd.read_parquet(path)["a"].tolist() == [1]
+    assert read_rows(path, "")["a"].tolist() == [1]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["rows.parquet", "rows.parquet.checksum"]

@@ -16,10 +16,11 @@ from ragkv.benchmarks import BENCHMARKS
 from ragkv.experiment import prompt_loop
 from ragkv.experiment.evaluation import evaluate_tasks
 from ragkv.experiment.experiment import Experiment
+from ragkv.experiment.finished import unfinished
 from ragkv.experiment.inspection import look_at
 from ragkv.experiment.modules import import_modules
 from ragkv.experiment.oracle import write_oracle
-from ragkv.experiment.steps import ORACLE_PROMPTS, CloseUp, close_up, join_precompute, missing_results, precompute_step
+from ragkv.experiment.steps import ORACLE_PROMPTS, CloseUp, close_up, join_precompute, precompute_step
 from ragkv.run import run_profile
 
 OWN = Path(__file__).parents[1] / "own_benchmark.py"
@@ -55,6 +56,11 @@ def json_without_times(path):
     return content
 
 
+def results_in(folder):
+    """The files of results, without their checksums and rows so far."""
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix in (".json", ".parquet"))
+
+
 def test_a_run_gives_the_tables_of_the_notebooks(tmp_path, tiny):
     one, other = tmp_path / "one", tmp_path / "other"
     benchmarks = PROFILE["benchmarks"] | {
@@ -67,10 +73,8 @@ def test_a_run_gives_the_tables_of_the_notebooks(tmp_path, tiny):
     page = run_profile("p", root=one, say=said.append)
     steps_of_the_notebooks(experiment, tiny)
     folder = one / "outputs/p/tiny-llama"
-    made = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    assert made == sorted(
-        path.relative_to(experiment.outputs.folder) for path in experiment.outputs.folder.rglob("*") if path.is_file()
-    )
+    made = results_in(folder)
+    assert made == results_in(experiment.outputs.folder)
     for name in made:
         if name.suffix == ".parquet":
             tables = (pd.read_parquet(root / name) for root in (folder, experiment.outputs.folder))
@@ -121,8 +125,8 @@ def test_one_model_of_several_has_no_report_yet(tmp_path):
     assert run_profile("p", model="tiny-qwen", root=tmp_path, say=said.append) is None
     assert said[-1] == "report: not written, it needs results of tiny-llama too"
     llama, qwen = Experiment.load_all("p", root=tmp_path)
-    assert missing_results(qwen) == []
-    assert str(llama.outputs.tokens) in missing_results(llama)
+    assert unfinished(qwen) == {}
+    assert llama.outputs.tokens in unfinished(llama)
     assert run_profile("p", model="tiny-llama", root=tmp_path, say=said.append).exists()
     assert not [line for line in said if line.startswith("tiny-qwen") and "tiny-llama" in line]
 

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import make_model
+from typer.testing import CliRunner
 
 from ragkv import load_model
-from ragkv.results.files import append_rows, write_json
+from ragkv.cli import app, printable
+from ragkv.results.files import write_json
 from ragkv.results.outputs import Outputs
+from ragkv.results.partial import append_rows
 
 PACKAGE = Path(str(files("ragkv")))
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -109,7 +112,7 @@ def test_results_stay_in_their_folder(tmp_path, name):
         with pytest.raises(ValueError, match="cannot name results"):
             asked()
     if name not in ("", ".", ".."):  # with an ending these are names
-        for path in (whole.rows, whole.summary, whole.prompts, lambda b, t: whole.partial(b, t, "x")):
+        for path in (whole.rows, whole.summary, whole.prompts, lambda b, t: whole.partial(b, t, "x", "y")):
             with pytest.raises(ValueError, match="cannot name results"):
                 path("ruler", name)
 
@@ -142,3 +145,22 @@ def test_the_report_escapes_by_default():
     assert environments
     assert all("autoescape=True" in call for call in environments)
     assert not [c for c in map(ast.unparse, made) if ".to_html(" in c and "escape=False" in c]
+
+
+def test_errors_on_the_terminal_have_no_escape_sequences(tmp_path):
+    """A file's name may hold some that change what the terminal shows, or type for its user."""
+    name = "\x1b]0;title\x07\x1b[2J\u202egnp"
+    (tmp_path / "params").mkdir()
+    (tmp_path / f"params/{name}.yaml").write_text("models: 3")
+    for words in (["run", "q"], ["run", name], ["plan", name]):
+        shown = CliRunner().invoke(app, [*words, "--root", str(tmp_path)])
+        assert shown.exit_code == 2
+        assert shown.output.replace("\n", "").isprintable()
+        assert "title" in shown.output
+
+
+@pytest.mark.parametrize("text", ["plain", "two\nlines", "\x1b[31mred", "\r\x08", "\ud83d", "Größe 模型"])
+def test_what_is_printed_can_be_shown(text):
+    shown = printable(text)
+    assert shown.replace("\n", "").isprintable()
+    assert (shown == text) == text.replace("\n", "").isprintable()

@@ -9,12 +9,12 @@ import pytest
 from helpers import memory_store, random_ids
 from hypothesis import given
 from hypothesis import strategies as st
-from profiles import run, without_times
+from profiles import forget, run, without_times
 
 from ragkv import Prompt, precompute
 from ragkv.experiment import prompt_loop
 from ragkv.experiment.evaluation import evaluate, evaluate_tasks
-from ragkv.results.files import rows_so_far
+from ragkv.results.partial import rows_so_far
 from ragkv.shards import Shard
 from ragkv.store import Layout
 
@@ -81,8 +81,7 @@ def counted(monkeypatch, after=None):
 
 def test_shards_of_an_evaluation_make_the_same_table(ready, tiny, monkeypatch):
     whole = without_times(run(ready, tiny))
-    ready.outputs.summary("ruler", "vt_1").unlink()
-    ready.outputs.rows("ruler", "vt_1").unlink()
+    forget(ready, "vt_1")
     parts = [evaluate(ready, "ruler", "vt_1", *tiny, shard=shard, progress=False) for shard in ("1/2", "0/2")]
     assert [part["prompt"].nunique() for part in parts] == [1, 2]
     assert not ready.outputs.rows("ruler", "vt_1").exists()
@@ -93,19 +92,18 @@ def test_shards_of_an_evaluation_make_the_same_table(ready, tiny, monkeypatch):
     pd.testing.assert_frame_equal(without_times(together), whole)
     written = pd.read_parquet(ready.outputs.rows("ruler", "vt_1"))
     assert written.to_json() == together.to_json()
-    assert not list(ready.outputs.folder.glob("*/*.partial*"))
     again = evaluate(ready, "ruler", "vt_1", *tiny, shard="0/2", progress=False)  # its rows of the finished table
     assert again.to_json() == written[written["prompt"].isin(parts[1]["prompt"])].reset_index(drop=True).to_json()
 
 
 def test_interrupted_shards_go_on_in_any_number(ready, tiny, monkeypatch):
     whole = without_times(run(ready, tiny))
-    ready.outputs.summary("ruler", "vt_1").unlink()
+    forget(ready, "vt_1")
     first = counted(monkeypatch, after=1)
     with pytest.raises(KeyboardInterrupt):
         evaluate(ready, "ruler", "vt_1", *tiny, shard="0/2", progress=False)
     monkeypatch.undo()
-    (left,) = ready.outputs.folder.glob("*/*.partial.0-of-2.jsonl")
+    (left,) = ready.outputs.partials("ruler", "vt_1", "*")
     before = left.read_bytes()
     later = counted(monkeypatch)
     for shard in ("0/3", "1/3", "2/3"):

@@ -1,7 +1,11 @@
 """The report and the index: every number, link and anchor is right, and text from prompts is never markup."""
 
+import csv
 import re
+import shlex
+import shutil
 from html import unescape
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -9,12 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.text import Text
+from snakemake.cli import parse_config
 
+from ragkv import figures
 from ragkv.experiment.experiment import Experiment
+from ragkv.experiment.methods import depends_on, identity
 from ragkv.report import write_index, write_report
+from ragkv.report.section import Section, score_figure
 from ragkv.report.tables import write_table
 from ragkv.results.comparison import summarise
 from ragkv.results.files import write_json, write_rows
+from ragkv.results.frontier import costs
 
 HOSTILE = "<script>alert('1')</script> & 50% of_it"
 METHODS = [("full_prefill", 1.0), ("full_reuse", 0.0), (HOSTILE, 0.15), (HOSTILE, 0.3), ("epic", 0.15), ("epic", 0.3)]
@@ -59,16 +69,21 @@ def root(tmp_path_factory):
         for benchmark, task in experiment.tasks:
             rows = rows_of(seed, benchmark == "needle")
             source = {"device": "<b>CPU</b>", "threads": 1, "dtype": "float32", "commit": "0123abc"}
-            outputs.rows(benchmark, task).parent.mkdir(parents=True)
+            write_json(outputs.prompts(benchmark, task), {"items": []}, checked=True)
+            depends = depends_on(experiment, benchmark, task, "weights", "torch.float32")
+            rows.attrs["identity"] = identity(depends)
             write_rows(outputs.rows(benchmark, task), rows)
             summary = {"summary": summarise(rows).to_dict("records"), "provenance": source}
-            write_json(outputs.summary(benchmark, task), summary)
-            write_json(outputs.prompts(benchmark, task), {"items": []})
-        write_json(outputs.chunking, [{"benchmark": "longbench", "task": "2wikimqa", "prompts": 4}])
-        write_json(outputs.precompute, {"segments": 3, "shared": 1, "written": 3, "bytes": 2_000_000, "seconds": 1.5})
-        view = {"benchmark": "longbench", "task": "2wikimqa", "prompt": "p0", "question": HOSTILE, "answers": [HOSTILE]}
+            summary |= {"identity": identity(depends), "depends": depends}
+            write_json(outputs.summary(benchmark, task), summary, checked=True)
+            looked_at = {"benchmark": benchmark, "task": task, "identity": identity(depends)}
+        chunking = [{"benchmark": "longbench", "task": "2wikimqa", "prompts": 4}]
+        write_json(outputs.chunking, chunking, checked=True)
+        precomputed = {"segments": 3, "shared": 1, "written": 3, "bytes": 2_000_000, "seconds": 1.5}
+        write_json(outputs.precompute, precomputed, checked=True)
+        view = looked_at | {"prompt": "p0", "question": HOSTILE, "answers": [HOSTILE]}
         view |= {"ratio": 0.15, "document": 6, "chunks": [0, 3], "evidence": [1], "selected": {"epic": [0, 3]}}
-        write_json(outputs.tokens, view | {"attention": [[1.0] * 6, [0.5] * 6]})
+        write_json(outputs.tokens, view | {"attention": [[1.0] * 6, [0.5] * 6]}, checked=True)
     write_report("p", root)
     return root
 
@@ -200,3 +215,56 @@ def test_without_results_the_error_names_the_notebook_to_run(root, tmp_path):
     with pytest.raises(FileNotFoundError, match="run the notebook of the benchmark longbench"):
         write_report("p", tmp_path)
     assert "There are none yet" in write_index(tmp_path).read_text()
+
+
+def test_the_index_shows_what_the_report_shows(root):
+    """A model and a task that are no longer in the profile have summaries on disk, and are in neither."""
+    folder = root / "outputs/p"
+    for copy in ("an-old-model", "tiny-llama/longbench/old-task.json"):
+        original = folder / ("tiny-llama" if copy == "an-old-model" else "tiny-llama/longbench/2wikimqa.json")
+        (shutil.copytree if original.is_dir() else shutil.copy)(original, folder / copy)
+    (table,) = tables(write_index(root))
+    assert list(table.index) == ["tiny-llama", "tiny-qwen"]
+    assert table["tasks"].tolist() == ["2", "2"]
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", '=HYPERLINK("http://x","y")'])
+def test_names_are_no_formulas_in_a_spreadsheet(tmp_path, name):
+    index = pd.MultiIndex.from_tuples([(name, 0.15), ("a3", 0.3)], names=["method", "ratio"])
+    table = pd.DataFrame({name: [1.0, -0.5], "95 %": ["-0.10 … 0.20", ""]}, index=index)
+    written = write_table(table, tmp_path / "t", {})
+    with (tmp_path / written.csv).open(newline="", encoding="utf-8") as file:
+        head, first, _ = csv.reader(file)
+    assert head == ["method", "ratio", f"'{name}", "95 %"]
+    assert first == [f"'{name}", "0.1500", "1.0000", "-0.10 … 0.20"]
+    assert name.strip() in unescape(written.html)
+
+
+def test_the_source_of_a_table_cannot_leave_its_comment(tmp_path):
+    index = pd.MultiIndex.from_tuples([("a3", 0.15)], names=["method", "ratio"])
+    source = {"commit": "0123\n\\input{/etc/passwd}", "device": "GPU\r0"}
+    written = write_table(pd.DataFrame({"score": [1.0]}, index=index), tmp_path / "t", source)
+    lines = (tmp_path / written.tex).read_text().splitlines()
+    assert lines[0] == r"% commit 0123 \input{/etc/passwd} device GPU 0"
+    assert lines[1].startswith(r"\begin{tabular}")
+
+
+@pytest.mark.parametrize("name", ["p", "qwen2.5-7b", "007", "1e3", "true", "nan", "it's", "a b", "$(touch pwned)"])
+def test_the_command_of_a_number_reaches_snakemake_with_the_profiles_name(tmp_path, name):
+    (tmp_path / "params").mkdir()
+    (tmp_path / f"params/{name}.yaml").write_text(yaml.safe_dump(PROFILE))
+    section = Section(Experiment.load(name, root=tmp_path), {})
+    words = shlex.split(section._command(section.outputs.report))
+    config = parse_config([words[words.index("--config") + 1]])
+    assert config == {"profile": name}
+
+
+@pytest.mark.parametrize("label", ["$x_{$", "$$", "\\$a$b_{", "%", "\\frac{", "^{", "<b>", "=1", "模型"])
+def test_labels_are_drawn_as_they_are(label):
+    rows = pd.concat([rows_of(0, needle=False), rows_of(1, needle=True)]).replace(HOSTILE, label)
+    for part in (rows[rows["depth"].isna()].drop(columns=["length", "depth"]), rows.dropna(subset=["depth"])):
+        drawn = [score_figure(part, label), figures.ttft_by_method(part, label), figures.frontier(costs(part), label)]
+        for figure in [*drawn, figures.score_by_method(summarise(part), label)]:
+            figure.savefig(BytesIO(), dpi=20)
+            shown = [text.get_text() for text in figure.findobj(Text) if not text.get_parse_math() or "$" not in label]
+            assert any(label in text for text in shown)

@@ -9,6 +9,7 @@ from helpers import fuse, make_model, memory_store, plain, random_prompt, relati
 from ragkv import fused_prefill, precompute
 from ragkv.experiment.calibration import calibrate, read_calibration, write_calibration
 from ragkv.models import decoder
+from ragkv.models.fingerprint import fingerprint
 from ragkv.selectors import Selector, get_selector
 
 
@@ -135,8 +136,10 @@ def test_a_calibration_is_for_one_model_only(llama, rng, tmp_path):
     precompute(llama, prompts, store)
     table = calibrate(llama, prompts, store, ratio=0.2)
     with pytest.raises(ValueError, match=r"there is no calibration .*llama\.json: run"):
-        read_calibration(path, llama)
+        read_calibration(path, fingerprint(llama))
     write_calibration(path, llama, table)
-    assert get_selector("probe", **read_calibration(path, llama)).first_layer == table["first_layer"].iloc[0]
+    assert (
+        get_selector("probe", **read_calibration(path, fingerprint(llama))).first_layer == table["first_layer"].iloc[0]
+    )
     with pytest.raises(ValueError, match="was made for another model"):
-        read_calibration(path, make_model("llama", seed=1))
+        read_calibration(path, fingerprint(make_model("llama", seed=1)))

@@ -61,9 +61,9 @@ def test_a_job_that_is_killed_is_finished_by_the_retry(slurm, project):
     said, killed = project / "log", []
     with said.open("w") as log, subprocess.Popen(command, cwd=project, env=slurm, stdout=log, stderr=log) as run:
         while run.poll() is None:
-            begun = sorted(project.glob("outputs/smoke/*/ruler/*.partial.*-of-2.jsonl"))
+            begun = sorted(project.glob("outputs/smoke/*/ruler/*.partial.*-of-2-*.jsonl"))
             if begun and not killed:
-                shard = begun[0].suffixes[-2].removeprefix(".")  # it has answered a prompt
+                shard = begun[0].suffixes[-2].removeprefix(".").rpartition("-")[0]  # it has answered a prompt
                 killed = running(slurm, f"ruler_shard_wildcards_tiny-llama_{shard}")
                 subprocess.run(["scancel", "--signal=KILL", "--full", *killed], env=slurm, check=True)
             time.sleep(0.1)
