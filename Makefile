@@ -7,13 +7,16 @@ GPUS ?= $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')
 SHARDS ?= 1
 MINUTES ?= 10
 
+export PROFILE  # recipes use it as the shell's $$PROFILE, so that its text is never part of a command
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS = ignore::DeprecationWarning
 # Jobs run side by side, one core each; a small model gains nothing from more.
 ONE_THREAD = OMP_NUM_THREADS=1 TQDM_MININTERVAL=5 JUPYTER_PLATFORM_DIRS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
 WHERE = $(if $(EXECUTOR),--workflow-profile workflow/profiles/$(EXECUTOR),--cores $(CORES)) --resources gpu=$(GPUS)
-SNAKEMAKE = $(ONE_THREAD) snakemake -s workflow/Snakefile $(WHERE) --rerun-triggers mtime params input $(OPTIONS) \
-  --config profile=$(PROFILE) shards=$(SHARDS) gpus=$(GPUS)
+# In YAML, so that Snakemake takes names such as 007 for texts; it would strip a quotation mark at the end.
+TEXT = !!str \"$$PROFILE\" \#
+SNAKEMAKE = $(ONE_THREAD) snakemake -s workflow/Snakefile $(WHERE) --rerun-triggers mtime params input --rerun-incomplete $(OPTIONS) \
+  --config "profile=$(TEXT)" shards=$(SHARDS) gpus=$(GPUS)
 
 .PHONY: help setup reproduce unlock dry-run record test lint docs lab notebooks bench faults load scaling clean
 
@@ -38,15 +41,15 @@ setup: .venv/.setup  ## install what `make reproduce` needs into .venv; test, li
 	touch $@
 
 reproduce: .venv/.setup  ## run what is missing or changed of a profile, up to its report
-	$(SNAKEMAKE) --rerun-incomplete --quiet rules
-	@echo "report: outputs/$(PROFILE)/report.html (all reports: outputs/index.html)"
+	$(SNAKEMAKE) --quiet rules
+	@echo "report: outputs/$$PROFILE/report.html (all reports: outputs/index.html)"
 
-unlock: .venv/.setup  ## after a killed `make reproduce`: let the next one run
+unlock: .venv/.setup  ## remove Snakemake's locks, where a killed run's are not removed by the next one
 	$(SNAKEMAKE) --unlock
 
 dry-run: .venv/.setup  ## say what `make reproduce` would run, in how many GPU-hours, and how much it would store
 	$(SNAKEMAKE) --dry-run --quiet
-	ragkv plan $(PROFILE)
+	ragkv plan -- "$$PROFILE"
 
 test: .venv/.test  ## the tests, then the notebooks on a few prompts
 	$(ONE_THREAD) python -m pytest tests -n $(CORES) --dist worksteal
@@ -67,11 +70,11 @@ notebooks: .venv/.setup  ## run the committed notebooks again in place, on a few
 	TQDM_DISABLE=1 $(ONE_THREAD) python workflow/notebooks.py notebooks/*.ipynb
 
 record:  ## keep a profile's report, tables, figures and summaries under outputs/reference/, to be committed
-	mkdir -p outputs/reference/$(PROFILE)
-	cp outputs/$(PROFILE)/report/* outputs/reference/$(PROFILE)/
-	sed -e '/href="..\/index.html"/d' -e 's,"report/,",g' outputs/$(PROFILE)/report.html > outputs/reference/$(PROFILE)/report.html
-	cd outputs/$(PROFILE) && for file in */*.json */*/*.json; do case $$(basename $$file) in tokens.json|*.*.json) ;; \
-	  *) install -D -m 644 $$file ../reference/$(PROFILE)/$$file ;; esac; done
+	mkdir -p "outputs/reference/$$PROFILE"
+	cp "outputs/$$PROFILE/report/"* "outputs/reference/$$PROFILE/"
+	sed -e '/href="..\/index.html"/d' -e 's,"report/,",g' "outputs/$$PROFILE/report.html" > "outputs/reference/$$PROFILE/report.html"
+	cd "outputs/$$PROFILE" && for file in */*.json */*/*.json; do case "$$file" in report/*) continue ;; esac; case $$(basename "$$file") in tokens.json|*.*.json) ;; \
+	  *) install -D -m 644 "$$file" "../reference/$$PROFILE/$$file" ;; esac; done
 
 bench: .venv/.setup  ## time a fused prefill against a full one, and precompute against a plain forward, on this machine
 	ragkv bench

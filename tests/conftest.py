@@ -26,7 +26,7 @@ settings.register_profile(
 settings.load_profile("ragkv")
 
 # These take minutes. They start first, so that the other workers run everything else meanwhile.
-LONG = ("test_slurm.py", "test_workflow.py", "test_load.py")
+LONG = ("test_slurm.py", "test_workflow.py", "test_workflow_changes.py", "test_load.py")
 
 
 def pytest_collection_modifyitems(items):
