@@ -121,8 +121,8 @@ def python_blocks(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=name)
 def test_code_runs(page, tmp_path):
-    """In a process of its own. Where processes can be forked, it comes from one that has done nothing but import PyTorch:
-    a fork of the tests' own process would have PyTorch's threads in an unknown state."""
+    """In a process of its own, forked where that can be from one that has done nothing but import PyTorch: in a fork of
+    the tests' own process, PyTorch's threads would be missing."""
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs/reference").symlink_to(ROOT / "outputs/reference")
     (tmp_path / "page.py").write_text("\n".join(python_blocks(page)))
