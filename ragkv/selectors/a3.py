@@ -19,7 +19,8 @@ class A3(ScoringSelector):
     kernel
         Width of the average pooling along the document, odd.
     per_head
-        Take a softmax per head and sum the weights. By default the heads are laid side by side before one softmax.
+        Take a softmax per head and sum the weights. By default all heads are laid side by side, as one head of
+        ``heads * head_dim`` dimensions, before one softmax.
     """
 
     layer: int = 1
@@ -49,13 +50,15 @@ def question_attention(seen: Observation, *, per_head: bool) -> Tensor:
     """
     assert seen.queries is not None and seen.keys is not None
     kv_heads, tokens = seen.keys.shape[1:3]
-    question = seen.queries.shape[2]
+    heads, question = seen.queries.shape[1:3]
     grouped = seen.queries[0].float().unflatten(0, (kv_heads, -1))  # (kv_heads, group, question, head_dim)
     keys = seen.keys[0].float()[:, None]  # (kv_heads, 1, tokens, head_dim)
     if per_head:
         products = (grouped @ keys.mT).flatten(0, 1)  # (heads, question, tokens)
-    else:  # heads side by side: their products add up, and the queries of a group share a key
+        scaling = seen.scaling
+    else:  # heads side by side are one long head: their products add up, and the queries of a group share a key
         products = (grouped.sum(1, keepdim=True) @ keys.mT).sum((0, 1))[None]  # (1, question, tokens)
+        scaling = seen.scaling / heads**0.5
     future = torch.ones(question, tokens, dtype=torch.bool, device=products.device).triu(tokens - question + 1)
-    weights = (products * seen.scaling).masked_fill(future, float("-inf")).softmax(-1)
+    weights = (products * scaling).masked_fill(future, float("-inf")).softmax(-1)
     return weights.sum((0, 1))[: tokens - question]

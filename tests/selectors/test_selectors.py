@@ -7,9 +7,10 @@ from random import Random
 
 import pytest
 import torch
-from helpers import RATIO_SELECTORS, fuse, memory_store, plain, random_prompt, relative_error
+from helpers import RATIO_SELECTORS, fuse, make_model, memory_store, plain, random_prompt, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
 from ragkv import Prompt, fused_prefill, precompute
 from ragkv.selectors import ALIASES, SELECTORS, Observation, ScoringSelector, Selector, get_selector, register
@@ -66,7 +67,7 @@ def slow_attention(seen, per_head):
             [SCALING * dot(query[row], keys[head // group][j]) for j in seen_keys] for head, query in enumerate(queries)
         ]
         if not per_head:
-            products = [[sum(column) for column in zip(*products, strict=True)]]
+            products = [[sum(column) / math.sqrt(len(queries)) for column in zip(*products, strict=True)]]
         for head in products:
             for j, weight in enumerate(softmax(head)[:document]):
                 result[j] += weight
@@ -105,6 +106,40 @@ def assert_scores(selector, seen, expected):
 def test_a3_is_the_questions_attention_smoothed(seen, kernel, ratio, per_head):
     selector = get_selector("a3", ratio=ratio, kernel=kernel, per_head=per_head)
     assert_scores(selector, seen, slow_pooling(slow_attention(seen, per_head), kernel))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a3_is_one_wide_head_over_the_models_own_queries_and_keys(family, layer):
+    """softmax(Q K^T / sqrt(heads * head_dim)), heads side by side and keys repeated, from transformers' modules."""
+    model = make_model(family)
+    prompt = random_prompt(Random(layer))
+    selected = fuse(model, prompt, "a3", ratio=0.3, layer=layer).selected.tolist()
+
+    attention = model.model.layers[layer].self_attn
+    with torch.inference_mode():
+        hidden = model(prompt.tensor[None], output_hidden_states=True).hidden_states[layer]
+        normed = model.model.layers[layer].input_layernorm(hidden)
+        split = (*normed.shape[:2], -1, attention.head_dim)
+        queries = attention.q_proj(normed).view(split)
+        keys = attention.k_proj(normed).view(split)
+        if family == "qwen3":
+            queries = attention.q_norm(queries)
+            keys = attention.k_norm(keys)
+        rotation = model.model.rotary_emb(hidden, torch.arange(len(prompt.ids))[None])
+        queries, keys = apply_rotary_pos_emb(queries.transpose(1, 2), keys.transpose(1, 2), *rotation)
+        keys = repeat_kv(keys, attention.num_key_value_groups)
+        wide_queries = queries[0].transpose(0, 1).flatten(1)  # (tokens, heads * head_dim)
+        wide_keys = keys[0].transpose(0, 1).flatten(1)
+        products = wide_queries @ wide_keys.T / math.sqrt(wide_keys.shape[1])
+
+    document = prompt.document_span
+    scores = [0.0] * len(document)
+    for row in prompt.question_span:
+        weights = softmax(products[row, document.start : row + 1].tolist())
+        scores = [score + weight for score, weight in zip(scores, weights, strict=False)]
+    best = slow_top(slow_pooling(scores, 5), math.floor(0.3 * len(document)))
+    assert selected == sorted(document.start + i for i in best) + list(prompt.question_span)
 
 
 @pytest.mark.parametrize("gap", ["v", "k"])
