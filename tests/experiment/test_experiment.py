@@ -247,6 +247,11 @@ def test_a_changed_row_is_dropped(tmp_path):
         ({"benchmarks": {"none": {}}}, "choose one of longbench, needle, ruler"),
         (ruler({"vt_9": {}}), "vt_3"),
         (ruler({"vt_1": {"prompts": 0}}), "ruler: tasks.vt_1.prompts"),
+        (
+            ruler({"vt_1": {"prompts": True}}),
+            "ruler: tasks.vt_1: prompts is True: true and false are not what it takes",
+        ),
+        (ruler({"vt_1": {"lengths": [True]}}), "lengths is [True]"),
         (ruler({"vt_1": {"ratios": [1.5]}}), "from 0 to 1"),
         (ruler({"vt_1": {"promts": 1}}), "tasks.vt_1.promts: there is no such parameter"),
         ({"methods": [{"selector": "best"}]}, "cacheblend"),
