@@ -9,7 +9,6 @@ from itertools import product
 from pathlib import Path
 
 import pandas as pd
-from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,9 +19,10 @@ from ragkv.fusion.prefill import fused_prefill
 from ragkv.loading.segments import Segments
 from ragkv.models.load import embedded_models
 from ragkv.prompt import Prompt
+from ragkv.results.fidelity import kl_divergence
 from ragkv.results.files import read_json, write_json
 from ragkv.results.provenance import provenance
-from ragkv.selectors import Selector, get_selector
+from ragkv.selectors import get_selector
 
 OPTIONS = ["first_layer", "following", "hops", "threshold"]
 START = {"hops": 3, "threshold": 0.0}
@@ -51,14 +51,14 @@ def calibrate(
         next token's distribution from the full prefill's, in nats; the best options first.
     """
     full_prefill = get_selector("full_prefill")
-    expected = [_log_probabilities(model, prompt, None, full_prefill) for prompt in prompts]
+    expected = [fused_prefill(model, prompt, None, full_prefill).logits for prompt in prompts]
 
     def divergence(options: dict) -> float:
         probe = get_selector("probe", ratio=ratio, **options)
         total = 0.0
         for prompt, full in zip(prompts, expected, strict=True):
-            fused = _log_probabilities(model, prompt, store, probe)
-            total += (full.exp() * (full - fused)).sum().item()
+            fused = fused_prefill(model, prompt, store, probe).logits
+            total += kl_divergence(full, fused).item()
         return total / len(prompts)
 
     rounds: list[dict] = [
@@ -77,11 +77,6 @@ def calibrate(
         rows.sort(key=lambda row: row["divergence"])
         best = {name: rows[0][name] for name in OPTIONS}
     return pd.DataFrame(rows)[[*OPTIONS, "divergence"]]
-
-
-def _log_probabilities(model: PreTrainedModel, prompt: Prompt, store: Segments | None, selector: Selector) -> Tensor:
-    """Of the next token, in double precision: ``(1, vocab)``."""
-    return fused_prefill(model, prompt, store, selector).logits.double().log_softmax(-1)
 
 
 def calibration_prompts(name: str, tokenizer: PreTrainedTokenizerBase, count: int, length: int) -> list[Prompt]:

@@ -14,6 +14,7 @@ from ragkv.experiment.methods import depends_on, identity, methods_of
 from ragkv.experiment.prompt_loop import PromptLoop
 from ragkv.models.fingerprint import fingerprint
 from ragkv.results.comparison import summarise
+from ragkv.results.fidelity import fidelity_by_method
 from ragkv.results.files import write_json, write_rows
 from ragkv.results.partial import rows_so_far
 from ragkv.results.provenance import provenance
@@ -42,10 +43,11 @@ def evaluate(
     Returns
     -------
     DataFrame
-        ``prompt``, its labels, ``method, selector, ratio, prediction, answers, score``, a ``metric_<name>`` each,
-        ``ttft, tpot, load, select`` (seconds), ``prompt_tokens, document_tokens, share`` (of the document that was
-        recomputed), ``stored_bytes`` (of the files that the prompt is fused from), ``cache_tokens, cache_bytes``
-        (after the prefill), ``recomputed`` (positions).
+        ``prompt``, its labels, ``method, selector, ratio, prediction, answers, score``, a ``metric_<name>`` each;
+        ``kl_first, kl, agreement_first, agreement, nll`` (against the profile's full prefill; without one there are no
+        such columns, see `ragkv.results.fidelity.fidelity`); ``ttft, tpot, load, select`` (seconds),
+        ``prompt_tokens, document_tokens, share`` (of the document that was recomputed), ``stored_bytes`` (of the files
+        that the prompt is fused from), ``cache_tokens, cache_bytes`` (after the prefill), ``recomputed`` (positions).
     """
     part = Shard.parse(shard)
     outputs = experiment.outputs
@@ -104,13 +106,19 @@ def evaluate_tasks(
 def _summary(
     experiment: Experiment, benchmark: str, task: str, model: PreTrainedModel, table: pd.DataFrame
 ) -> dict[str, Any]:
-    """What is written beside the rows: mean scores, all parameters, and the versions they were measured with."""
+    """What is written beside the rows: mean scores, fidelity, parameters, and the versions they were measured with."""
     profile = experiment.profile
     return {
-        "summary": summarise(table).to_dict("records"),
+        "summary": _records(summarise(table)),
+        "fidelity": _records(fidelity_by_method(table)),
         "parameters": {"profile": experiment.name, "model": experiment.model}
         | json.loads(profile.model_dump_json(exclude={"benchmarks"}))
         | {"benchmark": json.loads(profile.benchmark(benchmark).model_dump_json(exclude={"tasks"}))}
         | {"task": json.loads(experiment.parameters(benchmark, task).model_dump_json())},
         "provenance": provenance(model),
     }
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows as JSON has them: null for what is not a number."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")

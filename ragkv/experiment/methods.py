@@ -16,6 +16,9 @@ from ragkv.experiment.offline import Offline
 from ragkv.selectors import Selector
 from ragkv.version import __version__
 
+# Change this when rows get other columns, or a column another meaning: older tables are then computed again.
+COLUMNS = "with fidelity"
+
 
 class Method(NamedTuple):
     """What makes one row of results: a selector, with its name in tables and in the registry."""
@@ -25,6 +28,11 @@ class Method(NamedTuple):
     selector: Selector
     offline: Offline = Offline()
     eviction: Eviction | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is a full prefill that keeps everything, which the other methods are compared with."""
+        return not self.selector.reuses and self.eviction is None
 
 
 def methods_of(experiment: Experiment, task: TaskParameters, weights: str) -> list[Method]:
@@ -75,6 +83,7 @@ def depends_on(experiment: Experiment, benchmark: str, task: str, weights: str, 
         "methods": _hash(*map(repr, methods_of(experiment, parameters, weights))),  # with calibrated options
         "prompts": _hash(*(json.dumps(asdict(item)) for item in items)),
         "modules": experiment.modules_code(),
+        "columns": COLUMNS,
     }
 
 

@@ -10,11 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.benchmarks import Task
 from ragkv.experiment.experiment import Experiment
+from ragkv.experiment.fidelity import Reference, forced_logits
 from ragkv.experiment.items import Item
 from ragkv.experiment.methods import Method
 from ragkv.experiment.offline import Offline
 from ragkv.experiment.rows import Row, make_row, row_key
-from ragkv.fusion.decoding import decode
+from ragkv.fusion.decoding import Generation, decode
 from ragkv.fusion.prefill import Prefill, fused_prefill
 from ragkv.loading.prefetch import PrefetchingStore
 from ragkv.prompt import Prompt
@@ -22,7 +23,7 @@ from ragkv.results.partial import append_rows
 from ragkv.store import Layout
 
 Prompts = dict[Offline, Prompt]  # one prompt, for every way in which its methods want its chunks computed
-Work = tuple[Item, list[Method]]  # a prompt, and the methods that have not answered it yet
+Work = tuple[Item, list[Method]]  # a prompt, and the methods that answer it
 
 
 class PromptLoop:
@@ -64,7 +65,7 @@ class PromptLoop:
         Parameters
         ----------
         known
-            Rows that exist already; only the others are computed.
+            Rows that exist already; only the others are computed, with the full prefill that they are compared with.
         partial
             The file to which new rows are added, prompt by prompt.
         name
@@ -75,7 +76,7 @@ class PromptLoop:
         for item in items:
             missing = [method for method in methods if (item.id, method.name, method.selector.ratio) not in rows]
             if missing:
-                work.append((item, missing))
+                work.append((item, _exact_first(missing, methods)))
         with self.experiment.holding(self.model, (item.prompt for item, _ in work), f"evaluate {name}"):
             prompts = self.prompts(*work[0]) if work else {}
             for _, missing in work[:1]:  # warm up: the cost of the first call must not count as TTFT
@@ -118,9 +119,12 @@ class PromptLoop:
         return sizes
 
     def answers(self, item: Item, methods: list[Method], prompts: Prompts, next_prompts: Prompts) -> Iterator[Row]:
-        """A row per method; `next_prompts` are read ahead while the first answer is decoded."""
+        """A row per method; `next_prompts` are read ahead while the first answer is decoded.
+
+        If the first method is a full prefill, the others are compared with it along its answer.
+        """
         sizes = self.stored_bytes(prompts)
-        ended = self.task.ended(self.tokenizer)
+        reference: Reference | None = None
         self.fetch(prompts)
         for number, method in enumerate(methods):
             for ahead in self.ahead.values():
@@ -131,12 +135,46 @@ class PromptLoop:
             ttft = perf_counter() - start
             if number == 0 and next_prompts:
                 self.fetch(next_prompts)
-            answer = decode(self.model, prefill, max_new_tokens=self.max_new_tokens, ended=ended)
+            if reference is None and method.exact:
+                answer = self.decode(prefill)
+                reference = Reference.of(self.model, prefill, answer)
+                fidelity = reference.fidelity(reference.logits)
+            elif reference is None:
+                answer, fidelity = self.decode(prefill), {}
+            else:
+                answer, fidelity = self.compared(method, prefill, reference)
             prediction = self.tokenizer.decode(answer.ids, skip_special_tokens=True)
             scores = self.task.scores(prediction, item.answers, item.classes)
-            yield make_row(
-                item, method, prefill, prediction, scores, ttft=ttft, tpot=answer.tpot, size=sizes[method.offline]
-            )
+            size = sizes[method.offline]
+            yield make_row(item, method, prefill, prediction, scores, fidelity, ttft=ttft, tpot=answer.tpot, size=size)
+
+    def decode(self, prefill: Prefill) -> Generation:
+        ended = self.task.ended(self.tokenizer)
+        return decode(self.model, prefill, max_new_tokens=self.max_new_tokens, ended=ended)
+
+    def compared(self, method: Method, prefill: Prefill, reference: Reference) -> tuple[Generation, dict[str, float]]:
+        """A method's answer, and its fidelity to full prefill.
+
+        Where the method would choose every token of full prefill's answer, that is its greedy answer too, and it is not
+        decoded again: it then has no TPOT. A method that evicts always decodes, because its cache is what TPOT depends
+        on; without an eviction the cache is as long as full prefill's.
+        """
+        logits = forced_logits(self.model, prefill, reference.ids)
+        fidelity = reference.fidelity(logits)
+        if method.eviction is None and reference.is_greedy_answer(logits):
+            return Generation(reference.answer, None, prefill.cache), fidelity
+        return self.decode(prefill), fidelity
+
+
+def _exact_first(missing: list[Method], methods: list[Method]) -> list[Method]:
+    """The missing methods behind the full prefill that they are compared with, if the evaluation has one.
+
+    It comes first even if its own row is known: its logits are not.
+    """
+    exact = next((method for method in methods if method.exact), None)
+    if exact is None:
+        return missing
+    return [exact, *(method for method in missing if method is not exact)]
 
 
 def _mean_scores(rows: list[Row]) -> str:

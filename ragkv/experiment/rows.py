@@ -17,6 +17,7 @@ def make_row(
     prefill: Prefill,
     prediction: str,
     scores: Mapping[str, float],
+    fidelity: Mapping[str, float],
     *,
     ttft: float,
     tpot: float | None,
@@ -28,6 +29,8 @@ def make_row(
     ----------
     scores
         By metric, the task's own first.
+    fidelity
+        The columns of `ragkv.results.fidelity.fidelity`; empty if there is no full prefill to compare with.
     ttft, tpot
         Seconds.
     size
@@ -45,6 +48,7 @@ def make_row(
         "answers": list(item.answers),
         "score": next(iter(scores.values())),
         **{f"metric_{metric}": score for metric, score in scores.items()},
+        **fidelity,
         "ttft": ttft,
         "tpot": tpot,
         "load": timings.get("open", 0.0) + timings.get("load", 0.0),

@@ -29,11 +29,14 @@ class Generation:
         None if there was only one. The prefill is not in it (TTFT is ``prefill.timings["total"]``).
     cache
         The prefill's cache with the new tokens added, except the last one if no token came after it.
+    stop
+        The end-of-sequence id that ended the answer; None if something else did.
     """
 
     ids: list[int]
     tpot: float | None
     cache: DynamicCache
+    stop: int | None = None
 
 
 @torch.inference_mode()
@@ -85,7 +88,7 @@ def decode(
     tpot = (perf_counter() - start) / steps if steps else None
     if workspace is not None:
         cache = build_cache(workspace.memory.cache(prefill.tokens + steps))
-    return Generation(ids, tpot, cache)
+    return Generation(ids, tpot, cache, token if token in stops else None)
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""Methods compared: mean scores with bootstrap confidence intervals, and their differences prompt by prompt."""
+"""Methods compared: mean scores with 95 % confidence intervals, and their differences prompt by prompt."""
+
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -23,20 +25,26 @@ def summarise(rows: pd.DataFrame, by: list[str] | None = None, baseline: str = "
     -------
     DataFrame
         ``score`` and its 95 % interval ``low, high``; ``difference`` to the baseline with ``difference_low,
-        difference_high``; ``prompts``; median ``ttft`` and ``tpot`` in seconds, where the results have them. Intervals
-        are percentiles of 2,000 resamples of the prompts, drawn with a fixed seed.
+        difference_high``; ``prompts``; and where the results have them, the mean ``share`` of the document that was
+        recomputed, and median ``ttft`` and ``tpot`` in seconds. Intervals are percentiles of 2,000 resamples of the
+        prompts, drawn with a fixed seed; that of the score is Wilson's if the task's scores are all 0 or 1.
     """
     tables = []
     for labels, part in rows.groupby(by, sort=True) if by else [((), rows)]:
         scores = part.pivot_table(index="prompt", columns=GROUP, values="score", sort=False)
         base = scores.xs(baseline, axis=1, level="method").iloc[:, 0] if baseline in scores.columns else None
+        right_or_wrong = bool(part["score"].isin([0, 1]).all())
         for key, group in part.groupby(GROUP, sort=False):
             line: dict[str, object] = dict(zip([*(by or []), *GROUP], (*labels, *key), strict=True))
             score = interval(scores[key].to_numpy(), "score")
             line |= {"score": score["score"], "low": score["score_low"], "high": score["score_high"]}
+            if right_or_wrong:
+                line["low"], line["high"] = wilson(int(group["score"].sum()), len(group))
             if base is not None:
                 line |= interval((scores[key] - base).to_numpy(), "difference")
             line["prompts"] = len(group)
+            if "share" in group:
+                line["share"] = group["share"].mean()
             line |= {name: group[name].median() for name in ("ttft", "tpot") if name in group}
             tables.append(line)
     return pd.DataFrame(tables)
@@ -50,6 +58,25 @@ def interval(values: np.ndarray, name: str = "mean", seed: int = 0) -> dict[str,
     resampled = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.percentile(values[resampled].mean(axis=1), [2.5, 97.5])
     return {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for a share of right answers (E. B. Wilson, JASA 22, 1927).
+
+    It holds for few prompts and for shares of 0 and 1 too, where a bootstrap interval has no width.
+
+    Raises
+    ------
+    ValueError
+        `right` is not between 0 and `total`, or there are no answers.
+    """
+    if not 0 <= right <= total or total == 0:
+        raise ValueError(f"{right} right answers of {total}: give a number of answers, and how many of these are right")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, weight = right / total, z * z / total
+    middle = (share + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * (share * (1 - share) / total + weight / (4 * total)) ** 0.5
+    return (middle - half if right else 0.0), (middle + half if right < total else 1.0)  # exact at both ends
 
 
 def metrics(rows: pd.DataFrame) -> pd.DataFrame:

@@ -4,16 +4,16 @@ A score counts right answers, so it needs many prompts that the model can answer
 distributions is defined for every prompt, and says more with fewer of them.
 """
 
-from statistics import NormalDist
-
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from ragkv.results.comparison import GROUP, RESAMPLES
+from ragkv.results.comparison import GROUP, RESAMPLES, interval
 
-_ROUNDING = 1e-12  # smaller gaps between means are none
+FIDELITY = ("kl_first", "kl", "agreement_first", "agreement", "nll")  # columns of `fidelity`
 LOWER_IS_BETTER = ("kl", "kl_first", "nll")
+RECOVERED = ("kl", "score")  # columns whose gap between plain reuse and full prefill is told of
+_ROUNDING = 1e-12  # smaller gaps between means are none
 
 
 def kl_divergence(full: Tensor, method: Tensor) -> Tensor:
@@ -138,20 +138,50 @@ def recovered(
     return result.assign(recovered=share, low=low, high=high)
 
 
-def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for a share of right answers (E. B. Wilson, JASA 22, 1927).
+def fidelity_by_method(rows: pd.DataFrame, by: list[str] | None = None) -> pd.DataFrame:
+    """How close each method and ratio stays to full prefill, in the order of the results.
 
-    It holds for few prompts and for shares of 0 and 1 too, where a bootstrap interval has no width.
+    Parameters
+    ----------
+    rows
+        Results as `ragkv.experiment.evaluate` gives them. Without a full prefill they have no columns of `fidelity`,
+        and without plain reuse there is no gap; what needs them is left out.
+    by
+        Labels (``["length"]``) by which to group the results first.
 
-    Raises
-    ------
-    ValueError
-        `right` is not between 0 and `total`, or there are no answers.
+    Returns
+    -------
+    DataFrame
+        ``share`` (mean, of the document that was recomputed), then for ``kl_first, kl, agreement_first, agreement,
+        nll`` the mean over the prompts and its 95 % interval, as ``kl, kl_low, kl_high``, and for the share of the gap
+        that is `recovered` the same, as ``recovered_kl, recovered_kl_low, recovered_kl_high`` and
+        ``recovered_score, ...``. All intervals are percentiles of the same 2,000 resamples of the prompts.
     """
-    if not 0 <= right <= total or total == 0:
-        raise ValueError(f"{right} right answers of {total}: give a number of answers, and how many of these are right")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, weight = right / total, z * z / total
-    middle = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * (share * (1 - share) / total + weight / (4 * total)) ** 0.5
-    return (middle - half if right else 0.0), (middle + half if right < total else 1.0)  # exact at both ends
+    measured = [name for name in FIDELITY if name in rows]
+    tables = []
+    for labels, part in rows.groupby(by, sort=True) if by else [((), rows)]:
+        lines = []
+        for key, group in part.groupby(GROUP, sort=False):
+            line: dict[str, object] = dict(zip([*(by or []), *GROUP], (*labels, *key), strict=True))
+            if "share" in group:
+                line["share"] = group["share"].mean()
+            for name in measured:
+                line |= interval(group[name].to_numpy(), name)
+            lines.append(line)
+        table = pd.DataFrame(lines)
+        if _has_gap(part):
+            for column in RECOVERED:
+                if column in part:
+                    table = table.merge(_named(recovered(part, column), f"recovered_{column}"), on=GROUP, how="left")
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _has_gap(rows: pd.DataFrame) -> bool:
+    """Whether both ends of the gap were run, on a prompt that every method has answered."""
+    answered = rows.pivot_table(index="prompt", columns=GROUP, values="score", sort=False).dropna()
+    return {"full_prefill", "full_reuse"} <= set(rows["method"]) and not answered.empty
+
+
+def _named(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    return table.rename(columns={"recovered": name, "low": f"{name}_low", "high": f"{name}_high"})

@@ -9,8 +9,8 @@ AREA = ["method", "area", "low", "high"]
 
 
 def costs(rows: pd.DataFrame) -> pd.DataFrame:
-    """`summarise`, with means of the ``share`` that was recomputed and of the bytes in store and cache."""
-    means = rows.groupby(GROUP, sort=False)[["share", "stored_bytes", "cache_tokens", "cache_bytes"]].mean()
+    """`summarise`, with means of the bytes in store and cache."""
+    means = rows.groupby(GROUP, sort=False)[["stored_bytes", "cache_tokens", "cache_bytes"]].mean()
     return summarise(rows).merge(means.reset_index(), on=GROUP, sort=False)
 
 

@@ -73,10 +73,13 @@ def test_decoding_stops_at_the_end_of_sequence(rng):
     stop = next(token for i, token in enumerate(ids) if i >= 2 and token not in ids[:i])
     for eos in (stop, [stop, 0]):
         model.generation_config.eos_token_id = eos
-        assert decode(model, prefill, max_new_tokens=STEPS).ids == ids[: ids.index(stop)]
+        stopped = decode(model, prefill, max_new_tokens=STEPS)
+        assert (stopped.ids, stopped.stop) == (ids[: ids.index(stop)], stop)
+    assert decode(model, prefill, max_new_tokens=2).stop is None  # cut off
+    assert decode(model, prefill, max_new_tokens=STEPS, ended=lambda ids: len(ids) == 2).stop is None
     model.generation_config.eos_token_id = ids[0]
     nothing = decode(model, prefill, max_new_tokens=STEPS)
-    assert (nothing.ids, nothing.tpot) == ([], None)
+    assert (nothing.ids, nothing.tpot, nothing.stop) == ([], None, ids[0])
 
 
 @pytest.mark.parametrize(("eos", "expected"), [(None, set()), (2, {2}), ([2, 5], {2, 5})])

@@ -11,8 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from ragkv.results.comparison import RESAMPLES
-from ragkv.results.fidelity import agreement, fidelity, kl_divergence, negative_log_likelihood, recovered, wilson
+from ragkv.results.comparison import RESAMPLES, interval, summarise, wilson
+from ragkv.results.fidelity import (
+    FIDELITY,
+    agreement,
+    fidelity,
+    fidelity_by_method,
+    kl_divergence,
+    negative_log_likelihood,
+    recovered,
+)
 
 SCORES = st.floats(0, 1, width=32)
 
@@ -158,6 +166,67 @@ def test_both_ends_of_the_gap_are_needed():
         rows = results(full_prefill=[1], a3=[1], full_reuse=[0])
         with pytest.raises(ValueError, match=f"needs results of {missing}"):
             recovered(rows[rows["method"] != missing])
+
+
+# what a table of results says of every method
+
+
+def evaluated(prompts=6, methods=(("full_prefill", 1.0), ("full_reuse", 0.0), ("a3", 0.1), ("a3", 0.3))):
+    rng = np.random.default_rng(3)
+    return pd.DataFrame(
+        [
+            {"prompt": f"p{n}", "length": n % 2, "method": method, "ratio": ratio, "share": ratio / 2}
+            | {"score": float(rng.integers(2)) if method != "full_prefill" else 1.0}
+            | {name: rng.random() * (method != "full_prefill") for name in FIDELITY}
+            for n in range(prompts)
+            for method, ratio in methods
+        ]
+    )
+
+
+def test_a_method_has_its_means_and_its_shares():
+    rows = evaluated()
+    table = fidelity_by_method(rows)
+    assert table[["method", "ratio"]].to_numpy().tolist() == rows[["method", "ratio"]].to_numpy()[:4].tolist()
+    assert table["share"].tolist() == pytest.approx([0.5, 0, 0.05, 0.15])
+    for name in FIDELITY:
+        assert table[name].tolist() == pytest.approx(
+            rows.groupby(["method", "ratio"], sort=False)[name].mean().tolist()
+        )
+        inside = (table[f"{name}_low"] <= table[name]) & (table[name] <= table[f"{name}_high"])
+        assert inside.all()
+    for column in ("kl", "score"):
+        alone = recovered(rows, column)
+        found = [f"recovered_{column}", f"recovered_{column}_low", f"recovered_{column}_high"]
+        assert np.allclose(table[found], alone[["recovered", "low", "high"]], equal_nan=True)
+
+
+def test_labels_divide_the_prompts():
+    rows = evaluated()
+    table = fidelity_by_method(rows, by=["length"])
+    assert table["length"].tolist() == [0] * 4 + [1] * 4
+    odd = fidelity_by_method(rows[rows["length"] == 1])
+    pd.testing.assert_frame_equal(table[4:].drop(columns="length").reset_index(drop=True), odd)
+
+
+def test_what_cannot_be_said_is_left_out():
+    rows = evaluated()
+    no_gap = fidelity_by_method(rows[rows["method"] != "full_reuse"])
+    assert not [name for name in no_gap if name.startswith("recovered")] and "kl" in no_gap
+    apart = rows.assign(prompt=rows["prompt"] + rows["method"])  # no prompt was answered by all
+    assert not [name for name in fidelity_by_method(apart) if name.startswith("recovered")]
+    old = fidelity_by_method(rows.drop(columns=[*FIDELITY, "share"]))
+    assert list(old)[:3] == ["method", "ratio", "recovered_score"]  # an older table
+
+
+def test_the_interval_of_right_answers_is_wilsons():
+    rows = evaluated()
+    table = summarise(rows)
+    for line in table.itertuples():
+        assert (line.low, line.high) == wilson(round(6 * line.score), 6)
+    assert table["low"][0] < 1  # although all six are right
+    rows.loc[0, "score"] = 0.5
+    assert summarise(rows)["low"][2] == interval(rows["score"].to_numpy()[2::4])["mean_low"]
 
 
 # Wilson's interval
