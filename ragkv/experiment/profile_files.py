@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
+                raise ValueError(f"{key.value!r} is given twice, again in line {key.start_mark.line + 1}")
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else key)
         return super().construct_mapping(node, deep)
 
@@ -60,5 +60,5 @@ def _parse(path: Path) -> Any:
         raise ValueError(f"{path}: this is not UTF-8 text. Save the file as UTF-8") from None
     except RecursionError:
         raise ValueError(f"{path}: lists and parameters are nested too deeply") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None

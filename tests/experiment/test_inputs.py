@@ -180,7 +180,7 @@ def test_code_that_a_plug_in_imports_is_part_of_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("models: [a]\nmodels: [b]\n", "'models' is given twice"),
+        ("models: [a]\nmodels: [b]\n", "'models' is given twice, again in line 3"),
         ("benchmarks: {ruler: {source: tiny, source: generated}}\n", "'source' is given twice"),
         ("models: [" * 5000, "nested too deeply"),
         ("- 1\n", "it must hold parameters by name"),
