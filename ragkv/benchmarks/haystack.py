@@ -9,8 +9,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ragkv.benchmarks.essays import ESSAYS, read_essays
-from ragkv.prompt.documents import read_text, text_files
+from ragkv.prompt.documents import text_files
 from ragkv.prompt.encoding import encode
+from ragkv.prompt.formats import read_text
 
 GENERATED = "generated"
 

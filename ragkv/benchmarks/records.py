@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ragkv.extras import extra
-from ragkv.prompt.documents import decode_text
 from ragkv.prompt.encoding import lone_surrogate
+from ragkv.prompt.formats import decode_text
 
 Record = tuple[str, dict]  # its place ("hotpotqa.jsonl line 17"), and its fields
 HUB = "hf:"

@@ -9,7 +9,7 @@ from ragkv.experiment.profile import load_profile
 from ragkv.explorer import page
 from ragkv.explorer.choices import Choice, Pane
 from ragkv.explorer.looks import Look, Looks, Subject
-from ragkv.prompt.documents import decode_text
+from ragkv.prompt.formats import decode_text
 
 
 class Explorer(widgets.VBox):

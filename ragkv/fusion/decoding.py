@@ -1,17 +1,18 @@
-"""Greedy decoding from a prefilled cache, and the two times that users feel: TTFT and TPOT."""
+"""Decoding from a prefilled cache, and the two times that users feel: TTFT and TPOT."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from ragkv.fusion.cache import build_cache, cache_argument, fork
 from ragkv.fusion.prefill import Prefill
+from ragkv.fusion.sampling import Choose, Sampling, greedy
 from ragkv.models.checks import check_type
 from ragkv.prompt import Prompt
 
@@ -31,12 +32,15 @@ class Generation:
         The prefill's cache with the new tokens added, except the last one if no token came after it.
     stop
         The end-of-sequence id that ended the answer; None if something else did.
+    finish_reason
+        ``stop`` if the model or `ended` ended the text, ``length`` if it was cut off after `max_new_tokens`.
     """
 
     ids: list[int]
     tpot: float | None
     cache: DynamicCache
     stop: int | None = None
+    finish_reason: Literal["stop", "length"] = "stop"
 
 
 @torch.inference_mode()
@@ -47,10 +51,12 @@ def decode(
     max_new_tokens: int = 64,
     on_token: Callable[[int], None] | None = None,
     ended: Callable[[list[int]], bool] | None = None,
+    sampling: Sampling | None = None,
 ) -> Generation:
-    """Continue greedily until the model's end of sequence or `max_new_tokens`. The prefill stays usable.
+    """Continue until the model's end of sequence or `max_new_tokens`. The prefill stays usable.
 
-    A prefill in a workspace goes on there if `max_new_tokens` more fit, otherwise in memory of its own.
+    A greedy answer to a prefill in a workspace goes on there if `max_new_tokens` more fit, every other one in memory
+    of its own.
 
     Parameters
     ----------
@@ -58,37 +64,45 @@ def decode(
         Called with every new id as it comes, for streaming.
     ended
         Called after every new id with the ids so far; True ends the answer.
+    sampling
+        How tokens are drawn from their distribution; None takes the likeliest one each time.
     """
     check_type(model)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least one")
     stops = stop_ids(model)
-    token = int(prefill.logits.argmax(-1))
-    workspace = prefill.workspace
+    choose = greedy if sampling is None else sampling.choice()
+    token = choose(prefill.logits)
+    workspace = prefill.workspace if sampling is None else None
     cache = fork(prefill.cache)
     # The last token's keys and values are never needed.
     if workspace is not None and prefill.tokens + max_new_tokens - 1 > workspace.memory.tokens:
         workspace = None
     if workspace is None:
-        following = _greedy(model, cache, token, prefill.tokens)
+        following = _following(model, cache, token, prefill.tokens, choose)
     else:
         following = workspace.greedy(token, prefill.tokens)
 
     ids: list[int] = []
     steps = 0
+    finish_reason: Literal["stop", "length"] = "stop"
     start = perf_counter()
     while token not in stops:
         ids.append(token)
         if on_token is not None:
             on_token(token)
-        if len(ids) == max_new_tokens or (ended is not None and ended(ids)):
+        if ended is not None and ended(ids):
+            break
+        if len(ids) == max_new_tokens:
+            finish_reason = "length"
             break
         token = next(following)
         steps += 1
     tpot = (perf_counter() - start) / steps if steps else None
     if workspace is not None:
         cache = build_cache(workspace.memory.cache(prefill.tokens + steps))
-    return Generation(ids, tpot, cache, token if token in stops else None)
+    stop = token if token in stops else None
+    return Generation(ids, tpot, cache, stop, finish_reason)
 
 
 @contextmanager
@@ -116,7 +130,7 @@ class _TextStream(TextStreamer):
             self._on_text(text)
 
 
-def _greedy(model: PreTrainedModel, cache: DynamicCache, token: int, position: int) -> Iterator[int]:
+def _following(model: PreTrainedModel, cache: DynamicCache, token: int, position: int, choose: Choose) -> Iterator[int]:
     """The tokens that follow one at `position`, by the model's own forward over the cache, which grows."""
     device = model.model.embed_tokens.weight.device
     for current in count(position):  # not the cache's length: some of it may be evicted
@@ -124,7 +138,7 @@ def _greedy(model: PreTrainedModel, cache: DynamicCache, token: int, position: i
         positions = torch.tensor([[current]], device=device)
         cached = {cache_argument(): cache}
         logits = model(input_ids=ids, position_ids=positions, use_cache=True, **cached).logits
-        token = int(logits[:, -1].argmax(-1))
+        token = choose(logits[:, -1])
         yield token
 
 

@@ -1,6 +1,8 @@
 """Documents to answer questions from: texts or text files, and their chunks."""
 
 import os
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ragkv.prompt import Ids
 from ragkv.prompt.chunking import By, chunk_document
-from ragkv.prompt.encoding import check_text, encode
+from ragkv.prompt.encoding import encode
+from ragkv.prompt.formats import FORMATS, TEXT, checked, printable, read_file
 
 Documents = str | Path | Iterable[str | Path]
-SUFFIXES = (".txt", ".md")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def read_documents(documents: Documents) -> list[Document]:
     ----------
     documents
         A folder (see `text_files`), a file, or a list: a `str` in it is a text, a `Path` in it is a folder or a file.
+        Files are read by `ragkv.prompt.formats.read_file`; a warning counts those of other formats in a folder.
 
     Raises
     ------
@@ -67,7 +70,7 @@ def read_documents(documents: Documents) -> list[Document]:
 
     read = [document for number, source in enumerate(sources, 1) for document in _read(source, number)]
     if not read:
-        raise ValueError("there are no documents: give at least one text, or a folder with .txt or .md files")
+        raise ValueError("there are no documents: give at least one text, or a folder with text files")
     with_text = [document for document in read if document.text.strip()]
     if not with_text:
         raise ValueError("there is no text in any of the documents")
@@ -83,23 +86,24 @@ def _exists(name: str) -> bool:
 
 def _read(source: object, number: int) -> list[Document]:
     if isinstance(source, str):
-        if source.lower().endswith(SUFFIXES) and "\n" not in source and Path(source).is_file():
+        if source.lower().endswith(FORMATS) and "\n" not in source and Path(source).is_file():
             raise ValueError(f"document {number} is the name of a file, {source!r}: give Path({source!r}) to read it")
-        return [Document(str(number), _checked(source, f"document {number}"))]
+        return [Document(str(number), checked(source, f"document {number}"))]
     if not isinstance(source, Path):
         raise ValueError(f"document {number} is of type {type(source).__name__}: give its text as str, or a Path")
     if source.is_file():
-        return [Document(_printable(source.name), read_text(source))]
+        return [Document(printable(source.name), read_file(source))]
     if not source.is_dir():
         raise ValueError(f"there is no folder or file {source}")
-    files = text_files(source)
+    files = text_files(source, FORMATS)
     if not files:
-        raise ValueError(f"no .txt or .md files in the folder {source}")
-    return [Document(_printable(file.relative_to(source).as_posix()), read_text(file)) for file in files]
+        raise ValueError(f"no {', '.join(FORMATS)} files in the folder {source}")
+    _tell_what_is_left_out(source)
+    return [Document(printable(file.relative_to(source).as_posix()), read_file(file)) for file in files]
 
 
-def text_files(folder: Path, *, subfolders: bool = True) -> list[Path]:
-    """The .txt and .md files of a folder, in order of name.
+def text_files(folder: Path, suffixes: tuple[str, ...] = TEXT, *, subfolders: bool = True) -> list[Path]:
+    """The files of a folder with these suffixes, in order of name.
 
     Hidden files and editors' backups are left out, and so is what lies in such folders: names that begin with ``.``,
     ``~`` or ``#``, or end with ``~`` before or after the suffix (``.ipynb_checkpoints``, ``~$notes.md``).
@@ -109,6 +113,11 @@ def text_files(folder: Path, *, subfolders: bool = True) -> list[Path]:
     ValueError
         A folder cannot be listed.
     """
+    return [file for file in _files(folder, subfolders=subfolders) if file.suffix.lower() in suffixes]
+
+
+def _files(folder: Path, *, subfolders: bool) -> list[Path]:
+    """All files of a folder but the hidden ones, in order of name."""
 
     def fail(error: OSError) -> None:
         raise ValueError(f"the folder {error.filename} cannot be listed ({error.strerror}): check its permissions")
@@ -117,50 +126,26 @@ def text_files(folder: Path, *, subfolders: bool = True) -> list[Path]:
     for path, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if subfolders and not _is_left_out(name)]
         files += [Path(path, name) for name in names if not _is_left_out(name)]
-    return sorted(file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
+    return sorted(file for file in files if file.is_file())
+
+
+def _tell_what_is_left_out(folder: Path) -> None:
+    """Warn of files of other formats: an answer that is only in them cannot be found."""
+    others = Counter(file.suffix.lower() for file in _files(folder, subfolders=True))
+    counts = [
+        f"{count} {printable(suffix) or 'without a suffix'}"
+        for suffix, count in sorted(others.items())
+        if suffix not in FORMATS
+    ]
+    if counts:
+        kinds = ", ".join(FORMATS)
+        warnings.warn(
+            f"files of {printable(str(folder))} that are not read: {', '.join(counts)} (read are {kinds})", stacklevel=4
+        )
 
 
 def _is_left_out(name: str) -> bool:
     return name.startswith((".", "~", "#")) or name.endswith("~") or Path(name).stem.endswith("~")
-
-
-def read_text(file: Path) -> str:
-    """The text of a UTF-8 file, see `decode_text`."""
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{_printable(str(file))} cannot be read ({error.strerror}): check its permissions") from error
-    return decode_text(data, _printable(str(file)))
-
-
-def _printable(name: str) -> str:
-    """A file's name with escapes for what a terminal would act upon or cannot show."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
-def decode_text(data: bytes, name: str) -> str:
-    """Decode the content of a UTF-8 file; `name` is what error messages call it.
-
-    Raises
-    ------
-    ValueError
-        It is not UTF-8, or not text; the message gives the line.
-    """
-    try:
-        return _checked(data.decode("utf-8-sig"), name)
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{name}, line {line}: this is not UTF-8 text. Save the file as UTF-8") from None
-
-
-def _checked(text: str, name: str) -> str:
-    """Return the text unless it cannot be encoded, or contains zero bytes as images, archives and programs do."""
-    check_text(text, name)
-    before, zero, _ = text.partition("\0")
-    if zero:
-        line = before.count("\n") + 1
-        raise ValueError(f"{name}, line {line}: this is not text, it has a zero byte. Give plain text (.txt, .md)")
-    return text
 
 
 def chunk_documents(
@@ -187,3 +172,9 @@ def _stripped(text: str, start: int, stop: int) -> tuple[str, tuple[int, int]]:
     start += len(part) - len(part.lstrip())
     part = part.strip()
     return part, (start, start + len(part))
+
+
+def whole_chunk(tokenizer: PreTrainedTokenizerBase, text: str, name: str = "given") -> Chunk:
+    """A text as one chunk, however long it is."""
+    part, span = _stripped(checked(text, f"the chunk {text[:20]!r}"), 0, len(text))
+    return Chunk(name, part, (*encode(tokenizer, part), *encode(tokenizer, "\n\n")), span)

@@ -48,6 +48,11 @@ class Answer:
     generation: Generation
 
     @property
+    def finish_reason(self) -> str:
+        """``stop`` if the model ended its answer, ``length`` if it was cut off at the maximum length."""
+        return self.generation.finish_reason
+
+    @property
     def ttft(self) -> float:
         """Time to first token: seconds from the question to the first token of the answer."""
         return sum(self.seconds.values())
@@ -58,6 +63,12 @@ class Answer:
         span = self.prompt.document_span
         selected = self.prefill.selected
         return int(((selected >= span.start) & (selected < span.stop)).sum())
+
+    def __repr__(self) -> str:
+        cut = ", cut off at its maximum length" if self.finish_reason == "length" else ""
+        document = len(self.prompt.document_span)
+        recomputed = f"{self.recomputed} of {document} tokens of {len(self.chunks)} chunks recomputed"
+        return f"Answer({self.text!r}{cut}; {recomputed}; first token after {self.ttft:.3g} s)"
 
 
 @torch.inference_mode()

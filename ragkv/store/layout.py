@@ -52,6 +52,13 @@ class Layout:
             format=format,
         )
 
+    @property
+    def bytes_per_token(self) -> float:
+        """About how many bytes a token takes in a segment's file."""
+        codec = CODECS.get(self.format)
+        number = codec.codes.itemsize / codec.packed if codec else self.dtype.itemsize
+        return 2 * self.layers * self.kv_heads * self.head_dim * number
+
     def key(self, segment: Segment) -> str:
         """The segment's key: its name in the store."""
         return key_of(self.identity(segment))

@@ -29,9 +29,15 @@ ROOMS = {parts[0] for parts in MODULES.values()}
 AT_THE_TOP = {"evaluation": ROOMS - CORE, "notebooks": {"explorer"}}
 # Rooms that import an extra's packages in functions, because they do something without them, too.
 IN_FUNCTIONS = {"evaluation": {"store"}, "rag": {"prompt"}, "hub": {"benchmarks"}}
-IN_FUNCTIONS |= {"gpu": {"models"}, "real": {"models"}}
+IN_FUNCTIONS |= {"gpu": {"models"}, "real": {"models"}, "documents": {"prompt"}}
 
-DISTRIBUTIONS = {"yaml": "pyyaml", "flashinfer": "flashinfer-python", "PIL": "pillow", "pymdownx": "pymdown-extensions"}
+DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "flashinfer": "flashinfer-python",
+    "PIL": "pillow",
+    "bs4": "beautifulsoup4",
+    "pymdownx": "pymdown-extensions",
+}
 UNSEEN = {"jinja2", "pyarrow"}  # not imported by ragkv, but by transformers for chat templates, and by pandas
 WITH_PYTORCH = {"triton"}  # comes with PyTorch where there is a GPU
 
@@ -103,7 +109,7 @@ def test_rooms_import_the_packages_of_their_own_extras():
     assert not wrong
 
 
-@pytest.mark.parametrize("name", ["core", "evaluation", "rag", "hub", "gpu", "real"])
+@pytest.mark.parametrize("name", ["core", "evaluation", "rag", "documents", "hub", "gpu", "real"])
 def test_what_is_required_is_imported(name):
     texts = PROJECT["dependencies"] if name == "core" else EXTRAS[name]
     rooms = CORE if name == "core" else AT_THE_TOP.get(name, set()) | IN_FUNCTIONS.get(name, set())

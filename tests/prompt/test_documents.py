@@ -11,8 +11,9 @@ from tokenizer_kinds import KINDS, LOSSLESS
 
 from ragkv.benchmarks.haystack import read_sentences
 from ragkv.prompt.chunking import chunk_document
-from ragkv.prompt.documents import Document, chunk_documents, read_documents, read_text, text_files
+from ragkv.prompt.documents import Document, chunk_documents, read_documents, text_files
 from ragkv.prompt.encoding import encode
+from ragkv.prompt.formats import read_text
 from ragkv.tiny.language import build_tokenizer
 
 UNITS = ("tokens", "sentences", "paragraphs")
@@ -129,10 +130,55 @@ def test_long_runs_are_read_once(text, by):
 
 
 def test_suffixes_in_any_case(tmp_path):
-    for name in ("a.TXT", "b.Md", "c.txt", "d.pdf"):
+    for name in ("a.TXT", "b.Md", "c.txt", "d.docx", "e.DOCX", "f"):
         (tmp_path / name).write_text(f"{name} text.")
-    assert [d.name for d in read_documents(tmp_path)] == ["a.TXT", "b.Md", "c.txt"]
+    with pytest.warns(UserWarning, match=r"not read: 1 without a suffix, 2 \.docx \("):
+        assert [d.name for d in read_documents(tmp_path)] == ["a.TXT", "b.Md", "c.txt"]
     assert read_sentences(tmp_path) == ["a.TXT text.", "b.Md text.", "c.txt text."]
+
+
+PAGE = """<!doctype html><html><head><title>Not this</title><style>p {}</style></head>
+<body><h1>The harbour</h1><p>It lay <b>quiet</b> &amp; dark.</p>
+<script>var no = 1;</script><p>caf\u00e9</p></body></html>"""
+
+
+def pdf(*lines):
+    """A PDF of one page with these lines."""
+    shown = " ".join(f"({line}) Tj 0 -20 Td" for line in lines)
+    content = f"BT /F1 12 Tf 50 700 Td {shown} ET"
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        "<< /Type /Page /Parent 2 0 R /Contents 4 0 R /MediaBox [0 0 600 800] "
+        "/Resources << /Font << /F1 5 0 R >> >> >>",
+        f"<< /Length {len(content)} >>\nstream\n{content}\nendstream",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    body, offsets = "%PDF-1.4\n", []
+    for number, text in enumerate(objects, 1):
+        offsets.append(len(body))
+        body += f"{number} 0 obj\n{text}\nendobj\n"
+    table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
+    end = f"trailer << /Size 6 /Root 1 0 R >>\nstartxref\n{len(body)}\n%%EOF"
+    return f"{body}xref\n0 6\n0000000000 65535 f \n{table}{end}".encode()
+
+
+def test_pages_and_pdfs_are_read_as_their_text(tmp_path):
+    (tmp_path / "a.html").write_text(PAGE, encoding="utf-8")
+    (tmp_path / "b.PDF").write_bytes(pdf("The harbour lay quiet.", "Nobody knew."))
+    page, file = read_documents(tmp_path)
+    assert page.text == "The harbour\nIt lay quiet & dark.\ncaf\u00e9"
+    assert [line.strip() for line in file.text.splitlines()] == ["The harbour lay quiet.", "Nobody knew."]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(pdf(), "has no text, only images"), (b"not a pdf", "cannot be read as PDF"), (b"", "cannot be read as PDF")],
+)
+def test_what_is_no_text_in_a_pdf_is_said(tmp_path, data, said):
+    (tmp_path / "a.pdf").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"a\.pdf {said}"):
+        read_documents(tmp_path / "a.pdf")
 
 
 @pytest.mark.parametrize(
@@ -150,8 +196,6 @@ def test_suffixes_in_any_case(tmp_path):
         ".git/notes.md",
         "inner/.trash/notes.md",
         "old~/notes.md",
-        "notes.txt.swp",
-        "notes.txt.bak",
     ],
 )
 def test_backups_and_hidden_files_are_left_out(tmp_path, name):

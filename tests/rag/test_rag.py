@@ -1,9 +1,12 @@
 """Answers from documents: retrieval, reuse, errors, conversations, and the cache in `generate` of transformers."""
 
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import BOS, fuse, make_model, memory_store, plain, random_ids, random_prompt, relative_error
@@ -16,6 +19,7 @@ from ragkv.benchmarks.tiny import notes
 from ragkv.eviction import get_eviction
 from ragkv.fusion.cache import cache_argument
 from ragkv.fusion.decoding import text_stream
+from ragkv.fusion.sampling import Sampling
 from ragkv.prompt.documents import read_documents
 from ragkv.prompt.similar import best_first, bm25, words
 from ragkv.prompt.templates import next_turn
@@ -228,9 +232,90 @@ def test_words_of_any_language():
 
 def test_without_a_match_chunks_keep_the_documents_order(tiny):
     rag = Rag(TEXTS, tiny)
-    assert rag.retrieve("Find KEY Bagaville?", 1) == [2]
-    assert rag.retrieve("?") == rag.retrieve("?", None) == [0, 1, 2]
-    assert rag.retrieve("Find KEY Bagaville?", 99)[0] == 2
+    assert rag.retrieve("Find KEY Bagaville?", 1) == [rag.chunks[2]]
+    assert rag.retrieve("?") == rag.retrieve("?", None) == rag.chunks
+    assert rag.retrieve("Find KEY Bagaville?", 99)[0] == rag.chunks[2]
+
+
+def test_a_retriever_of_ones_own_gives_indices_or_texts(tiny):
+    asked = []
+
+    def last_first(question, k):
+        asked.append((question, k))
+        return list(np.arange(len(TEXTS))[::-1])
+
+    by_index = Rag(TEXTS, tiny, retriever=last_first).ask("Find VAR REDA?", k=2)
+    assert asked == [("Find VAR REDA?", 2)]
+    assert [chunk.document for chunk in by_index.chunks] == ["2", "3"]  # in the documents' order
+    assert [by_index.chunks[i].document for i in by_index.retrieved] == ["3", "2"]
+
+    class VectorStore:
+        def similarity_search(self, query, k):
+            return [SimpleNamespace(page_content=text) for text in (TEXTS[2], TEXTS[0])[:k]]
+
+    by_text = Rag(None, tiny, retriever=VectorStore()).ask("Find KEY Bagaville?", k=2)
+    assert [chunk.text for chunk in by_text.chunks] == [TEXTS[2], TEXTS[0]]  # as the store ranks them
+    assert by_text.text == "KEY Bagaville 170"
+    assert by_text.chunks[1].ids == Rag(TEXTS, tiny).chunks[0].ids  # so that it is stored once
+
+
+def test_chunks_may_come_with_the_question(tiny):
+    rag = Rag(None, tiny)
+    reply = rag.ask("Find VAR REDA?", chunks=[TEXTS[1], Rag(TEXTS, tiny).chunks[0]])
+    assert [chunk.text for chunk in reply.chunks] == [TEXTS[1], TEXTS[0]]
+    assert (reply.retrieved, reply.hit_rate) == ((0, 1), 0)
+    assert rag.ask("Find VAR PIGA?", chunks=TEXTS[:2]).hit_rate == 1
+    for chunks, said in (([" "], "a chunk is ' ': give its text"), ([b"x"], "give its text"), ([3], "0 chunks")):
+        with pytest.raises(ValueError, match=said):
+            rag.ask("Find VAR REDA?", chunks=chunks)
+    with pytest.raises(ValueError, match="the retriever found no chunk"):
+        rag.ask("Find VAR REDA?")
+    with pytest.raises(ValueError, match="the retriever is of type int"):
+        Rag(TEXTS, tiny, retriever=3)
+    with pytest.raises(ValueError, match="the retriever gave chunk 3: there are 3 chunks"):
+        Rag(TEXTS, tiny, retriever=lambda question, k: [3]).ask("Find VAR REDA?")
+
+
+def test_an_answer_says_whether_it_was_cut_off(tiny):
+    rag = Rag(TEXTS, tiny)
+    whole = rag.ask("Find VAR REDA?")
+    cut = rag.ask("Find VAR REDA?", max_new_tokens=2)
+    assert (whole.finish_reason, cut.finish_reason) == ("stop", "length")
+    assert len(cut.generation.ids) == 2 and whole.text.startswith(cut.text)
+    assert rag.follow_up(whole, "Find VAR PIGA?", max_new_tokens=1).finish_reason == "length"
+    exact = len(whole.generation.ids) + 1
+    assert rag.ask("Find VAR REDA?", max_new_tokens=exact).finish_reason == "stop"
+    assert "cut off" in repr(cut) and "cut off" not in repr(whole)
+    assert len(repr(rag)) < 300 and "3 chunks" in repr(rag) and "float32 on cpu" in repr(rag)
+
+
+def test_answers_can_be_sampled(tiny):
+    hot = Sampling(temperature=5.0, seed=1)
+    first = Rag(TEXTS, tiny, sampling=hot).ask("Find VAR REDA?", max_new_tokens=8)
+    again = Rag(TEXTS, tiny, sampling=hot).ask("Find VAR REDA?", max_new_tokens=8)
+    other = Rag(TEXTS, tiny, sampling=replace(hot, seed=2)).ask("Find VAR REDA?", max_new_tokens=8)
+    assert first.generation.ids == again.generation.ids != other.generation.ids
+    surely = Rag(TEXTS, tiny, sampling=replace(hot, top_k=1)).ask("Find VAR REDA?")
+    assert surely.text == Rag(TEXTS, tiny).ask("Find VAR REDA?").text
+
+
+def test_what_precompute_stores_is_told_before(tiny, capsys, tmp_path):
+    rag = Rag(TEXTS * 40, tiny, store=tmp_path)
+    expected = rag.bytes_to_store
+    written = rag.precompute(progress=True).bytes
+    assert "about" in capsys.readouterr().out
+    chunks = {chunk.ids for chunk in rag.chunks}
+    assert expected == pytest.approx(
+        written * len(rag.chunks) / (len(chunks) + 1), rel=0.3
+    )  # and a prefix, and headers
+
+
+def test_text_that_the_model_cannot_read_is_a_warning(tiny):
+    with pytest.warns(UserWarning, match=r"does not know \d+% of the documents' tokens"):
+        Rag(["Quantum chromodynamics explains hadrons."], tiny)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Rag(TEXTS, tiny)
 
 
 # documents
@@ -241,11 +326,13 @@ def test_documents_come_from_folders_files_and_texts(tmp_path, tiny):
     (tmp_path / "a.txt").write_text("\ufefffirst", encoding="utf-8")
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner/c.txt").write_text("third")
-    (tmp_path / "d.pdf").write_bytes(b"\xff")
+    (tmp_path / "d.docx").write_bytes(b"\xff")
     (tmp_path / "empty.md").write_text(" \n")
     whole = [("a.txt", "first"), ("b.md", "second"), ("inner/c.txt", "third")]
     for folder in (tmp_path, str(tmp_path), [tmp_path]):
-        assert [(d.name, d.text) for d in read_documents(folder)] == whole
+        with pytest.warns(UserWarning, match=r"not read: 1 \.docx \(read are \.txt, \.md, \.html, \.htm, \.pdf\)"):
+            read = read_documents(folder)
+        assert [(d.name, d.text) for d in read] == whole
     mixed = read_documents(["a text", tmp_path / "b.md"])
     assert [(d.name, d.text) for d in mixed] == [("1", "a text"), ("b.md", "second")]
     (tmp_path / "b.md").write_text(TEXTS[2])
@@ -282,7 +369,7 @@ def test_a_question_must_be_text(question, tiny):
     [
         ([], "there are no documents"),
         ([" ", ""], "no text in any"),
-        (None, "documents are of type NoneType"),
+        (None, "the retriever found no chunk: give documents"),
         (b"text", "documents are of type bytes"),
         (bytearray(b"text"), "documents are of type bytearray"),
         (3, "documents are of type int"),
@@ -302,7 +389,7 @@ def test_documents_must_be_text(documents, message, tiny):
 
 
 def test_files_must_be_text(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"no \.txt or \.md files in the folder"):
+    with pytest.raises(ValueError, match=r"no \.txt, \.md, \.html, \.htm, \.pdf files in the folder"):
         read_documents(tmp_path)
     (tmp_path / "latin.txt").write_bytes("fine\ncaf\u00e9".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.txt, line 2: this is not UTF-8"):
