@@ -119,7 +119,7 @@ class PromptLoop:
         return sizes
 
     def answers(self, item: Item, methods: list[Method], prompts: Prompts, next_prompts: Prompts) -> Iterator[Row]:
-        """A row per method; `next_prompts` are read ahead while the first answer is decoded.
+        """A row per method; `next_prompts` are read ahead once the first answer is decoded.
 
         If the first method is a full prefill, the others are compared with it along its answer.
         """
@@ -133,14 +133,13 @@ class PromptLoop:
             prefill = self.prefill(prompts, method)
             int(prefill.logits.argmax())  # waits until the first token is on the host
             ttft = perf_counter() - start
-            if number == 0 and next_prompts:
-                self.fetch(next_prompts)
-            if reference is None and method.exact:
+            if reference is None:
                 answer = self.decode(prefill)
-                reference = Reference.of(self.model, prefill, answer)
-                fidelity = reference.fidelity(reference.logits)
-            elif reference is None:
-                answer, fidelity = self.decode(prefill), {}
+                if number == 0:
+                    self.fetch(next_prompts)  # not earlier: reading would slow down what is timed
+                if method.exact:
+                    reference = Reference.of(self.model, prefill, answer)
+                fidelity = reference.fidelity(reference.logits) if reference else {}
             else:
                 answer, fidelity = self.compared(method, prefill, reference)
             prediction = self.tokenizer.decode(answer.ids, skip_special_tokens=True)
