@@ -35,6 +35,12 @@ class Source(NamedTuple):
 
 
 COMMANDS = {
+    "init": Source(
+        "ragkv.starter",
+        "init",
+        None,
+        "Write the profiles and the notebooks into a folder, to run and to change them there.",
+    ),
     "run": Source("ragkv.run", "run", "evaluation", "Run all of a profile in this process, up to its report."),
     "answer": Source(
         "ragkv.rag.command",

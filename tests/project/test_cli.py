@@ -46,7 +46,7 @@ def test_the_version_is_told():
 
 def test_help_lists_every_command():
     output = invoke("--help").output
-    for name in ("run", "answer", "bench", "calibrate", "plan", "doctor", "store", "tiny"):
+    for name in ("init", "run", "answer", "bench", "calibrate", "plan", "doctor", "store", "tiny"):
         assert f" {name} " in output
 
 

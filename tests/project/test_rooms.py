@@ -4,7 +4,7 @@ from imports import MODULES, PACKAGE, imports
 
 # Rooms from the ground up. A room imports from the floors below it, never from its own floor or from above.
 FLOORS = (
-    ("version", "extras", "options", "parameters", "shards"),
+    ("version", "extras", "options", "parameters", "shards", "starter"),
     ("kernels", "prompt"),
     ("models",),
     ("selectors", "eviction", "store", "contexts"),
