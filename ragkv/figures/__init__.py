@@ -1,7 +1,8 @@
 """Every figure, drawn from a table of results; one style, readable in grey and by the colour-blind."""
 
-from ragkv.figures.accuracy import accuracy_over_ratio, score_by_method
+from ragkv.figures.accuracy import accuracy_over_share, score_by_method
 from ragkv.figures.capacity import break_even_over_length, over_corpus, predicted_over_measured
+from ragkv.figures.fidelity import recovered_over_share
 from ragkv.figures.files import save
 from ragkv.figures.latency import stages, ttft_by_method, ttft_over_length
 from ragkv.figures.limits import attention_speed, roofline
@@ -13,7 +14,7 @@ from ragkv.figures.tradeoff import frontier
 __all__ = [
     "COLOURS",
     "MARKERS",
-    "accuracy_over_ratio",
+    "accuracy_over_share",
     "attention_map",
     "attention_speed",
     "break_even_over_length",
@@ -23,6 +24,7 @@ __all__ = [
     "over_corpus",
     "predicted_over_measured",
     "recomputed_tokens",
+    "recovered_over_share",
     "roofline",
     "save",
     "score_by_method",

@@ -16,6 +16,7 @@ from ragkv.figures.style import (
     looks,
     styled,
 )
+from ragkv.results.comparison import shares
 
 FROM = {"cuda": "the GPU", "pinned": "pinned memory", "page cache": "the page cache", "disk": "the disk"}
 STAGES = ("open", "load", "select", "compute")
@@ -119,9 +120,11 @@ def ttft_by_method(rows: pd.DataFrame, title: str) -> Figure:
         As `ragkv.experiment.evaluation.evaluate` returns them.
     """
     table = rows.groupby(["method", "ratio"], sort=False)[["ttft", "load", "select"]].median() * 1e3
+    recomputed = shares(rows)
     parts = table[["load", "select"]].assign(compute=table["ttft"] - table["load"] - table["select"])
     full = table.loc[table.index.get_level_values("method") == "full_prefill", "ttft"]
-    return _stacked(parts.set_axis([label(*key) for key in table.index]), full, title)
+    names = [label(method, ratio, recomputed[method, ratio]) for method, ratio in table.index]
+    return _stacked(parts.set_axis(names), full, title)
 
 
 def _stacked(parts: pd.DataFrame, full: pd.Series, title: str) -> Figure:

@@ -49,7 +49,10 @@ def roofline(rows: pd.DataFrame, ceilings: Mapping[str, float], title: str) -> F
     axes.set(xscale="log", yscale="log", title=title)
     axes.set(xlabel="operations per byte moved in the GPU's memory", ylabel="TFLOP/s reached")
     axes.grid()
-    handles = [Line2D([], [], linestyle="", label=name, **style) for name, style in styles.items()]
+    handles = [
+        Line2D([], [], linestyle="", label=name, color=style["color"], marker=style["marker"])
+        for name, style in styles.items()
+    ]
     dots: Look = {"color": "#555555", "marker": "o", "linestyle": ""}
     for tokens, size in sizes.items():
         handles.append(Line2D([], [], markersize=size**0.5, label=f"{tokens:,} tokens", **dots))

@@ -1,5 +1,6 @@
 """What all figures have in common: sizes, fonts, and the colour and marker of each method."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import wraps
 from itertools import count
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.style import context
 from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator
 
 P = ParamSpec("P")
 Look = dict[str, Any]  # keyword arguments of matplotlib
@@ -60,32 +62,60 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 def looks(methods: Iterable[str]) -> dict[str, Look]:
     """The colour and marker of each method: the usual ones look the same in all figures, others take what is free.
 
-    A method with a setting (``"a3 15%"``) looks like the plain method, unless that is in the same figure.
+    A method with a setting (``"a3 15%"``, ``"a3 after the prefix"``) has the colour of the plain method. It also has
+    its marker, unless the plain method or another setting is in the same figure: then its own marker, and hollow.
     """
     names = list(dict.fromkeys(methods))
-    places: dict[str, int] = {}
+    found: dict[str, Look] = {}
+    variants: Counter[str] = Counter()
     for name in sorted(names, key=lambda name: name not in USUAL):  # plain methods first
         method = name.split(" ")[0]
-        if method in USUAL and USUAL.index(method) not in places.values():
-            places[name] = USUAL.index(method)
-    free = (place for place in count() if place not in places.values())
-    return {name: look(places[name] if name in places else next(free)) for name in names}
+        if method in USUAL:
+            found[name] = look(USUAL.index(method), variants[method])
+            variants[method] += 1
+    free = (place for place in count() if place >= len(USUAL) or USUAL[place] not in variants)
+    return {name: found[name] if name in found else look(next(free)) for name in names}
 
 
-def look(place: int) -> Look:
-    """The colour and marker number `place`; no two of the first 64 share both."""
+def look(place: int, variant: int = 0) -> Look:
+    """The colour and marker number `place`; no two of the first 64 share both. Variants have hollow markers."""
     size = len(COLOURS)
-    return {"color": COLOURS[place % size], "marker": MARKERS[(place + place // size) % size]}
+    style: Look = {"color": COLOURS[place % size], "marker": MARKERS[(place + place // size + variant) % size]}
+    return style | {"markerfacecolor": "white"} if variant else style
 
 
-def label(method: str, ratio: float) -> str:
-    """The name of a method at a ratio, for figures and tables."""
-    return method if method in BASELINES else f"{method} {ratio:.0%}"
+def label(method: str, ratio: float, share: float | None = None) -> str:
+    """The name of a method at a ratio, for figures and tables.
+
+    Parameters
+    ----------
+    share
+        What was really recomputed; it is added in parentheses where it is more than a tenth off the ratio.
+    """
+    if method in BASELINES:
+        return method
+    name = f"{method} {ratio:.0%}"
+    return name if share is None or abs(share - ratio) <= 0.1 * ratio else f"{name} ({percent(share)})"
+
+
+def percent(share: float) -> str:
+    """A share with three digits: ``"15%"``, ``"0.781%"``."""
+    return f"{100 * share:.3g}%"
 
 
 def legend_below(figure: Figure, handles: Iterable[Line2D], columns: int = 5) -> None:
     """One legend for all panels, below them."""
     figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
+
+
+def shares_across(axes: Axes) -> None:
+    """Make the x axis one of recomputed shares, in per cent: 0 has a place, and small shares have room."""
+    axes.set_xscale("symlog", linthresh=1, linscale=0.5)  # linear up to 1 %
+    axes.xaxis.set_major_locator(FixedLocator([0, 1, 2, 5, 10, 20, 50, 100]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.set_xlabel("recomputed document tokens (%)")
+    axes.grid()
 
 
 def lengths_across(axes: Axes, tokens: pd.Series) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from ragkv.figures.style import WIDTH, styled
+from ragkv.figures.style import WIDTH, percent, styled
 
 EVIDENCE = "#D55E00"
 
@@ -16,7 +16,8 @@ def recomputed_tokens(
 ) -> Figure:
     """The document tokens that each method recomputes in one prompt, with chunk boundaries and evidence.
 
-    Tokens of the evidence are drawn longer than others, and in another colour.
+    A method's name is followed by the share of the document that it recomputed. Tokens of the evidence are drawn longer
+    than others, and in another colour.
 
     Parameters
     ----------
@@ -29,7 +30,9 @@ def recomputed_tokens(
     evidence
         Indices of the tokens that the answer follows from.
     """
-    lines = {"evidence": evidence, **selected} if len(evidence) else selected
+    lines: dict[str, Sequence[int]] = {"evidence": evidence} if len(evidence) else {}
+    for method, recomputed in selected.items():
+        lines[f"{method} ({percent(len(recomputed) / document)})"] = recomputed
     figure = Figure(figsize=(WIDTH, 0.7 + 0.26 * len(lines)))
     axes = figure.subplots()
     for start in chunks:

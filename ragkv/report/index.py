@@ -32,8 +32,10 @@ def write_index(root: str | Path) -> Path:
 def _model(name: str, files: list[Path]) -> dict:
     """One row of the table: a model's mean scores over its tasks, and where they were measured."""
     tasks = [read_json(path, "of the benchmark") for path in files]
-    by_task = [pd.DataFrame(task["summary"]).set_index(GROUP)["score"] for task in tasks]
-    means = pd.DataFrame(dict(enumerate(by_task))).dropna().mean(axis=1)
+    by_task = [pd.DataFrame(task["summary"]).set_index(GROUP) for task in tasks]
+    means = pd.DataFrame({number: table["score"] for number, table in enumerate(by_task)}).dropna().mean(axis=1)
+    recorded = [table["share"] for table in by_task if "share" in table]  # older summaries do not have it
+    shares = pd.concat(recorded).groupby(level=GROUP).mean() if recorded else pd.Series()
     row: dict = {"model": name, "tasks": len(tasks)}
     row["prompts"] = sum(task["summary"][0]["prompts"] for task in tasks)
     for method, ratio in (("full_prefill", 1.0), ("full_reuse", 0.0)):
@@ -41,5 +43,6 @@ def _model(name: str, files: list[Path]) -> dict:
     partial = means[[0 < ratio < 1 for _, ratio in means.index]]
     partial = partial.sort_index(level="ratio", sort_remaining=False)  # ties go to the smallest ratio
     if len(partial):
-        row |= {"best": partial.max(), "by": label(*partial.idxmax())}
+        best = partial.idxmax()
+        row |= {"best": partial.max(), "by": label(*best, shares.get(best))}
     return row | {key: tasks[0]["provenance"][key] for key in ("device", "dtype", "commit")}

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from ragkv import figures
 from ragkv.experiment.experiment import Experiment
-from ragkv.report.tables import Table, as_html, intervals, times, write_table
-from ragkv.results.comparison import grid, metrics, scores_by_task, summarise
+from ragkv.report.tables import Table, as_html, fidelity_tables, intervals, times, with_recomputed, write_table
+from ragkv.results.comparison import metrics, scores_by_task, summarise
+from ragkv.results.fidelity import fidelity_by_method
 from ragkv.results.files import read_json
 from ragkv.results.frontier import areas, costs
 
@@ -38,6 +39,7 @@ class Section:
         self.results = results
         self.outputs = experiment.outputs
         self.name = self.outputs.folder.name
+        self.by_hand = set_by_hand(experiment)
 
     def whole(self) -> dict:
         """All values that the template needs."""
@@ -46,6 +48,7 @@ class Section:
         return {
             "model": self.experiment.model,
             "name": self.name,
+            "by_hand": self.by_hand,
             "benchmarks": [self._benchmark(name, rows) for name, rows in self.results.items()],
             "chunking": as_html(pd.DataFrame(read_json(self.outputs.chunking, "01_chunking.ipynb"))),
             "precompute": read_json(self.outputs.precompute, "02_precompute.ipynb"),
@@ -60,22 +63,32 @@ class Section:
         closely, source = rows[main], self._source(self.outputs.rows(name, main), name, main)
         all_tasks = source | {"results": self._relative(self.outputs.rows(name, main).parent)}
         several = has_ratios(closely)
-        title = f"{self.name}, {name}, {main}, {closely['prompt'].nunique()} prompts"
+        subject = f"{self.name}, {name}, {main}, {closely['prompt'].nunique()} prompts"
+        by_hand = f"\nset by hand for this model: {self.by_hand}" if self.by_hand else ""
+        title = subject + by_hand
         benchmark = self.experiment.profile.benchmark(name)
         scores = scores_by_task(rows, benchmark.label)
-        ttft = figures.ttft_by_method(closely, f"{title}, {source['device']}")
+        ttft = figures.ttft_by_method(closely, f"{subject}, {source['device']}{by_hand}")
         found = {
             "name": name,
             "label": benchmark.label,
             "over_depth": has_depths(closely),
             "main": main,
             "prompts": closely["prompt"].nunique(),
-            "scores": self._table(f"{name}-scores", scores, all_tasks, turned=scores.shape[1] > scores.shape[0]),
-            "intervals": self._table(f"{name}-{main}", intervals(closely), source),
-            "metrics": self._table(f"{name}-metrics", metrics(closely), source),
-            "times": self._table(f"{name}-times", times(closely), source),
+            "scores": self._table(
+                f"{name}-scores",
+                with_recomputed(scores, *rows.values()),
+                all_tasks,
+                turned=scores.shape[1] > scores.shape[0],
+            ),
+            "intervals": self._table(f"{name}-{main}", with_recomputed(intervals(closely), closely), source),
+            "metrics": self._table(f"{name}-metrics", with_recomputed(metrics(closely), closely), source),
+            "times": self._table(f"{name}-times", with_recomputed(times(closely), closely), source),
             "figure": self._drawing(name, score_figure(closely, title), source),
             "ttft": self._drawing(f"{name}-ttft", ttft, source),
+            "fidelity": None,
+            "gap": False,
+            "recovered": None,
             "areas": None,
             "frontier": None,
             "parameters": benchmark.model_dump(),
@@ -83,6 +96,14 @@ class Section:
             "summaries": {task: self._relative(self.outputs.summary(name, task)) for task in rows},
             "command": self._command(self.outputs.rows(name, main)),
         }
+        fidelity = fidelity_by_method(closely)
+        if "kl" in fidelity:
+            found["gap"] = "recovered_kl" in fidelity
+            table, shown = fidelity_tables(fidelity)
+            found["fidelity"] = write_table(table, self._file(f"{name}-{main}-fidelity"), source, shown=shown)
+            found["recovered"] = self._drawing(
+                f"{name}-recovered", figures.recovered_over_share(fidelity, title), source
+            )
         if several:
             if not (under := areas(closely).set_index("method")).empty:
                 found["areas"] = self._table(f"{name}-{main}-areas", under, source)
@@ -94,7 +115,7 @@ class Section:
         chunks, evidence = view["chunks"], view["evidence"]
         title = f"{self.name}, prompt {view['prompt']}"
         recomputed = figures.recomputed_tokens(
-            view["selected"], view["document"], chunks, evidence, f"{title}, recomputed at {view['ratio']:.0%}"
+            view["selected"], view["document"], chunks, evidence, f"{title}, at a ratio of {view['ratio']:.0%}"
         )
         attention = figures.attention_map(
             np.array(view["attention"]), chunks, evidence, f"{title}, attention of the question"
@@ -118,7 +139,9 @@ class Section:
     def _source(self, results: Path, benchmark: str, task: str) -> dict:
         """Where numbers come from: the results file, and the task's provenance."""
         summary = read_json(self.outputs.summary(benchmark, task), f"of the benchmark {benchmark}")
-        return {"profile": self.experiment.name, "results": self._relative(results)} | summary["provenance"]
+        where = {"profile": self.experiment.name, "results": self._relative(results)}
+        by_hand = {"set by hand": self.by_hand} if self.by_hand else {}
+        return where | by_hand | summary["provenance"]
 
     def _command(self, results: Path) -> str:
         """A shell command that computes a results file again, and everything it needs that is missing."""
@@ -130,12 +153,22 @@ class Section:
         return f'snakemake -s workflow/Snakefile --cores 2 --config {profile} -f "$PWD/{path}"'
 
 
+def set_by_hand(experiment: Experiment) -> str:
+    """The methods whose options were set by hand for this model alone, with these options; empty without any."""
+    texts = []
+    for method in experiment.profile.methods:
+        options = method.options_by_model.get(experiment.model, {})
+        if options:
+            texts.append(f"{method.name} ({', '.join(f'{name} {value}' for name, value in options.items())})")
+    return ", ".join(texts)
+
+
 def score_figure(rows: pd.DataFrame, title: str) -> Figure:
     """The figure that suits a task: heat maps over depth and length, curves over ratios, or intervals by method."""
     if has_depths(rows):
-        return figures.heat_maps(grid(rows), title)
+        return figures.heat_maps(rows, title)
     if has_ratios(rows):
-        return figures.accuracy_over_ratio(rows, title)
+        return figures.accuracy_over_share(rows, title)
     return figures.score_by_method(summarise(rows), title)
 
 

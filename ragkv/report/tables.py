@@ -7,10 +7,19 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
-from ragkv.figures import label
-from ragkv.results.comparison import summarise
+from ragkv.figures.style import label, percent
+from ragkv.results.comparison import GROUP, shares, summarise
 from ragkv.results.files import write_text
 
+SHOWN = {  # columns of `ragkv.results.fidelity.fidelity_by_method`: their headings and digits
+    "kl_first": ("KL, first token", 3),
+    "kl": ("KL, answer", 3),
+    "agreement": ("same token", 2),
+    "nll": ("NLL", 2),
+    "recovered_kl": ("KL gap recovered", 2),
+    "recovered_score": ("score gap recovered", 2),
+}
+BREAK = "\u2028"  # a line break within a cell; names cannot contain it
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what formulas begin with
 
 
@@ -23,7 +32,14 @@ class Table:
     tex: str
 
 
-def write_table(table: pd.DataFrame, path: Path, source: Mapping[str, object], *, turned: bool = False) -> Table:
+def write_table(
+    table: pd.DataFrame,
+    path: Path,
+    source: Mapping[str, object],
+    *,
+    shown: pd.DataFrame | None = None,
+    turned: bool = False,
+) -> Table:
     """Write a table as ``<path>.csv`` and ``<path>.tex``.
 
     Parameters
@@ -32,15 +48,18 @@ def write_table(table: pd.DataFrame, path: Path, source: Mapping[str, object], *
         Indexed by method and, optionally, ratio.
     source
         Where the numbers come from. It becomes a comment in the LaTeX file.
+    shown
+        The same table as the page and LaTeX show it, if it has other columns there than in the CSV file.
     turned
         Show one column per method and ratio instead of one row, so that many tasks fit on a page.
     """
     csv = path.with_name(f"{path.name}.csv")
     tex = path.with_name(f"{path.name}.tex")
-    shown = _turned(table) if turned else _flat(table)
+    shown = _in_percent(table if shown is None else shown)
+    shown = _turned(shown) if turned else _flat(shown)
     write_text(csv, _safe(table).to_csv(float_format="%.4f"))
     comment = " ".join(f"{key} {' '.join(str(value).split())}" for key, value in source.items())  # on one line
-    latex = shown.to_latex(index=turned, na_rep="", float_format="%.2f", escape=True)
+    latex = shown.replace(BREAK, " ", regex=True).to_latex(index=turned, na_rep="", float_format="%.2f", escape=True)
     write_text(tex, f"% {comment}\n{latex}")
     return Table(as_html(shown, index=turned), csv.name, tex.name)
 
@@ -59,7 +78,36 @@ def _safe(table: pd.DataFrame) -> pd.DataFrame:
 
 def as_html(table: pd.DataFrame, *, index: bool = False) -> Markup:
     """A table's HTML, with all cells and headings escaped."""
-    return Markup(table.to_html(index=index, na_rep="", float_format="%.2f", border=0))
+    html = table.to_html(index=index, na_rep="", float_format="%.2f", border=0)
+    return Markup(html.replace(BREAK, "<br>"))
+
+
+def with_recomputed(table: pd.DataFrame, *results: pd.DataFrame) -> pd.DataFrame:
+    """The table with a first column ``recomputed``: the share of the document that each method really recomputed."""
+    first = shares(*results).reindex(table.index).rename("recomputed")
+    return pd.concat([first, table], axis=1)
+
+
+def fidelity_tables(fidelity: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two tables of what `ragkv.results.fidelity.fidelity_by_method` returns, indexed by method and ratio.
+
+    The first has all its columns. The second, for the page, has each mean and its interval in one cell.
+    """
+    table = fidelity.rename(columns={"share": "recomputed"}).set_index(GROUP)
+    shown = table[["recomputed"]].copy()
+    for name, (heading, digits) in SHOWN.items():
+        if name in table:
+            cells = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
+            shown[heading] = [_with_interval(*cell, digits) for cell in cells]
+    return table, shown
+
+
+def _with_interval(value: float, low: float, high: float, digits: int) -> str:
+    """A mean and its interval, on a line of its own on the page; the mean alone if there is no interval."""
+    if pd.isna(value):
+        return ""
+    mean = f"{value:.{digits}f}"
+    return f"{mean}{BREAK}({low:.{digits}f} … {high:.{digits}f})" if pd.notna(low) else mean
 
 
 def intervals(rows: pd.DataFrame) -> pd.DataFrame:
@@ -82,6 +130,11 @@ def times(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _range(table: pd.DataFrame, low: str, high: str) -> pd.Series:
     return table[low].map("{:.2f}".format) + " … " + table[high].map("{:.2f}".format)
+
+
+def _in_percent(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the recomputed share in per cent."""
+    return table.assign(recomputed=table["recomputed"].map(percent)) if "recomputed" in table else table
 
 
 def _flat(table: pd.DataFrame) -> pd.DataFrame:

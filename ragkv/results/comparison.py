@@ -79,6 +79,15 @@ def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, flo
     return (middle - half if right else 0.0), (middle + half if right < total else 1.0)  # exact at both ends
 
 
+def shares(*results: pd.DataFrame) -> pd.Series:
+    """The share of the document that was really recomputed, by method and ratio: its mean, averaged over tasks.
+
+    A selector with a threshold recomputes less than its ratio allows.
+    """
+    means = [rows.groupby(GROUP, sort=False)["share"].mean() for rows in results]
+    return pd.concat(means).groupby(level=GROUP, sort=False).mean()
+
+
 def metrics(rows: pd.DataFrame) -> pd.DataFrame:
     """The mean of every metric that the task has, by method and ratio."""
     names = [name for name in rows.columns if name.startswith("metric_")]

@@ -4,6 +4,8 @@ A score counts right answers, so it needs many prompts that the model can answer
 distributions is defined for every prompt, and says more with fewer of them.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from torch import Tensor
@@ -175,6 +177,15 @@ def fidelity_by_method(rows: pd.DataFrame, by: list[str] | None = None) -> pd.Da
                     table = table.merge(_named(recovered(part, column), f"recovered_{column}"), on=GROUP, how="left")
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def pooled(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The rows of several tasks (by name) as one table, at the methods and ratios that all of them were run with."""
+    named = {task: rows.assign(prompt=task + "/" + rows["prompt"].astype(str)) for task, rows in results.items()}
+    rows = pd.concat(named.values(), ignore_index=True)
+    tasks = pd.concat([rows[GROUP].drop_duplicates() for rows in named.values()]).value_counts()
+    everywhere = tasks.index[tasks == len(named)]
+    return rows[pd.MultiIndex.from_frame(rows[GROUP]).isin(everywhere)].reset_index(drop=True)
 
 
 def _has_gap(rows: pd.DataFrame) -> bool:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from ragkv.results.comparison import GROUP, interval, summarise
+from ragkv.results.comparison import GROUP, interval, shares, summarise
 
 AREA = ["method", "area", "low", "high"]
 
@@ -15,10 +15,10 @@ def costs(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def areas(rows: pd.DataFrame, start: str = "full_reuse") -> pd.DataFrame:
-    """The area under each method's accuracy over the ratio, from plain reuse at ratio 0 to the largest ratio of all.
+    """The area under each method's accuracy over the share that was really recomputed, from plain reuse at 0.
 
-    The curve is linear between two ratios, and constant after a method's last ratio. The area is divided by the largest
-    ratio, so it is a mean accuracy from 0 to 1.
+    The curve is linear between two shares, and constant after a method's last one, up to the largest share of all. The
+    area is divided by that share, so it is a mean accuracy from 0 to 1.
 
     Returns
     -------
@@ -32,12 +32,14 @@ def areas(rows: pd.DataFrame, start: str = "full_reuse") -> pd.DataFrame:
     reuse = scores[start].iloc[:, 0]
     curves = {method: scores[method].sort_index(axis=1) for method in scores.columns.unique(0) if method != start}
     curves = {method: curve for method, curve in curves.items() if curve.shape[1] > 1}
-    widest = max((max(curve.columns) for curve in curves.values()), default=1.0)
+    recomputed = {method: shares(rows)[method].sort_values(kind="stable") for method in curves}
+    widest = max((max(places) for places in recomputed.values()), default=1.0)
     table = []
     for method, curve in curves.items():
-        ratios = [0.0, *curve.columns, widest]
-        heights = np.column_stack([reuse, curve, curve.iloc[:, -1]])  # (prompts, ratios)
-        area = interval(np.trapezoid(heights, ratios, axis=1) / widest, "area")
+        places = recomputed[method]
+        curve = curve[places.index]
+        heights = np.column_stack([reuse, curve, curve.iloc[:, -1]])  # (prompts, shares)
+        area = interval(np.trapezoid(heights, [0.0, *places, widest], axis=1) / widest, "area")
         table.append({"method": method, "area": area["area"], "low": area["area_low"], "high": area["area_high"]})
     return pd.DataFrame(table, columns=AREA).sort_values("area", ascending=False, kind="stable", ignore_index=True)
 

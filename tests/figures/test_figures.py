@@ -16,8 +16,9 @@ from PIL import Image
 
 from ragkv import figures
 from ragkv.figures.latency import BARS
-from ragkv.figures.style import COLOURS, USUAL, look, looks
-from ragkv.results.comparison import grid, summarise
+from ragkv.figures.style import COLOURS, USUAL, label, look, looks
+from ragkv.results.comparison import summarise
+from ragkv.results.fidelity import fidelity_by_method
 from ragkv.results.frontier import costs
 
 CEILINGS = {"tflops": 500.0, "memory_gbs": 2000.0, "pinned_gbs": 50.0}
@@ -27,14 +28,17 @@ SELECTED = {"a3": [3, 21, 22], "epic": [0, 20, 40, 41]}
 
 
 def results() -> pd.DataFrame:
-    """Scores by depth and length of four methods, two of them at three ratios."""
+    """Scores by depth and length of five methods, two of them at three ratios; `epic` recomputes less than it may."""
     runs = [("full_prefill", 1.0), ("full_reuse", 0.0), *((m, r) for m in ("a3", "epic") for r in (0.05, 0.15, 0.3))]
+    runs.append(("surprisal", 0.15))
     rng = np.random.default_rng(0)
     return pd.DataFrame(
         [
             {"prompt": f"{length}-{depth}", "length": length, "depth": depth, "method": method, "ratio": ratio}
-            | {"score": rng.random(), "ttft": 1 + rng.random(), "load": 0.2, "select": 0.1, "tpot": 0.1}
-            | {"share": ratio, "stored_bytes": 8e3, "cache_tokens": 10, "cache_bytes": 100}
+            | {"score": rng.random(), "kl": rng.random() * (method != "full_prefill")}
+            | {"ttft": 1 + rng.random(), "load": 0.2, "select": 0.1, "tpot": 0.1}
+            | {"share": ratio / (3 if method == "epic" else 1), "stored_bytes": 8e3}
+            | {"cache_tokens": 10, "cache_bytes": 100}
             for length in (128, 256)
             for depth in (0, 50, 100)
             for method, ratio in runs
@@ -56,10 +60,11 @@ def bench() -> pd.DataFrame:
 
 
 DRAWN = {
-    "accuracy_over_ratio": lambda: figures.accuracy_over_ratio(results(), "t"),
+    "accuracy_over_share": lambda: figures.accuracy_over_share(results(), "t"),
     "score_by_method": lambda: figures.score_by_method(summarise(results()), "t"),
-    "heat_maps": lambda: figures.heat_maps(grid(results()), "t"),
+    "heat_maps": lambda: figures.heat_maps(results(), "t"),
     "frontier": lambda: figures.frontier(costs(results()), "t"),
+    "recovered_over_share": lambda: figures.recovered_over_share(fidelity_by_method(results()), "t"),
     "recomputed_tokens": lambda: figures.recomputed_tokens(SELECTED, 60, title="t", **PLACES),
     "attention_map": lambda: figures.attention_map(np.arange(240.0).reshape(4, 60), title="t", **PLACES),
     "ttft_by_method": lambda: figures.ttft_by_method(results(), "t"),
@@ -121,21 +126,89 @@ def test_neighbours_differ_in_grey():
     assert len(set(COLOURS)) == 8
 
 
-def test_accuracies_are_the_means():
+def curves_of(axes) -> dict[str, np.ndarray]:
+    """The points of every method in a panel."""
+    return {container.get_label(): container.lines[0].get_xydata() for container in axes.containers}
+
+
+def test_accuracies_stand_at_what_was_recomputed():
+    """Every method is there, also one with a single ratio, and none stands at a ratio that it did not use."""
     rows = results()
-    (axes,) = figures.accuracy_over_ratio(rows, "t").axes
-    curves = {c.get_label(): c.lines[0].get_xydata() for c in axes.containers}
-    assert set(curves) == {"a3", "epic"}
-    for method, points in curves.items():
-        means = rows[rows["method"] == method].groupby("ratio")["score"].mean()
-        assert points == pytest.approx(np.array([[100 * ratio, score] for ratio, score in means.items()]))
+    (axes,) = figures.accuracy_over_share(rows, "t").axes
+    panel = figures.frontier(costs(rows), "t").axes[0]
+    assert set(curves_of(axes)) == {"a3", "epic", "surprisal"}
+    for method, points in curves_of(axes).items():
+        means = rows[rows["method"] == method].groupby("ratio")[["share", "score"]].mean()
+        assert points == pytest.approx(means.to_numpy() * [100, 1])
+        assert curves_of(panel)[method] == pytest.approx(points)
+
+
+def test_the_gap_is_drawn_at_what_was_recomputed():
+    table = fidelity_by_method(results())
+    by_kl, by_score = figures.recovered_over_share(table, "t").axes
+    for panel, column in ((by_kl, "recovered_kl"), (by_score, "recovered_score")):
+        if table[column].isna().all():
+            continue
+        for method, points in curves_of(panel).items():
+            expected = table.loc[table["method"] == method, ["share", column]].to_numpy() * [100, 1]
+            assert points == pytest.approx(expected)
+        low, high = panel.get_ylim()
+        assert table[column].between(low, high).all()
+        across = [line.get_ydata()[0] for line in panel.lines if len(set(line.get_ydata())) == 1]
+        assert {0, 1} <= set(across)
+
+
+def test_without_plain_reuse_the_divergence_itself_is_drawn():
+    rows = results()
+    table = fidelity_by_method(rows[rows["method"] != "full_reuse"])
+    (panel,) = figures.recovered_over_share(table, "t").axes
+    for method, points in curves_of(panel).items():
+        assert points[:, 1] == pytest.approx(table.loc[table["method"] == method, "kl"].to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("method", "ratio", "share", "expected"),
+    [
+        ("probe", 0.15, 0.00781, "probe 15% (0.781%)"),
+        ("probe", 0.15, 0.1497, "probe 15%"),
+        ("a3", 0.02, 0.015625, "a3 2% (1.56%)"),
+        ("full_reuse after the prefix", 0.0, 0.0, "full_reuse after the prefix 0%"),
+        ("full_prefill", 1.0, 1.0, "full_prefill"),
+        ("a3", 0.15, None, "a3 15%"),
+    ],
+)
+def test_a_label_says_what_was_recomputed_if_it_is_not_the_ratio(method, ratio, share, expected):
+    assert label(method, ratio, share) == expected
+
+
+def test_labels_of_every_method_say_what_was_recomputed():
+    rows = results()
+    drawn = [figures.score_by_method(summarise(rows), "t"), figures.ttft_by_method(rows, "t")]
+    for figure in drawn:
+        names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+        assert names[:3] == ["full_prefill", "full_reuse", "a3 5%"]
+        assert names[5:] == ["epic 5% (1.67%)", "epic 15% (5%)", "epic 30% (10%)", "surprisal 15%"]
+    titles = [panel.get_title().replace("\n", " ") for panel in figures.heat_maps(rows, "t").axes]
+    assert titles[5].startswith("epic 5% (1.67%): ")
+
+
+def test_settings_of_a_method_have_its_colour():
+    shown = looks(["a3 after the prefix", "mine", "a3", "a3 on fp8", "probe 15%"])
+    plain = look(USUAL.index("a3"))
+    assert shown["a3"] == plain
+    variants = [shown["a3 after the prefix"], shown["a3 on fp8"]]
+    assert all(style["color"] == plain["color"] and style["markerfacecolor"] == "white" for style in variants)
+    assert len({plain["marker"], *(style["marker"] for style in variants)}) == 3
+    assert shown["probe 15%"] == look(USUAL.index("probe"))
+    assert shown["mine"]["color"] not in (plain["color"], shown["probe 15%"]["color"])
 
 
 def test_every_recomputed_token_and_chunk_is_drawn():
     (axes,) = figures.recomputed_tokens(SELECTED, 60, title="t", **PLACES).axes
     assert [line.get_xdata()[0] for line in axes.lines] == PLACES["chunks"]
-    rows = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert rows == ["evidence", "a3", "epic"]
+    labels = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert labels == ["evidence", "a3 (5%)", "epic (6.67%)"]
+    rows = [text.split(" ")[0] for text in labels]
     for row, name in enumerate(rows):
         drawn = [e.get_positions() for e in axes.collections if e.get_lineoffset() == row]
         expected = set(SELECTED.get(name, PLACES["evidence"]))
@@ -145,7 +218,7 @@ def test_every_recomputed_token_and_chunk_is_drawn():
 
 def test_without_evidence_there_is_no_row_for_it():
     (axes,) = figures.recomputed_tokens(SELECTED, 60, [0, 20], [], "t").axes
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a3", "epic"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a3 (5%)", "epic (6.67%)"]
 
 
 def test_a_panel_for_each_tier_and_full_prefill_in_all():

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 from matplotlib.text import Text
+from profiles import write_profile
 from snakemake.cli import parse_config
 
 from ragkv import figures
@@ -23,8 +24,10 @@ from ragkv.report import write_index, write_report
 from ragkv.report.section import Section, score_figure
 from ragkv.report.tables import write_table
 from ragkv.results.comparison import summarise
+from ragkv.results.fidelity import fidelity_by_method
 from ragkv.results.files import write_json, write_rows
 from ragkv.results.frontier import costs
+from ragkv.run import run_profile
 
 HOSTILE = "<script>alert('1')</script> & 50% of_it"
 METHODS = [("full_prefill", 1.0), ("full_reuse", 0.0), (HOSTILE, 0.15), (HOSTILE, 0.3), ("epic", 0.15), ("epic", 0.3)]
@@ -38,7 +41,7 @@ PROFILE = {
         {"selector": "full_prefill"},
         {"selector": "full_reuse"},
         {"selector": "a3", "label": HOSTILE},
-        {"selector": "epic"},
+        {"selector": "epic", "options_by_model": {"tiny-qwen": {"tokens_per_chunk": 8}}},
     ],
 }
 
@@ -48,7 +51,10 @@ def rows_of(seed: int, needle: bool) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"prompt": f"p{n}", "method": method, "ratio": ratio, "score": rng.random(), "metric_f1": rng.random()}
-            | {"ttft": 0.1 + rng.random(), "load": 0.02, "select": 0.01, "tpot": 0.1, "share": ratio}
+            | {"kl_first": rng.random(), "kl": (method != "full_prefill") * rng.random(), "agreement_first": 1.0}
+            | {"agreement": rng.random(), "nll": rng.random()}
+            | {"ttft": 0.1 + rng.random(), "load": 0.02, "select": 0.01, "tpot": 0.1}
+            | {"share": ratio / 2 if ratio < 1 else 1.0}
             | {"stored_bytes": 8e3, "cache_tokens": 10, "cache_bytes": 100}
             | ({"length": 128 * (1 + n // 2), "depth": 100 * (n % 2)} if needle else {})
             for n in range(4)
@@ -104,9 +110,11 @@ def test_every_link_leads_somewhere(root):
     write_index(root)
     files = check_links(root / "outputs/p/report.html")
     for model in PROFILE["models"]:
-        for kind in ("longbench", "needle", "longbench-ttft", "longbench-frontier", "recomputed", "attention"):
+        drawn = ("longbench", "needle", "longbench-ttft", "longbench-frontier", "longbench-recovered")
+        for kind in (*drawn, "needle-recovered", "recomputed", "attention"):
             assert {f"report/{model}-{kind}.png", f"report/{model}-{kind}.pdf"} <= set(files)
-        for kind in ("longbench-scores", "needle-single", "longbench-2wikimqa-areas", "needle-times"):
+        tables = ("longbench-scores", "needle-single", "longbench-2wikimqa-areas", "needle-times")
+        for kind in (*tables, "needle-single-fidelity"):
             assert {f"report/{model}-{kind}.csv", f"report/{model}-{kind}.tex"} <= set(files)
         assert f"{model}/needle/single.json" in files
     assert check_links(root / "outputs/index.html") == ["p/report.html"]
@@ -132,6 +140,63 @@ def test_tables_hold_the_results(root):
     assert f"<td>{means['epic', 0.3]:.2f}</td>" in page
 
 
+def test_fidelity_is_on_the_page_and_with_all_digits_in_the_file(root):
+    experiment = Experiment.load("p", model="tiny-qwen", root=root)
+    table = fidelity_by_method(experiment.rows("needle", "single")).set_index(["method", "ratio"])
+    written = pd.read_csv(experiment.outputs.report_folder / "tiny-qwen-needle-single-fidelity.csv")
+    found = written.set_index(["method", "ratio"]).rename(columns={"recomputed": "share"})
+    pd.testing.assert_frame_equal(found, table.round(4), check_exact=False, atol=1e-4)
+    line = table.loc["epic", 0.3]
+    page = experiment.outputs.report.read_text()
+    latex = (experiment.outputs.report_folder / "tiny-qwen-needle-single-fidelity.tex").read_text()
+    kl = [f"{line[name]:.3f}" for name in ("kl", "kl_low", "kl_high")]
+    assert "<td>{}<br>({} … {})</td>".format(*kl) in page
+    assert "{} ({} … {})".format(*kl) in latex
+
+
+def test_the_overview_has_the_divergence_over_all_prompts_of_a_benchmark(root):
+    overview = pd.read_csv(root / "outputs/p/report/overview-fidelity.csv").set_index(["method", "ratio"])
+    for model in PROFILE["models"]:
+        rows = Experiment.load("p", model=model, root=root).rows("longbench", "2wikimqa")
+        means = rows.groupby(["method", "ratio"])["kl"].mean()
+        share = 1 - means["epic", 0.15] / means["full_reuse", 0.0]
+        assert overview.loc[("epic", 0.15), f"{model}, longbench, KL"] == pytest.approx(means["epic", 0.15], abs=1e-4)
+        assert overview.loc[("epic", 0.15), f"{model}, longbench, recovered"] == pytest.approx(share, abs=1e-4)
+
+
+def test_every_table_says_what_was_recomputed(root):
+    """Methods recompute half of what they may here."""
+    files = sorted((root / "outputs/p/report").glob("*.csv"))
+    by_ratio = [pd.read_csv(path) for path in files if "areas" not in path.name]
+    assert len(by_ratio) == 2 + 2 * 2 * 5
+    for table in by_ratio:
+        partial = table[table["ratio"] < 1]
+        assert partial["recomputed"].tolist() == pytest.approx((partial["ratio"] / 2).tolist(), abs=1e-4)
+    assert "<td>7.5%</td>" in (root / "outputs/p/report.html").read_text()
+
+
+def test_options_of_one_model_are_said_to_be_set_by_hand(root):
+    page = (root / "outputs/p/report.html").read_text()
+    qwen = page.index('<h2 id="tiny-qwen">')
+    assert "Set by hand for <code>tiny-qwen</code>: epic (tokens_per_chunk 8)." in page[: page.index("<h3>Methods")]
+    assert "Set by hand for this model: epic (tokens_per_chunk 8)." in page[qwen:]
+    assert "Set by hand for this model" not in page[page.index('<h2 id="tiny-llama">') : qwen]
+    for model, said in (("tiny-llama", False), ("tiny-qwen", True)):
+        latex = (root / f"outputs/p/report/{model}-longbench-times.tex").read_text()
+        assert ("set by hand epic (tokens_per_chunk 8)" in latex.splitlines()[0]) == said
+
+
+def test_without_full_prefill_there_is_no_fidelity(tmp_path):
+    """Nor an error: there is nothing to compare with."""
+    write_profile(tmp_path, methods=[{"selector": "full_reuse"}, {"selector": "a3"}])
+    page = run_profile("p", root=tmp_path, say=lambda line: None)
+    assert "KL" not in page.read_text()
+    write_profile(tmp_path, methods=[{"selector": "full_prefill"}, {"selector": "a3"}])
+    text = run_profile("p", root=tmp_path, say=lambda line: None).read_text()
+    assert "<th>KL, answer</th>" in text and "<th>KL gap recovered</th>" not in text
+    assert "The gap needs results of <code>full_reuse</code>" in text
+
+
 def test_latex_uses_booktabs_and_names_its_source(root):
     text = (root / "outputs/p/report/tiny-llama-longbench-metrics.tex").read_text()
     source, begin, *lines = text.splitlines()
@@ -141,7 +206,7 @@ def test_latex_uses_booktabs_and_names_its_source(root):
     body = "\n".join(lines)
     assert r"\& 50\% of\_it" in body
     assert not re.search(r"(?<!\\)[%_#$]", body)  # no unescaped special characters of TeX
-    assert all(line.count(" & ") == 2 for line in lines if line.endswith(r"\\"))
+    assert all(line.count(" & ") == 3 for line in lines if line.endswith(r"\\"))
 
 
 def test_a_table_with_axes_exchanged_keeps_its_csv(tmp_path):
@@ -195,6 +260,7 @@ def test_the_index_has_every_report_and_its_best_method(root):
         assert float(line["full_prefill"]) == pytest.approx(means["full_prefill", 1.0], abs=0.006)
         best = max(mean for (_, ratio), mean in means.items() if 0 < ratio < 1)
         assert float(line["best"]) == pytest.approx(best, abs=0.006)
+        assert re.search(r" (15% \(7\.5%\)|30% \(15%\))$", line["by"])
 
 
 def tables(page: Path) -> list[pd.DataFrame]:
@@ -264,6 +330,7 @@ def test_labels_are_drawn_as_they_are(label):
     rows = pd.concat([rows_of(0, needle=False), rows_of(1, needle=True)]).replace(HOSTILE, label)
     for part in (rows[rows["depth"].isna()].drop(columns=["length", "depth"]), rows.dropna(subset=["depth"])):
         drawn = [score_figure(part, label), figures.ttft_by_method(part, label), figures.frontier(costs(part), label)]
+        drawn.append(figures.recovered_over_share(fidelity_by_method(part), label))
         for figure in [*drawn, figures.score_by_method(summarise(part), label)]:
             figure.savefig(BytesIO(), dpi=20)
             shown = [text.get_text() for text in figure.findobj(Text) if not text.get_parse_math() or "$" not in label]
