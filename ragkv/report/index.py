@@ -1,6 +1,7 @@
 """The index of all reports, those written here and recorded ones."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -43,6 +44,7 @@ def _model(name: str, files: list[Path]) -> dict:
     partial = means[[0 < ratio < 1 for _, ratio in means.index]]
     partial = partial.sort_index(level="ratio", sort_remaining=False)  # ties go to the smallest ratio
     if len(partial):
-        best = partial.idxmax()
-        row |= {"best": partial.max(), "by": label(*best, shares.get(best))}
+        best: Any = partial.idxmax()
+        method, ratio = best
+        row |= {"best": partial.max(), "by": label(method, ratio, shares.get(best))}
     return row | {key: tasks[0]["provenance"][key] for key in ("device", "dtype", "commit")}
