@@ -109,8 +109,9 @@ def legend_below(figure: Figure, handles: Iterable[Line2D], columns: int = 5) ->
 
 
 def shares_across(axes: Axes) -> None:
-    """Make the x axis one of recomputed shares, in per cent: 0 has a place, and small shares have room."""
+    """Make the x axis one of recomputed shares, in per cent: it begins at 0, and small shares have room."""
     axes.set_xscale("symlog", linthresh=1, linscale=0.5)  # linear up to 1 %
+    axes.set_xlim(-0.3, 1.1 * axes.get_xlim()[1])
     axes.xaxis.set_major_locator(FixedLocator([0, 1, 2, 5, 10, 20, 50, 100]))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()

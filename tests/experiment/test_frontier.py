@@ -44,6 +44,15 @@ def test_the_area_by_hand():
     assert (table["low"] == table["high"]).all()  # the prompts do not differ
 
 
+def test_an_area_is_over_what_was_recomputed():
+    """A method that stops early earns its accuracy at the share that it used, whatever ratio it was given."""
+    curves = {"full_reuse": {0.0: [0, 0]}, "all": {0.2: [1, 1], 0.4: [1, 1]}, "stops": {0.2: [1, 1], 0.4: [1, 1]}}
+    rows = rows_of(curves)  # shares of 0.1 and 0.2
+    rows.loc[rows["method"] == "stops", "share"] = 0.01
+    table = areas(rows).set_index("method")["area"]
+    assert table.to_dict() == pytest.approx({"all": 1 - 0.05 / 0.2, "stops": 1 - 0.005 / 0.2})
+
+
 @given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=2, max_size=5))
 def test_areas_are_mean_accuracies(scores):
     """Never beyond the lowest and highest score; and of a constant score that score."""

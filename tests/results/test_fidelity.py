@@ -19,6 +19,7 @@ from ragkv.results.fidelity import (
     fidelity_by_method,
     kl_divergence,
     negative_log_likelihood,
+    pooled,
     recovered,
 )
 
@@ -207,6 +208,18 @@ def test_labels_divide_the_prompts():
     assert table["length"].tolist() == [0] * 4 + [1] * 4
     odd = fidelity_by_method(rows[rows["length"] == 1])
     pd.testing.assert_frame_equal(table[4:].drop(columns="length").reset_index(drop=True), odd)
+
+
+def test_tasks_are_pooled_prompt_by_prompt_at_the_ratios_that_all_have():
+    one = evaluated(prompts=6)
+    other = evaluated(prompts=2, methods=[("full_prefill", 1.0), ("full_reuse", 0.0), ("a3", 0.3)])
+    rows = pooled({"one": one, "other": other})
+    assert list(rows.columns) == list(one.columns)
+    assert rows["prompt"].nunique() == 6 + 2  # although both have a p0 and a p1
+    assert not ((rows["method"] == "a3") & (rows["ratio"] == 0.1)).any()
+    found = rows.groupby(["method", "ratio"])["kl"].mean()["a3", 0.3]
+    values = [task.loc[(task["method"] == "a3") & (task["ratio"] == 0.3), "kl"] for task in (one, other)]
+    assert found == pytest.approx(np.concatenate(values).mean())
 
 
 def test_what_cannot_be_said_is_left_out():
