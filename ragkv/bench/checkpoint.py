@@ -1,6 +1,7 @@
 """Speed of a checkpoint on this machine, as ratios of times taken in one run; embedded models run on any CPU.
 
-Fused prefill by selector against full prefill, precompute against a plain forward pass, chunking against tokenisation.
+Fused prefill by selector against full prefill, precompute against a plain forward pass and in passes that chunks share
+against one by one, chunking against tokenisation.
 """
 
 from collections.abc import Callable
@@ -19,16 +20,19 @@ from ragkv.bench.timing import measure
 from ragkv.benchmarks import haystack
 from ragkv.fusion.prefill import fused_prefill
 from ragkv.models.load import load_model
+from ragkv.models.pass_shape import PassShape
 from ragkv.models.segment_pass import compute_segment
+from ragkv.prompt import Prompt
 from ragkv.prompt.chunking import By, chunk_document
 from ragkv.prompt.templates import encode
 from ragkv.results.provenance import provenance
 from ragkv.selectors import Selector, get_selector
 from ragkv.store import KVStore
-from ragkv.store.precompute import precompute
+from ragkv.store.precompute import most_tokens, precompute
 
 SELECTORS = ("full_reuse", "epic", "cacheblend", "a3")
 DOCUMENT = 10_000  # tokens of the document that is cut into chunks
+ON_CPU = 1024  # tokens of a shared pass that is measured on a CPU, where precompute does not use them
 small_prompt = partial(random_prompt, prefix=2, question=8, bos=None)
 
 
@@ -51,11 +55,13 @@ def measure_checkpoint(options: CheckpointBench) -> dict[str, object]:
     tables = {
         "prefill": prefill_times(model, options.tokens, options.ratio, options.chunk_tokens, options.repeats),
         "precompute": precompute_times(model, options.chunk_tokens, options.repeats),
+        "storing": storing_times(model, options.chunk_tokens, options.repeats),
         "chunking": chunking_times(tokenizer, DOCUMENT, options.repeats),
     }
     titles = {
         "prefill": f"TTFT, {options.tokens} tokens, ratio {options.ratio}, chunks of {options.chunk_tokens}",
         "precompute": f"one chunk of {options.chunk_tokens} tokens",
+        "storing": f"chunks of {options.chunk_tokens} tokens computed and stored, per chunk",
         "chunking": f"a document of {DOCUMENT:,} tokens",
     }
     source = provenance(model)
@@ -98,6 +104,28 @@ def precompute_times(model: PreTrainedModel, chunk_tokens: int, repeats: int) ->
     ids = torch.tensor([segment.ids], device=model.device)
     plain = torch.inference_mode()(lambda: model(ids).logits)
     return measure({"plain forward": plain, "precompute": lambda: compute_segment(model, segment)}, repeats)
+
+
+def storing_times(model: PreTrainedModel, chunk_tokens: int, repeats: int) -> pd.DataFrame:
+    """Precompute into a new store on disk, one chunk after the other and in passes that chunks share, per chunk."""
+    most = most_tokens(model) or ON_CPU
+    rng = Random(0)
+
+    def chunk() -> Prompt:
+        return Prompt([], [[rng.randrange(3, model.config.vocab_size) for _ in range(chunk_tokens)]], [3])
+
+    first = chunk()
+    count = PassShape.shared(first.segments(None)[0], most).rows
+    prompts = [first, *(chunk() for _ in range(count - 1))]
+
+    def store(batch_tokens: int) -> None:
+        with TemporaryDirectory() as folder:
+            precompute(model, prompts, KVStore(folder), batch_tokens=batch_tokens)
+
+    runs = {"one by one": partial(store, 0), f"{count} in a pass": partial(store, most)}
+    table = measure(runs, max(3, repeats // 4))
+    table[["p20", "p50", "p80"]] /= count
+    return table
 
 
 def chunking_times(tokenizer: PreTrainedTokenizerBase, tokens: int, repeats: int) -> pd.DataFrame:

@@ -18,17 +18,17 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tenso
     Parameters
     ----------
     states
-        ``(1, heads, tokens, head_dim)``.
+        ``(batch, heads, tokens, head_dim)``.
     cos, sin
         Of every position, ``(1, positions, head_dim)`` in float32.
     positions
         ``(tokens,)``.
     """
-    _, heads, tokens, head_dim = states.shape
+    batch, heads, tokens, head_dim = states.shape
     rotated = torch.empty_like(states)
     if tokens:
-        _rotate[(triton.cdiv(tokens, ROTATE_ROWS), heads)](
-            states, cos, sin, positions, rotated, states.stride()[1:], rotated.stride()[1:], tokens,
+        _rotate[(triton.cdiv(tokens, ROTATE_ROWS), heads, batch)](
+            states, cos, sin, positions, rotated, states.stride()[:3], rotated.stride()[:3], tokens,
             HALF=head_dim // 2, WIDTH=triton.next_power_of_2(head_dim // 2), ROWS=ROTATE_ROWS,
         )  # fmt: skip
     return rotated
@@ -78,13 +78,16 @@ def _rotate(
     """A block of tokens of one head."""
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     head = tl.program_id(1).to(tl.int64)
+    item = tl.program_id(2).to(tl.int64)
     dims = tl.arange(0, WIDTH)
     valid = (token < tokens)[:, None] & (dims < HALF)[None, :]
     position = tl.load(positions + token, token < tokens, 0).to(tl.int64)
     angle = position[:, None] * (2 * HALF) + dims[None, :]
     token = token.to(tl.int64)
-    source = states + head * strides[0] + token[:, None] * strides[1] + dims[None, :]
-    target = rotated + head * rotated_strides[0] + token[:, None] * rotated_strides[1] + dims[None, :]
+    states += item * strides[0] + head * strides[1]
+    rotated += item * rotated_strides[0] + head * rotated_strides[1]
+    source = states + token[:, None] * strides[2] + dims[None, :]
+    target = rotated + token[:, None] * rotated_strides[2] + dims[None, :]
     left, right = rotate_halves(
         tl.load(source, valid), tl.load(source + HALF, valid), cos, sin, angle, valid, HALF
     )  # fmt: skip

@@ -67,6 +67,11 @@ class State:
     items: list[tuple[Place, bool, tuple]]
     classes: dict[type, list]
 
+    @property
+    def foreign(self) -> bool:
+        """Whether there are modules or objects that transformers does not build from the configuration."""
+        return any(foreign for _, foreign, _ in self.items)
+
     def unchanged(self) -> bool:
         """Whether every module, object and class still looks as it did."""
         if global_hook() is not None:

@@ -1,4 +1,4 @@
-"""Offline: compute and store every segment's keys (before rotation), values and surprisal, by one forward pass each."""
+"""Offline: compute and store every segment's keys (before rotation), values and surprisal, once each."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,13 +8,18 @@ from time import perf_counter
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ragkv.models import decoder
 from ragkv.models.checks import check_model, check_prompt
-from ragkv.models.segment_pass import compute_segment
+from ragkv.models.pass_shape import batches
+from ragkv.models.read_state import state_of
+from ragkv.models.segment_pass import compute_segments
 from ragkv.prompt import Prompt, Segment
 from ragkv.shards import Shard
 from ragkv.store import KVStore, Layout
 
 WHOLE = Shard()
+MOST_WORK = 1 << 42  # tokens of a shared pass times bytes of the layers' weights: a large GPU computes them in 10 ms
+MOST_TOKENS = 4096  # of a shared pass, contexts and padding included: this bounds the memory that small models need
 
 
 @dataclass(frozen=True)
@@ -50,14 +55,19 @@ def precompute(
     store: KVStore,
     *,
     shard: Shard = WHOLE,
+    batch_tokens: int | None = None,
     progress: bool = False,
 ) -> Precomputed:
     """Store the segments that the prompts need.
 
-    Segments that are stored and intact are not computed again; damaged files are rewritten.
+    Segments that are stored and intact are not computed again; damaged files are rewritten. On a GPU, short segments
+    are computed several in one pass. What is stored of a segment does not depend on which ones these are.
 
     Parameters
     ----------
+    batch_tokens
+        The most tokens of a pass over several segments; 0 computes each in a pass of its own. By default what suits the
+        model and its devices, see `most_tokens`. Results with different values agree up to rounding.
     shard
         Do only this shard's part. Segments are assigned to shards by their keys, so each is computed by one shard, no
         matter how many prompts need it.
@@ -79,9 +89,25 @@ def precompute(
         uses.update(segments)
     distinct = [segment for segment in uses if shard.whole or shard.owns(layout.key(segment))]
     shared = sum(uses[segment] - 1 for segment in distinct)
+    most = most_tokens(model) if batch_tokens is None else batch_tokens
+    checked = tqdm(distinct, "precompute", unit="segment") if progress else distinct
+    missing = (segment for segment in checked if not store.check(layout, segment))
     written = size = 0
-    for segment in tqdm(distinct, "precompute", unit="segment") if progress else distinct:
-        if not store.check(layout, segment):
-            size += store.write(layout, segment, *compute_segment(model, segment))
+    for shape, batch in batches(missing, most):
+        for segment, computed in zip(batch, compute_segments(model, batch, shape), strict=True):
+            size += store.write(layout, segment, *computed)
             written += 1
     return Precomputed(len(distinct), shared, written, size, perf_counter() - start)
+
+
+def most_tokens(model: PreTrainedModel) -> int:
+    """The most tokens of a pass over several segments; 0 if each has to be computed in a pass of its own.
+
+    On a CPU each has its own, as nothing waits for kernels to start there. So it is with adapters and quantised
+    weights: what they compute for a token may depend on the other tokens of a pass.
+    """
+    on_gpus = all(device.type == "cuda" for device in decoder.devices(model))
+    if not on_gpus or state_of(model).foreign:
+        return 0
+    weights = sum(weight.nbytes for weight in model.model.layers.parameters())
+    return min(MOST_TOKENS, MOST_WORK // weights)

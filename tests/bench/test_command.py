@@ -79,6 +79,7 @@ def test_a_record_has_its_tables_and_says_what_was_measured(tmp_path):
     record = json.loads(out.read_text())
     assert list(record["prefill"]) == ["transformers", "full_prefill", "full_reuse", "epic", "cacheblend", "a3"]
     assert list(record["precompute"]) == ["plain forward", "precompute"]
+    assert list(record["storing"]) == ["one by one", "32 in a pass"]
     assert record["chunking"]["tokenisation"]["speed-up"] == 1
     for row in record["prefill"].values():
         assert row["p20"] <= row["p50"] <= row["p80"]

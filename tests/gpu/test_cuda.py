@@ -12,6 +12,8 @@ from ragkv.experiment.items import make_item
 from ragkv.experiment.profile import Profile
 from ragkv.fusion.workspace import Workspace
 from ragkv.loading.memory import InMemory
+from ragkv.models.pass_shape import PassShape
+from ragkv.models.segment_pass import compute_segment, compute_segments
 from ragkv.selectors import get_selector
 
 if not torch.cuda.is_available():
@@ -114,3 +116,14 @@ def test_a_workspace_over_two_gpus_gives_the_same(split, name):
         found = fused_prefill(there, prompt, store, selector, workspace=workspace)
         assert torch.equal(found.selected, expected.selected)
         assert relative_error(found.logits.cpu(), expected.logits) <= 1e-4
+
+
+@pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
+def test_segments_that_share_a_pass_over_two_gpus_are_the_same(split):
+    here, there = split
+    segments = random_prompt(Random(6), chunks=(30, 25, 17)).segments(1)[1:]
+    shape = PassShape.shared(segments[0], 400)
+    for segment, (layers, surprisal) in zip(segments, compute_segments(there, segments, shape), strict=True):
+        expected_layers, expected_surprisal = compute_segment(here, segment)
+        assert relative_error(layers, expected_layers) <= 1e-4
+        assert relative_error(surprisal, expected_surprisal) <= 1e-4

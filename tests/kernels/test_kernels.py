@@ -195,17 +195,18 @@ def test_unpacking_gives_the_bits_of_dequantize(lengths, kv_heads, head_dim, dty
 
 @settings(max_examples=15)
 @given(
+    batch=st.integers(1, 3),
     tokens=st.integers(1, 40),
     heads=st.integers(1, 3),
     head_dim=st.sampled_from([8, 32, 80]),
     dtype=st.sampled_from(list(BOUNDS)),
     seed=st.integers(0, 99),
 )
-def test_rotation_equals_the_plain_one(tokens, heads, head_dim, dtype, seed):
+def test_rotation_equals_the_plain_one(batch, tokens, heads, head_dim, dtype, seed):
     random = torch.Generator().manual_seed(seed)
     cos, sin = angles(random, 99, head_dim)
     positions = torch.randperm(99, generator=random)[:tokens]
-    states = torch.randn(1, tokens, heads, head_dim, generator=random).to(dtype).transpose(1, 2)
+    states = torch.randn(batch, tokens, heads, head_dim, generator=random).to(dtype).transpose(1, 2)
     found = rotate(states, cos, sin, positions)
     assert relative_error(found, Rotary(cos, sin)(states, positions)) <= BOUNDS[dtype]
 
