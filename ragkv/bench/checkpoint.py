@@ -122,7 +122,10 @@ def storing_times(model: PreTrainedModel, chunk_tokens: int, repeats: int) -> pd
         with TemporaryDirectory() as folder:
             precompute(model, prompts, KVStore(folder), batch_tokens=batch_tokens)
 
-    runs = {"one by one": partial(store, 0), f"{count} in a pass": partial(store, most)}
+    runs: dict[str, Callable[[], object]] = {
+        "one by one": partial(store, 0),
+        f"{count} in a pass": partial(store, most),
+    }
     table = measure(runs, max(3, repeats // 4))
     table[["p20", "p50", "p80"]] /= count
     return table
