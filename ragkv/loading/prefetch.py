@@ -1,21 +1,28 @@
 """Prefetching: a background thread reads the segments of coming prompts into memory before they are needed."""
 
+import math
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import accumulate
 
 import torch
+from torch import Tensor
 
 from ragkv.loading.segments import SegmentInMemory, SegmentKV
 from ragkv.prompt import Segment
 from ragkv.store import KVStore, Layout
+from ragkv.store.segment_file import as_bytes
+
+Reads = dict[Segment, Future[SegmentInMemory]]
 
 
 class PrefetchingStore:
     """A store whose segments can be prefetched into memory by a background thread.
 
-    Segments that were not prefetched are read from the store when they are opened. The segments of the last two calls
-    of `prefetch` stay in memory. A forked child starts anew, as it has none of its parent's threads.
+    The segments of one call of `prefetch` lie side by side in one buffer, so that a prefill can copy them to a GPU
+    together. Those of the last two calls stay in memory. Segments that were not prefetched are read from the store when
+    they are opened. A forked child starts anew, as it has none of its parent's threads.
     """
 
     def __init__(self, store: KVStore, layout: Layout):
@@ -28,17 +35,25 @@ class PrefetchingStore:
     def _begin(self) -> None:
         self._process = os.getpid()
         self._thread = ThreadPoolExecutor(1, "prefetch")
-        self._prefetched: list[dict[Segment, Future[SegmentInMemory]]] = [{}, {}]  # of the last two calls
+        self._prefetched: list[Reads] = [{}, {}]  # of the last two calls
 
     def _begin_in_child(self) -> None:
         if self._process != os.getpid():
             self._begin()
 
     def prefetch(self, segments: Iterable[Segment]) -> None:
-        """Begin to read these segments and return at once."""
+        """Begin to read these segments, once each, and return at once; what the last call had is not read again."""
         self._begin_in_child()
+        wanted = list(dict.fromkeys(segments))
         _, previous = self._prefetched
-        current = {segment: previous.get(segment) or self._thread.submit(self._read, segment) for segment in segments}
+        if wanted == list(previous):
+            return
+        sizes = [math.prod(self._layer_shape(segment)) for segment in wanted]  # numbers in one layer
+        *starts, width = accumulate(sizes, initial=0)
+        buffer = self._thread.submit(self._allocate, width)
+        current: Reads = {}
+        for segment, start in zip(wanted, starts, strict=True):
+            current[segment] = self._thread.submit(self._read, segment, buffer, start, previous.get(segment))
         self._prefetched = [previous, current]
 
     def wait(self) -> None:
@@ -58,8 +73,30 @@ class PrefetchingStore:
     def other_model(self, layout: Layout) -> str | None:
         return self._store.other_model(layout)
 
-    def _read(self, segment: Segment) -> SegmentInMemory:
+    def _layer_shape(self, segment: Segment) -> tuple[int, ...]:
+        return 2, self._layout.kv_heads, len(segment.ids), self._layout.head_dim
+
+    def _allocate(self, width: int) -> Tensor:
+        """A buffer for all layers side by side, ``(layers, width)``; pinned where there is a GPU."""
+        pinned = torch.cuda.is_available()
+        return torch.empty(self._layout.layers, width, dtype=self._layout.dtype, pin_memory=pinned)
+
+    def _read(
+        self, segment: Segment, buffer: Future[Tensor], start: int, earlier: Future[SegmentInMemory] | None
+    ) -> SegmentInMemory:
+        """Read a segment into its part of the buffer, from `start` on in each layer; or copy it if it was read earlier.
+
+        Both have been done by this thread before.
+        """
+        whole = buffer.result()
+        shape = self._layer_shape(segment)
+        layers = whole[:, start : start + math.prod(shape)].unflatten(1, shape)
+        if earlier is not None and earlier.exception() is None:
+            known = earlier.result()
+            layers.copy_(known.layers)
+            return SegmentInMemory(layers, known.scores)
         stored = self._store.open(self._layout, segment)
-        layers = torch.stack([stored.layer(i) for i in range(self._layout.layers)])
-        read = SegmentInMemory(layers, stored.surprisal())
-        return read.to("pinned") if torch.cuda.is_available() else read
+        memory, item, width = as_bytes(whole), whole.itemsize, whole.shape[1]
+        first_bytes = [(row * width + start) * item for row in range(len(whole))]
+        stored.read_layers(0, [memory[first : first + stored.layer_bytes] for first in first_bytes])
+        return SegmentInMemory(layers, stored.surprisal())

@@ -1,6 +1,6 @@
 """What a prefill needs to know of a prompt's segments, wherever their keys and values are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -105,6 +105,39 @@ class SegmentInMemory:
         """Copy to a device, or to pinned host memory (``"pinned"``), from which copies to a GPU run asynchronously."""
         layers = self.layers.pin_memory() if where == "pinned" else self.layers.to(where)
         return SegmentInMemory(layers, self.scores)
+
+
+def adjacent(segments: Iterable[SegmentInMemory]) -> list[list[SegmentInMemory]]:
+    """Split segments, in order, into runs that `as_one` can take together: side by side in each row of one buffer."""
+    runs: list[list[SegmentInMemory]] = []
+    for segment in segments:
+        if runs and _extends(runs[-1], segment):
+            runs[-1].append(segment)
+        else:
+            runs.append([segment])
+    return runs
+
+
+def as_one(run: Sequence[SegmentInMemory]) -> Tensor:
+    """All layers of adjacent segments, each layer in one piece, ``(layers, numbers)``; without copying if possible."""
+    first = run[0].layers
+    if len(run) == 1:
+        return first.flatten(1)
+    numbers = sum(segment.layers[0].numel() for segment in run)
+    return first.as_strided((len(first), numbers), (first.stride(0), 1))
+
+
+def _extends(run: Sequence[SegmentInMemory], segment: SegmentInMemory) -> bool:
+    """Whether every layer of a segment begins where the same layer of a run's last segment ends."""
+    first, last, following = run[0].layers, run[-1].layers, segment.layers
+    if following.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+        return False
+    alike = (following.dtype, len(following), following.stride(0)) == (first.dtype, len(first), first.stride(0))
+    in_one_piece = last[0].is_contiguous() and following[0].is_contiguous()
+    follows = following.storage_offset() == last.storage_offset() + last[0].numel()
+    end = following.storage_offset() + following[0].numel()
+    in_the_row = end - first.storage_offset() <= first.stride(0)
+    return alike and in_one_piece and follows and in_the_row
 
 
 class Segments(Protocol):

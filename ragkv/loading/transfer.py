@@ -1,7 +1,9 @@
 """Stored layers on their way to a GPU, on a stream of their own, while the GPU computes the layers before them."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, device
@@ -9,7 +11,7 @@ from torch import Tensor, device
 from ragkv.kernels import kernels_run
 from ragkv.loading.copy_stream import CopyStream, gpu_stream
 from ragkv.loading.readers import LayerReader, ThreadReader, WorkerReader
-from ragkv.loading.segments import LayerSource, SegmentInMemory, SegmentKV
+from ragkv.loading.segments import LayerSource, SegmentInMemory, SegmentKV, adjacent, as_one
 from ragkv.loading.workers import ReadWorkers
 from ragkv.store.quantize import CODECS
 from ragkv.store.stored_segment import PackedSegment, StoredSegment
@@ -21,7 +23,8 @@ class Transfer:
     """Copies stored layers to a GPU in groups, some of them ahead of the layer that is computed.
 
     Copies from pinned memory and from other GPUs run while the GPU computes. Other segments are read into pinned memory
-    first, by threads or worker processes. What is stored in eight or four bits is unpacked on the GPU.
+    first, by threads or worker processes. What is stored in eight or four bits is unpacked on the GPU. Segments that
+    are adjacent in memory, as a `PrefetchingStore` reads them, are copied together.
 
     All groups are staged in the same buffers, one after the other. A group is placed on the stream that copies it, so
     the next one overwrites the buffers only after that.
@@ -42,8 +45,8 @@ class Transfer:
     Attributes
     ----------
     staged
-        For each segment, the buffer that a group's layers arrive in, ``(layers, 2, kv_heads, tokens, head_dim)``. A
-        group shorter than the longest one takes the first layers.
+        For each segment, the buffer that a group's layers arrive in, ``(layers, 2, kv_heads, tokens, head_dim)``, each
+        layer contiguous. A group shorter than the longest one takes the first layers.
     """
 
     def __init__(
@@ -65,13 +68,22 @@ class Transfer:
         self._longest = max(map(len, groups))
         self._reader: LayerReader | None = None
 
-        self._buffer, buffers = self._allocate(segments)  # what the reader's bytes are copied into
+        in_memory = [segment for segment in segments if _copies_directly(segment)]
+        self._direct = len(in_memory) == len(segments)
+        together = adjacent(in_memory) if self._direct else []
+        self._sources = [as_one(run) for run in together]
+        runs: Sequence[Sequence[SegmentKV]] = together or [[segment] for segment in segments]
+
+        sizes = [sum(segment.layer_bytes for segment in run) for run in runs]
+        self._buffer, parts = self._allocate(sizes)  # what the reader's bytes are copied into
+        self._targets: list[Tensor] = []  # for each run, (layers, numbers)
+        self.staged: list[Tensor] = []
+        for run, part in zip(runs, parts, strict=True):
+            target = part.view(run[0].dtype).view(self._longest, -1)
+            self._targets.append(target)
+            self.staged += _by_segment(target, run)
         self._read: Sequence[LayerSource] = segments
         self._unpack: Callable[[int], None] | None = None
-        self.staged = [
-            buffer.view(segment.dtype).view(self._longest, *segment.shape)
-            for buffer, segment in zip(buffers, segments, strict=True)
-        ]
         format = _packed_as(segments)
         if format is not None and kernels_run(to):
             self._unpack_on_gpu(format)
@@ -89,7 +101,7 @@ class Transfer:
         as_stored = self._unpack is not None or not any(segment.format in CODECS for segment in stored)
         if self._workers and as_stored and any(segment.local for segment in stored):
             self._reader = WorkerReader(self._read, self._parts, self._workers)
-        elif not all(map(_copies_directly, self._segments)):
+        elif not self._direct:
             self._reader = ThreadReader(self._read, self._parts)
         self._stream.wait_for_computation()  # the memory that groups are placed in may still be in use
 
@@ -122,27 +134,36 @@ class Transfer:
 
     def _copy(self, group: range) -> None:
         """Stage a group of segments that lie in memory."""
-        for buffer, segment in zip(self.staged, self._segments, strict=True):
-            assert isinstance(segment, SegmentInMemory)
-            buffer[: len(group)].copy_(segment.layers[group.start : group.stop], non_blocking=True)
+        for source, target in zip(self._sources, self._targets, strict=True):
+            if source.is_contiguous():
+                target[: len(group)].copy_(source[group.start : group.stop], non_blocking=True)
+            else:  # layer by layer: the host would wait for a copy that is not of contiguous memory
+                for offset, index in enumerate(group):
+                    target[offset].copy_(source[index], non_blocking=True)
 
     def _unpack_on_gpu(self, format: str) -> None:
         """Copy codes and scales as they are stored, and unpack them into the staging buffers."""
         from ragkv.kernels.unpacking import unpacking
 
         self._read = [PackedSegment(segment) for segment in self._segments if isinstance(segment, StoredSegment)]
-        self._buffer, codes = self._allocate(self._read)
+        self._buffer, codes = self._allocate([segment.layer_bytes for segment in self._read])
         self._unpack = unpacking(codes, self.staged, format, CODECS[format].packed)
 
-    def _allocate(self, segments: Sequence[LayerSource]) -> tuple[Tensor, Sequence[Tensor]]:
-        """A buffer for the longest group's layers of all segments, ``(bytes,)``, and each segment's share of it."""
-        sizes = [self._longest * segment.layer_bytes for segment in segments]
+    def _allocate(self, layer_bytes: Sequence[int]) -> tuple[Tensor, Sequence[Tensor]]:
+        """A buffer for the longest group, ``(bytes,)``, and its parts, one for each of these sizes of a layer."""
+        sizes = [self._longest * size for size in layer_bytes]
         buffer = torch.empty(sum(sizes), dtype=torch.uint8, device=self._to)
         self._stream.uses(buffer)
         return buffer, buffer.split(sizes)
 
 
-def _copies_directly(segment: SegmentKV) -> bool:
+def _by_segment(layers: Tensor, run: Sequence[SegmentKV]) -> list[Tensor]:
+    """The part of each segment in the layers of a run, ``(layers, numbers)``, in the segment's shape."""
+    columns = layers.split([math.prod(segment.shape) for segment in run], dim=1)
+    return [part.unflatten(1, segment.shape) for part, segment in zip(columns, run, strict=True)]
+
+
+def _copies_directly(segment: SegmentKV) -> TypeGuard[SegmentInMemory]:
     """Whether a segment's copy to a GPU needs nothing more of the host."""
     return isinstance(segment, SegmentInMemory) and (segment.layers.is_cuda or segment.layers.is_pinned())
 

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
@@ -110,6 +111,11 @@ class Header:
     tensors: dict[str, TensorEntry]
     checksums: dict[str, str]
     key_id: str | None
+
+    @cached_property
+    def key(self) -> str:
+        """The key of the segment with this identity."""
+        return key_of(self.identity)
 
 
 def hashed(value: object) -> str:
@@ -225,7 +231,7 @@ def read_into(
 def byte_range(path: str, header: Header, name: str, checksums: Checksums) -> ByteRange:
     """Where a tensor lies, for a process that only knows the file's path."""
     dtype, shape, start, stop = header.tensors[name]
-    salt = checksums.salt(key_of(header.identity), name, dtype, shape)
+    salt = checksums.salt(header.key, name, dtype, shape)
     return ByteRange(path, start, stop - start, salt, header.checksums[name])
 
 
@@ -242,7 +248,7 @@ def check_file(key: str, data: bytes | memoryview, checksums: Checksums) -> None
     source = BytesSource(data)
     header = read_header(source)
     checksums.require(header.key_id, f"the file of segment {key}")
-    if key_of(header.identity) != key:
+    if header.key != key:
         raise ValueError("its header does not belong to its name")
     for name, entry in header.tensors.items():
         _check_tensor(header, name, source.read(entry.start, entry.stop), checksums)
@@ -250,7 +256,7 @@ def check_file(key: str, data: bytes | memoryview, checksums: Checksums) -> None
 
 def _check_tensor(header: Header, name: str, data: bytes | memoryview, checksums: Checksums) -> None:
     entry = header.tensors[name]
-    found = checksums.of(key_of(header.identity), name, entry.dtype, entry.shape, data)
+    found = checksums.of(header.key, name, entry.dtype, entry.shape, data)
     if not same(found, header.checksums[name]):
         raise ValueError(f"{name} does not match its checksum")
 

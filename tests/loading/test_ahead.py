@@ -13,7 +13,7 @@ from ragkv import KVStore, Prompt
 from ragkv.loading import transfer
 from ragkv.loading.layer_groups import GROUP_SIZE, device_spans, layer_groups, split_layers
 from ragkv.loading.memory import InMemory
-from ragkv.loading.segments import SegmentInMemory
+from ragkv.loading.segments import SegmentInMemory, adjacent
 from ragkv.loading.transfer import GROUPS_IN_FLIGHT, Transfer
 from ragkv.store import Layout
 
@@ -194,6 +194,64 @@ def test_a_part_that_is_still_read_is_not_waited_for(monkeypatch):
     order = [entry[1] for entry in streams.log if entry[0] in ("place", "compute")]
     groups = layer_groups(range(LAYERS), MODEL_DEVICES)
     assert order == [step for group in groups for step in (group, *group)]
+
+
+def beside(*tokens):
+    """Numbered segments of these lengths side by side in each row of one buffer, with some more in front of them."""
+    segments = [numbered(length) for length in tokens]
+    buffer = torch.cat([torch.full((LAYERS, 3), -1.0), *(segment.layers.flatten(1) for segment in segments)], dim=1)
+    columns = buffer[:, 3:].split([segment.layers[0].numel() for segment in segments], dim=1)
+    return [
+        SegmentInMemory(part.unflatten(1, segment.shape), segment.scores)
+        for part, segment in zip(columns, segments, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("order", ["as they lie", "another", "with one from elsewhere"])
+def test_segments_that_lie_side_by_side_are_copied_together(order, monkeypatch):
+    """Whatever is copied together, each segment is staged in its own shape."""
+    monkeypatch.setattr(transfer, "_copies_directly", lambda segment: True)
+    first, second, third = beside(3, 1, 5)
+    segments, runs = {
+        "as they lie": ([first, second, third], 1),
+        "another": ([second, third, first], 2),
+        "with one from elsewhere": ([first, numbered(2), second, third], 3),
+    }[order]
+    streams = Streams()
+    staged = run(segments, range(LAYERS), streams)
+    for group, found in staged.items():
+        for states, segment in zip(found, segments, strict=True):
+            assert torch.equal(states, segment.layers[group.start : group.stop])
+            assert all(layer.is_contiguous() for layer in states)
+    elsewhere = len(layer_groups(range(LAYERS), MODEL_DEVICES)) if order == "with one from elsewhere" else 0
+    layer_by_layer = LAYERS * (runs - (elsewhere > 0))
+    assert [name for name, *_ in streams.log].count("copy") == layer_by_layer + elsewhere
+
+
+def test_a_whole_buffer_is_copied_group_by_group(monkeypatch):
+    monkeypatch.setattr(transfer, "_copies_directly", lambda segment: True)
+    buffer = torch.arange(LAYERS * 2 * 2 * 8 * 4).float().view(LAYERS, -1)
+    parts = buffer.split([2 * 2 * 3 * 4, 2 * 2 * 5 * 4], dim=1)
+    segments = [SegmentInMemory(part.unflatten(1, (2, 2, -1, 4)), torch.zeros(1)) for part in parts]
+    streams = Streams()
+    staged = run(segments, range(LAYERS), streams)
+    assert [name for name, *_ in streams.log].count("copy") == len(staged)
+
+
+def test_segments_that_only_seem_to_lie_side_by_side_are_copied_alone():
+    """One layer behind the other, in rows of other widths, in another buffer or with tokens between them."""
+    first, second = beside(3, 1)
+    stacked = numbered(3).layers.expand(LAYERS, 2, 2, 3, 4).clone()
+    layers = torch.cat((stacked, stacked))
+    in_turn = [SegmentInMemory(half, torch.zeros(3)) for half in layers.split(LAYERS)]
+    padded = torch.zeros(LAYERS, 2, 2, 8, 4)
+    cut = [SegmentInMemory(part, torch.zeros(3)) for part in (padded[..., :3, :], padded[..., 3:6, :])]
+    copies = [SegmentInMemory(segment.layers.clone(), segment.scores) for segment in (first, second)]
+    half = SegmentInMemory(second.layers[: LAYERS // 2], second.scores)
+    for segments in (in_turn, cut, copies, [first, half], [first, first], [second, first]):
+        assert adjacent(segments) == [[segment] for segment in segments]
+    assert adjacent([first, second]) == [[first, second]]
+    assert adjacent([]) == []
 
 
 def test_files_and_memory_are_staged_side_by_side(rng, tmp_path):
