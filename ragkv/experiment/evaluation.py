@@ -37,8 +37,8 @@ def evaluate(
     stopped, and a task that was finished with the same parameters is only read. A finished table stays until its
     successor is whole; one that is damaged is named in a warning and computed again. With a `shard` (``"0/2"``) the
     call answers its part of the prompts; the same call without a shard then finds all answers and writes them as one
-    table. While a prompt's answers are decoded, the next prompt's keys and values are read into memory, so TTFT is
-    measured from host memory.
+    table. While a prompt's answers are decoded, the next prompt's keys and values are read into memory, once for all
+    methods, so TTFT is measured from host memory. On a GPU all methods run in one workspace.
 
     Returns
     -------
@@ -54,13 +54,16 @@ def evaluate(
     weights = fingerprint(model)
     parts = depends_on(experiment, benchmark, task, weights, str(model.dtype))
     evaluation = identity(parts)
-    mine = part.take(experiment.items(benchmark, task))
+    items = experiment.items(benchmark, task)
+    mine = part.take(items)
     header = {"benchmark": benchmark, "task": task, "identity": evaluation}
     table = finished_rows(outputs, benchmark, task, evaluation)
     if table is None:
         parameters = experiment.parameters(benchmark, task)
         kind = experiment.profile.benchmark(benchmark).task(task)
-        loop = PromptLoop(experiment, model, tokenizer, kind, parameters.max_new_tokens or kind.max_new_tokens)
+        max_new_tokens = parameters.max_new_tokens or kind.max_new_tokens
+        longest_prompt = max(len(item.prompt.ids) for item in items)
+        loop = PromptLoop(experiment, model, tokenizer, kind, max_new_tokens, longest_prompt)
         methods = methods_of(experiment, parameters, weights)
         process = uuid4().hex[:8] if part.whole else f"{part.name}-{uuid4().hex[:8]}"
         own = outputs.partial(benchmark, task, evaluation, process)

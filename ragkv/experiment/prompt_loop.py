@@ -17,6 +17,7 @@ from ragkv.experiment.offline import Offline
 from ragkv.experiment.rows import Row, make_row, row_key
 from ragkv.fusion.decoding import Generation, decode
 from ragkv.fusion.prefill import Prefill, fused_prefill
+from ragkv.fusion.workspace import Workspace
 from ragkv.loading.prefetch import PrefetchingStore
 from ragkv.prompt import Prompt
 from ragkv.results.partial import append_rows
@@ -35,6 +36,8 @@ class PromptLoop:
         How answers end and are scored.
     max_new_tokens
         The longest answer.
+    longest_prompt
+        Tokens of the task's longest prompt, of all shards together: a workspace of this size is the same for each.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class PromptLoop:
         tokenizer: PreTrainedTokenizerBase,
         task: Task,
         max_new_tokens: int,
+        longest_prompt: int,
     ):
         self.experiment = experiment
         self.model = model
@@ -51,6 +55,7 @@ class PromptLoop:
         self.task = task
         self.max_new_tokens = max_new_tokens
         self.backend = experiment.profile.backend
+        self.workspace = Workspace.if_faster(model, longest_prompt + max_new_tokens, self.backend)
         self.bos = model.config.bos_token_id
         formats = dict.fromkeys(offline.format for offline in experiment.profile.offline)
         self.layouts = {format: Layout.of(model, format) for format in formats}
@@ -99,12 +104,19 @@ class PromptLoop:
         return {offline: offline.prompt(item.prompt, self.bos) for offline in ways}
 
     def prefill(self, prompts: Prompts, method: Method) -> Prefill:
-        prompt = prompts[method.offline]
-        store = self.ahead[method.offline.format]
-        return fused_prefill(self.model, prompt, store, method.selector, eviction=method.eviction, backend=self.backend)
+        """The fused prefill of a method. In a workspace, its cache lasts until the next one."""
+        return fused_prefill(
+            self.model,
+            prompts[method.offline],
+            self.ahead[method.offline.format],
+            method.selector,
+            eviction=method.eviction,
+            backend=self.backend,
+            workspace=self.workspace,
+        )
 
     def fetch(self, prompts: Prompts) -> None:
-        """Start to read the segments of these prompts into memory."""
+        """Start to read the segments of these prompts into memory, once for all methods."""
         for format, ahead in self.ahead.items():
             for_format = [prompt for offline, prompt in prompts.items() if offline.format == format]
             ahead.prefetch(segment for prompt in for_format for segment in prompt.segments(self.bos))

@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 from ragkv.fusion.graphs import Capture, CudaCapture, Graph, LayerGraphs
 from ragkv.fusion.padded_layers import PaddedLayers
 from ragkv.fusion.workspace_memory import WorkspaceMemory
+from ragkv.kernels import kernels_run
 from ragkv.models import decoder
+from ragkv.models.attention import auto, get_backend, triton
 
 
 class Workspace:
@@ -48,6 +50,16 @@ class Workspace:
         if self.memory.kernels:
             self._capture = capture or CudaCapture()
             self.graphs = LayerGraphs(self.memory, self._layers, rows, self._capture)
+
+    @classmethod
+    def if_faster(cls, model: PreTrainedModel, tokens: int, backend: str = "auto") -> "Workspace | None":
+        """A workspace where prefills with this attention backend are faster in one, otherwise None.
+
+        They are where the package's own kernels run, as only these are in its graphs.
+        """
+        in_graphs = get_backend(backend) in (auto, triton)
+        on_gpus = all(map(kernels_run, decoder.devices(model)))
+        return cls(model, tokens) if in_graphs and on_gpus else None
 
     def greedy(self, token: int, position: int) -> Iterator[int]:
         """The tokens that follow one at `position`, after the prompt in this workspace, as long as there is memory.

@@ -14,6 +14,7 @@ from ragkv.experiment.items import write_items
 from ragkv.experiment.methods import depends_on, identity
 from ragkv.experiment.profile import MethodParameters, StoreParameters
 from ragkv.fusion.decoding import decode
+from ragkv.fusion.workspace import Workspace
 from ragkv.models.fingerprint import fingerprint
 from ragkv.results.comparison import interval, scores_by_task, summarise
 from ragkv.results.files import read_rows, write_json, write_rows
@@ -154,6 +155,65 @@ def test_read_ahead_gives_what_the_store_gives(ready, tiny):
     ahead.prefetch([unknown])
     with pytest.raises(KeyError):
         ahead.open(layout, unknown)
+
+
+def test_in_a_workspace_all_methods_give_the_same_rows(ready, tiny, monkeypatch):
+    """Also where chunks are computed and stored in several ways, and something is evicted."""
+    methods = [
+        {"selector": "full_prefill"},
+        {"selector": "full_reuse", "offline": {"context": "prefix"}},
+        {"selector": "a3", "label": "similar", "offline": {"context": "similar", "format": "int8"}},
+        {"selector": "probe"},
+        {"selector": "epic", "eviction": {"name": "streaming", "capacity_ratio": 0.5}},
+    ]
+    experiment = write_profile(ready.root, methods=methods)
+    experiment.precompute(tiny[0])
+    expected = without_times(run(experiment, tiny))
+    made = []
+
+    def workspace(model, tokens, backend):
+        assert (model, backend) == (tiny[0], "auto")
+        made.append(Workspace(model, tokens))
+        return made[-1]
+
+    monkeypatch.setattr(Workspace, "if_faster", workspace)
+    prefills = []
+
+    def prefill(*args, real=prompt_loop.fused_prefill, **options):
+        prefills.append(real(*args, **options))
+        return prefills[-1]
+
+    monkeypatch.setattr(prompt_loop, "fused_prefill", prefill)
+    pd.testing.assert_frame_equal(without_times(run(experiment, tiny)), expected)
+    (only,) = made
+    longest = max(len(item.prompt.ids) for item in experiment.items("ruler", "vt_1"))
+    assert only.memory.tokens == longest + experiment.parameters("ruler", "vt_1").max_new_tokens
+    assert prefills[0].workspace is only  # the warm-up
+    evicted = expected["method"] == "epic"
+    assert [prefill.workspace for prefill in prefills[1:]] == [None if gone else only for gone in evicted]
+
+
+@pytest.mark.parametrize("shard", [None, "0/2", "1/2"])
+def test_the_workspace_of_every_shard_has_room_for_the_longest_prompt_of_all(ready, tiny, monkeypatch, shard):
+    """The same size for all of them: kernels may round otherwise in another one."""
+    sizes = []
+    monkeypatch.setattr(Workspace, "if_faster", lambda model, tokens, backend: sizes.append(tokens))
+    evaluate(ready, "ruler", "vt_1", *tiny, shard=shard, progress=False)
+    assert sizes == [max(len(item.prompt.ids) for item in ready.items("ruler", "vt_1")) + 4]
+
+
+def test_a_prompt_is_read_once_for_all_methods(ready, tiny, monkeypatch):
+    opened = []
+
+    def open_stored(self, layout, segment, real=KVStore.open):
+        opened.append(segment)
+        return real(self, layout, segment)
+
+    monkeypatch.setattr(KVStore, "open", open_stored)
+    run(ready, tiny)
+    prompts = [item.prompt for item in ready.items("ruler", "vt_1")]
+    needed = [segment for prompt in prompts for segment in prompt.segments(1)]
+    assert len(opened) == len(set(opened)) == len(set(needed))
 
 
 def test_an_answer_ends_at_the_stop_text(ready, tiny, monkeypatch):
