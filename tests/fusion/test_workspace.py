@@ -201,3 +201,14 @@ def test_graphs_give_the_same_wherever_segments_lie(rng, where, rows):
         assert torch.equal(runs[0].selected, expected.selected)
         assert torch.equal(runs[0].logits, runs[1].logits)
         assert relative_error(runs[0].logits, expected.logits) <= 1e-4
+
+
+def test_a_cpu_needs_no_workspace(llama):
+    assert Workspace.if_faster(llama, 100) is None
+
+
+@pytest.mark.parametrize(("backend", "faster"), [("auto", True), ("triton", True), ("sdpa", False)])
+def test_a_workspace_is_made_where_its_graphs_hold_the_backend(llama, monkeypatch, backend, faster):
+    monkeypatch.setattr("ragkv.fusion.workspace.kernels_run", lambda device: True)
+    found = Workspace.if_faster(llama, 100, backend)
+    assert (found.memory.tokens if faster else found) == (100 if faster else None)

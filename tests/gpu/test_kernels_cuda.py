@@ -58,7 +58,7 @@ def test_scores_are_the_sums_of_weights(tokens, power):
 @pytest.mark.parametrize("name", ["full_reuse", "probe", "a3", "epic"])
 @pytest.mark.parametrize("lent", [False, True], ids=["own memory", "in a workspace"])
 def test_copies_ahead_give_the_same_bits(rng, tmp_path, name, lent):
-    """From the GPU, from pinned memory, from ordinary memory, and from files that threads read."""
+    """From the GPU, from pinned memory, from ordinary memory, from files that threads read, and from a buffer."""
     model, prompt = make_model("llama").cuda().bfloat16(), random_prompt(rng, chunks=(60, 70, 80))
     segments = {s: SegmentInMemory(*compute_segment(model, s)) for s in prompt.segments(1)}
     files = KVStore(tmp_path)
@@ -66,7 +66,10 @@ def test_copies_ahead_give_the_same_bits(rng, tmp_path, name, lent):
     selector = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=0.2)
     ordinary = InMemory({s: SegmentInMemory(states.layers.clone(), states.scores) for s, states in segments.items()})
     assert not any(states.layers.is_pinned() for states in ordinary.segments.values())
-    stores = files, ordinary, *(InMemory(segments).to(where) for where in ("pinned", "cuda"))
+    ahead = PrefetchingStore(files, Layout.of(model))
+    ahead.prefetch(segments)
+    assert ahead.open(Layout.of(model), prompt.segments(1)[-1]).layers.is_pinned()
+    stores = files, ahead, ordinary, *(InMemory(segments).to(where) for where in ("pinned", "cuda"))
     workspace = Workspace(model, 300) if lent else None
     first, *others = (fused_prefill(model, prompt, store, selector, workspace=workspace).logits for store in stores)
     assert all(torch.equal(first, logits) for logits in others)
