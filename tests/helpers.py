@@ -10,12 +10,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Phi3Config,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from ragkv import KVStore, Prompt, fused_prefill, precompute
@@ -40,11 +44,21 @@ SHAPE = {
     "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
+MULTIPLIERS = {  # Granite's
+    "embedding_multiplier": 2.5,
+    "residual_multiplier": 0.6,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 3.0,
+}
 CONFIGS = {
     "llama": lambda **options: LlamaConfig(**SHAPE | options),
     "mistral": lambda **options: MistralConfig(**SHAPE | {"sliding_window": None} | options),
     "qwen2": lambda **options: Qwen2Config(**SHAPE | options),
     "qwen3": lambda **options: Qwen3Config(**SHAPE | options),
+    "phi3": lambda **options: Phi3Config(**SHAPE | options),
+    "granite": lambda **options: GraniteConfig(**SHAPE | MULTIPLIERS | options),
+    "smollm3": lambda **options: SmolLM3Config(**SHAPE | {"no_rope_layer_interval": 2} | options),
+    "olmo2": lambda **options: Olmo2Config(**SHAPE | options),
 }
 FAMILIES = list(CONFIGS)
 ROPES = {

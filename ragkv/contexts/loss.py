@@ -20,7 +20,7 @@ from ragkv.models.rotary import Rotary
 
 
 def divergences(
-    model: PreTrainedModel, rotary: Rotary, context: Tensor, exercise: Exercise, *, behind_prefix: bool
+    model: PreTrainedModel, rotary: list[Rotary], context: Tensor, exercise: Exercise, *, behind_prefix: bool
 ) -> tuple[Tensor, Tensor]:
     """How far plain reuse behind the context is from a full prefill, in nats.
 
@@ -56,7 +56,13 @@ def divergences(
 
 
 def _reused(
-    model: PreTrainedModel, rotary: Rotary, context: Tensor, prefix: Tensor, chunks: Tensor, *, behind_prefix: bool
+    model: PreTrainedModel,
+    rotary: list[Rotary],
+    context: Tensor,
+    prefix: Tensor,
+    chunks: Tensor,
+    *,
+    behind_prefix: bool,
 ) -> list[KV]:
     """Each layer's keys, rotated to their places, and values of prefix and chunks, for all prompts."""
     prompts, count, tokens = chunks.shape
@@ -71,13 +77,16 @@ def _reused(
         return torch.cat((of_prefix.expand(prompts, -1, -1, -1), joined), dim=2)
 
     positions = torch.arange(prefix.shape[1] + count * tokens, device=chunks.device)
-    return [
-        (rotary(side_by_side(prefix_keys, chunk_keys), positions), side_by_side(prefix_values, chunk_values))
-        for (prefix_keys, prefix_values), (chunk_keys, chunk_values) in zip(own, computed, strict=True)
-    ]
+    reused = []
+    for rotate, (prefix_keys, prefix_values), (chunk_keys, chunk_values) in zip(rotary, own, computed, strict=True):
+        keys = rotate(side_by_side(prefix_keys, chunk_keys), positions)
+        reused.append((keys, side_by_side(prefix_values, chunk_values)))
+    return reused
 
 
-def keys_values(model: PreTrainedModel, rotary: Rotary, ids: Tensor, context: Tensor | None, skip: int) -> list[KV]:
+def keys_values(
+    model: PreTrainedModel, rotary: list[Rotary], ids: Tensor, context: Tensor | None, skip: int
+) -> list[KV]:
     """Keys (before rotation) and values of each layer for a batch of token ids, computed behind a learned context.
 
     Parameters
@@ -96,35 +105,35 @@ def keys_values(model: PreTrainedModel, rotary: Rotary, ids: Tensor, context: Te
     def place(index: int, fresh: KV) -> KV:
         keys, values = fresh
         kept.append((keys[:, :, skip:], values[:, :, skip:]))
-        rotated = rotary(keys, positions)
+        rotated = rotary[index](keys, positions)
         if context is None:
             return rotated, values
         front = (states.to(keys.dtype).expand(len(keys), -1, -1, -1) for states in context[index])
         front_keys, front_values = front
         return torch.cat((front_keys, rotated), dim=2), torch.cat((front_values, values), dim=2)
 
-    _through(model, rotary, model.model.embed_tokens(ids), positions, place)
+    _through(model, rotary, decoder.embed(model, ids), positions, place)
     return kept
 
 
-def _logits(model: PreTrainedModel, rotary: Rotary, reused: Sequence[KV], asked: Tensor, start: int) -> Tensor:
+def _logits(model: PreTrainedModel, rotary: list[Rotary], reused: Sequence[KV], asked: Tensor, start: int) -> Tensor:
     """Logits of the question's tokens, which stand at `start` behind the reused keys and values."""
     positions = torch.arange(start, start + asked.shape[1], device=asked.device)
 
     def place(index: int, fresh: KV) -> KV:
         (keys, values), (before_keys, before_values) = fresh, reused[index]
-        return torch.cat((before_keys, rotary(keys, positions)), 2), torch.cat((before_values, values), 2)
+        return torch.cat((before_keys, rotary[index](keys, positions)), 2), torch.cat((before_values, values), 2)
 
-    hidden = _through(model, rotary, model.model.embed_tokens(asked), positions, place)
+    hidden = _through(model, rotary, decoder.embed(model, asked), positions, place)
     return decoder.logits(model, hidden)
 
 
 def _through(
-    model: PreTrainedModel, rotary: Rotary, hidden: Tensor, positions: Tensor, place: Callable[[int, KV], KV]
+    model: PreTrainedModel, rotary: list[Rotary], hidden: Tensor, positions: Tensor, place: Callable[[int, KV], KV]
 ) -> Tensor:
     """All layers over a batch, ``(batch, tokens, hidden)``, whose tokens are the last ones that they attend to."""
     for index, layer in enumerate(model.model.layers):
-        hidden, _ = decoder.run_layer(layer, hidden, positions, rotary, partial(place, index), _attend)
+        hidden, _ = decoder.run_layer(layer, hidden, positions, rotary[index], partial(place, index), _attend)
     return hidden
 
 

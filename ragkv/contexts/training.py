@@ -139,13 +139,15 @@ def train(
 
 
 @torch.no_grad()
-def _first_values(model: PreTrainedModel, rotary: Rotary, exercise: Exercise, tokens: int) -> Tensor:
+def _first_values(model: PreTrainedModel, rotary: list[Rotary], exercise: Exercise, tokens: int) -> Tensor:
     """Training begins with the keys and values of real text."""
     device = model.model.embed_tokens.weight.device
     text = exercise.chunks.flatten()[:tokens][None].to(device)
     positions = torch.arange(tokens, device=device)
-    layers = [(rotary(keys, positions), values) for keys, values in keys_values(model, rotary, text, None, 0)]
-    return torch.stack([torch.stack((keys[0], values[0])) for keys, values in layers]).float()
+    layers = []
+    for rotate, (keys, values) in zip(rotary, keys_values(model, rotary, text, None, 0), strict=True):
+        layers.append(torch.stack((rotate(keys, positions)[0], values[0])))
+    return torch.stack(layers).float()
 
 
 def _schedule(settings: Settings, state: Progress) -> float:

@@ -22,7 +22,7 @@ from ragkv.doctor.disk import free_bytes, speed
 from ragkv.doctor.exactness import ATTENTION, LOGITS, attention_error, family_model, logits_error, same_answer
 from ragkv.doctor.model_files import OWN_CODE, folder_problems, weights_in
 from ragkv.models import flashinfer
-from ragkv.models.checks import FAMILIES
+from ragkv.models.families import FAMILIES
 from ragkv.models.load import model_source
 from ragkv.store import KVStore
 from ragkv.store.verify import problem

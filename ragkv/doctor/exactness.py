@@ -16,6 +16,15 @@ from ragkv.store.precompute import precompute
 
 LOGITS = 1e-5  # relative error of float32 logits that rounding explains
 ATTENTION = 1e-2  # the same of attention in bfloat16
+_OPTIONS: dict[str, dict[str, float]] = {  # so that what makes a family different has an effect
+    "granite": {
+        "embedding_multiplier": 2.5,
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 3.0,
+    },
+    "smollm3": {"no_rope_layer_interval": 2},
+}
 
 
 def family_model(family: str) -> PreTrainedModel:
@@ -33,6 +42,8 @@ def family_model(family: str) -> PreTrainedModel:
         sliding_window=None,
         bos_token_id=1,
         eos_token_id=None,
+        pad_token_id=None,
+        **_OPTIONS.get(family, {}),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

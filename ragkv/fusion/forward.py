@@ -74,7 +74,7 @@ class Forward:
 
     def embed(self, active: Tensor) -> Tensor:
         """The input of the first layer, ``(1, active, hidden)``, for the tokens at the positions `active`."""
-        return self._model.model.embed_tokens(self._ids[active])[None]
+        return decoder.embed(self._model, self._ids[active][None])
 
     def through(self, layers: range, hidden: Tensor, active: Tensor, watch: Watch | None = None) -> Tensor:
         """Some layers for the tokens at the positions `active`, all of which go on."""
@@ -98,18 +98,19 @@ class Forward:
         """
         layer = self._model.model.layers[index]
         attention = layer.self_attn
-        device = attention.q_proj.weight.device
+        device = decoder.device(layer)
+        rotary = self.rotary[index]
         hidden, active = hidden.to(device), active.to(device)
 
         def place(fresh: KV) -> KV:
             self._stored.finish(index)
-            write(self._memory.layer(index), fresh, self.rotary, active, active)
+            write(self._memory.layer(index), fresh, rotary, active, active)
             return self._tokens_of(index)
 
         def choose_rows(normed: Tensor, fresh: KV) -> Tensor:
             assert choose is not None
             keys, values = fresh
-            return choose(attention, normed, (self.rotary(keys, active), values), active).to(device)
+            return choose(attention, normed, (rotary(keys, active), values), active).to(device)
 
         def attend(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scaling: float) -> Tensor:
             attended = self._attend(queries, keys, values, positions, scaling)
@@ -117,9 +118,7 @@ class Forward:
                 watch(index, queries, (keys, values), positions, scaling)
             return attended
 
-        return decoder.run_layer(
-            layer, hidden, active, self.rotary, place, attend, choose=choose_rows if choose else None
-        )
+        return decoder.run_layer(layer, hidden, active, rotary, place, attend, choose=choose_rows if choose else None)
 
     def look(self, rows: Tensor, power: float = 1.0) -> Tensor:
         """What the question and some tokens of the document attend to, if only they are computed.

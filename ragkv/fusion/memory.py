@@ -21,7 +21,7 @@ class Memory(Protocol):
     devices
         The device of each layer.
     rotary
-        The model's rotary embedding, for as many positions as there is memory for.
+        The rotary embedding of each layer, for as many positions as there is memory for.
     preallocated
         Whether all layers have their memory already.
     workers
@@ -30,7 +30,7 @@ class Memory(Protocol):
 
     model: PreTrainedModel
     devices: list[torch.device]
-    rotary: Rotary
+    rotary: list[Rotary]
     preallocated: bool
     workers: Mapping[torch.device, ReadWorkers]
 

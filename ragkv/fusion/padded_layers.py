@@ -65,9 +65,10 @@ class PaddedLayers:
         self, index: int, hidden: Tensor, positions: Tensor, angles: Tensor, slots: Tensor, power: float | None
     ) -> Tensor:
         memory = self._memory.layer(index)
+        rotary = self._memory.rotary[index]
 
         def place(fresh: KV) -> KV:
-            write(memory, fresh, self._memory.rotary, angles, slots)
+            write(memory, fresh, rotary, angles, slots)
             keys, values = memory
             return keys[:, :, : self._memory.tokens], values[:, :, : self._memory.tokens]
 
@@ -83,9 +84,7 @@ class PaddedLayers:
 
         layer = self._memory.model.model.layers[index]
         side_stream = self._side_stream(hidden.device)
-        hidden, _ = decoder.run_layer(
-            layer, hidden, angles, self._memory.rotary, place, attend, side_stream=side_stream
-        )
+        hidden, _ = decoder.run_layer(layer, hidden, angles, rotary, place, attend, side_stream=side_stream)
         return hidden
 
     def _side_stream(self, device: torch.device) -> torch.cuda.Stream | None:

@@ -56,7 +56,7 @@ class Placement:
             elif index in self._unread:
                 segments = self._unread.pop(index)
                 stored = side_by_side([segment.layer(index) for segment in segments], self._memory.devices[index])
-                write_first(self._memory.layer(index), stored, self._memory.rotary)
+                write_first(self._memory.layer(index), stored, self._memory.rotary[index])
         self._placed.add(index)
 
     def _start(self, span: range, segments: Sequence[SegmentKV], workers: ReadWorkers | None) -> None:
@@ -82,7 +82,8 @@ def _copies_overlap(device: torch.device) -> bool:
 
 def _placing(staged: Sequence[Tensor], memory: Memory, device: torch.device) -> Callable[[range], None]:
     """A function that places a group's layers, once they are staged, on the current stream."""
-    memory.rotary.on(device)  # its angles are copied there now, not on the stream of the transfer
+    for rotary in memory.rotary:
+        rotary.on(device)  # its angles are copied there now, not on the stream of the transfer
     if not kernels_run(device):
         return lambda group: _place_plainly(staged, memory, group)
     if memory.preallocated:
@@ -95,10 +96,12 @@ def _kernel(sources: Sequence[Tensor], memory: Memory, layers: range) -> Callabl
     """`ragkv.kernels.placing.placing` into the memory of some layers."""
     from ragkv.kernels.placing import placing
 
-    return placing(sources, [memory.layer(index) for index in layers], *memory.rotary.on(sources[0].device))
+    caches = [memory.layer(index) for index in layers]
+    angles = [memory.rotary[index].on(sources[0].device) for index in layers]
+    return placing(sources, caches, angles)
 
 
 def _place_plainly(staged: Sequence[Tensor], memory: Memory, group: range) -> None:
     for offset, index in enumerate(group):
         stored = side_by_side([layers[offset] for layers in staged], memory.devices[index])
-        write_first(memory.layer(index), stored, memory.rotary)
+        write_first(memory.layer(index), stored, memory.rotary[index])

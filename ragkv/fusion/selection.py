@@ -46,13 +46,14 @@ class Selection:
     def _observe(self, index: int, attention: nn.Module, normed: Tensor, fresh: KV, active: Tensor) -> Tensor:
         """The rows that go on, chosen by what the layer computed. Stored keys are loaded only if they are asked for."""
         keys, values = fresh
+        rotary = self._forward.rotary[index]
         question = len(self._prompt.question)
         with self._forward.clock("select"):
             queries = decoder.queries(attention, normed[:, -question:])
             seen = Observation(
                 self._prompt,
                 self._forward.reused.surprisal,
-                queries=self._forward.rotary(queries, active[-question:]),
+                queries=rotary(queries, active[-question:]),
                 keys=keys,
                 values=values,
                 choice=self._selector.layers.index(index),
@@ -66,4 +67,4 @@ class Selection:
         """The document's stored keys, rotated to their positions, and values."""
         document = self._prompt.document_span
         keys, values = self._forward.reused.document(index, device)
-        return self._forward.rotary(keys, slice(document.start, document.stop)), values
+        return self._forward.rotary[index](keys, slice(document.start, document.stop)), values

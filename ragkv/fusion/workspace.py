@@ -113,8 +113,7 @@ class Workspace:
         """The logits after a token at its position, ``(2,)``. At position -1 nothing is written."""
         token, position = state[:1], state[1:]
         model = self.memory.model
-        embedding = model.model.embed_tokens
-        hidden = embedding(token.to(embedding.weight.device))[None]
+        hidden = decoder.embed(model, token.to(model.model.embed_tokens.weight.device)[None])
         for span in self._spans:
             device = self.memory.devices[span.start]
             hidden = self._layers.run(span, hidden.to(device), position.to(device))

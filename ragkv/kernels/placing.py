@@ -1,6 +1,7 @@
 """Write keys and values to their places in the cache; keys are rotated to their positions on the way."""
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ragkv.kernels import on_its_gpu
 from ragkv.kernels.blocks import blocks_of, to_gpu
-from ragkv.kernels.elementwise import rotate_halves
+from ragkv.kernels.elementwise import channels, rotate_halves
 
 WRITE_ROWS = 16  # tokens per program of `write`
 PLACE_ROWS = 32  # tokens per program of `placing`, the fastest of those tried on an H100
@@ -34,7 +35,7 @@ def write(
     fresh
         Keys before rotation and values, ``(1, kv_heads, fresh, head_dim)`` each.
     cos, sin
-        Of every position, ``(1, positions, head_dim)`` in float32.
+        Of every position, ``(1, positions, width)`` in float32: as many of a head's channels are rotated.
     positions, slots
         ``(fresh,)``.
     """
@@ -45,13 +46,15 @@ def write(
         _write[(triton.cdiv(count, WRITE_ROWS), kv_heads)](
             keys, values, cos, sin, positions, slots, cached_keys, cached_values,
             keys.stride()[1:], values.stride()[1:], cached_keys.stride()[1:], count,
-            HALF=head_dim // 2, WIDTH=triton.next_power_of_2(head_dim // 2), ROWS=WRITE_ROWS,
+            ROWS=WRITE_ROWS, **channels(cos, head_dim),
         )  # fmt: skip
 
 
 @on_its_gpu
 def placing(
-    segments: Sequence[Tensor], caches: Sequence[tuple[Tensor, Tensor]], cos: Tensor, sin: Tensor
+    segments: Sequence[Tensor],
+    caches: Sequence[tuple[Tensor, Tensor]],
+    angles: Sequence[tuple[Tensor, Tensor]],
 ) -> Callable[[range, int], None]:
     """Make a function that writes segments side by side into the cache from position 0 on, several layers at once.
 
@@ -62,8 +65,9 @@ def placing(
     caches
         Keys and values of every layer, ``(1, kv_heads, slots, head_dim)`` each, with contiguous heads and slots. Those
         of layers that are never written may be on another GPU.
-    cos, sin
-        Of every position, ``(1, positions, head_dim)`` in float32.
+    angles
+        Cosines and sines of every layer, ``(1, positions, width)`` each in float32: of every position, for as many of a
+        head's channels as are rotated. Neighbouring layers with the same tensors are written by one kernel.
 
     Returns
     -------
@@ -88,11 +92,14 @@ def placing(
 
     def place(layers: range, source_layer: int) -> None:
         with torch.cuda.device_of(like):
-            _place[(kv_heads * blocks * len(layers),)](
-                *gpu_tables, cos, sin, like, len(segments), slots * head_dim, kv_heads, blocks,
-                source_layer, layers.start,
-                HALF=head_dim // 2, WIDTH=triton.next_power_of_2(head_dim // 2), ROWS=PLACE_ROWS,
-            )  # fmt: skip
+            for _, group in groupby(layers, lambda layer: id(angles[layer][0])):
+                alike = list(group)
+                cos, sin = angles[alike[0]]
+                _place[(kv_heads * blocks * len(alike),)](
+                    *gpu_tables, cos, sin, like, len(segments), slots * head_dim, kv_heads, blocks,
+                    source_layer + alike[0] - layers.start, alike[0],
+                    ROWS=PLACE_ROWS, **channels(cos, head_dim),
+                )  # fmt: skip
 
     return place
 
@@ -100,7 +107,7 @@ def placing(
 @triton.jit
 def _write(
     keys, values, cos, sin, positions, slots, cached_keys, cached_values, key_strides, value_strides, cache_strides,
-    count, HALF: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    count, HALF: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, REST_WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """A block of tokens of one KV head."""
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -111,9 +118,12 @@ def _write(
     slot = tl.load(slots + token, token < count, 0).to(tl.int64)
     angle = position[:, None] * (2 * HALF) + dims[None, :]
     token = token.to(tl.int64)
-    key = keys + head * key_strides[0] + token[:, None] * key_strides[1] + dims[None, :]
-    value = values + head * value_strides[0] + token[:, None] * value_strides[1] + dims[None, :]
-    target = head * cache_strides[0] + slot[:, None] * cache_strides[1] + dims[None, :]
+    key_row = keys + head * key_strides[0] + token[:, None] * key_strides[1]
+    value_row = values + head * value_strides[0] + token[:, None] * value_strides[1]
+    target_row = head * cache_strides[0] + slot[:, None] * cache_strides[1]
+    key = key_row + dims[None, :]
+    value = value_row + dims[None, :]
+    target = target_row + dims[None, :]
     left, right = rotate_halves(
         tl.load(key, valid), tl.load(key + HALF, valid), cos, sin, angle, valid, HALF
     )  # fmt: skip
@@ -122,12 +132,20 @@ def _write(
     tl.store(cached_keys + target + HALF, right.to(dtype), valid)
     tl.store(cached_values + target, tl.load(value, valid), valid)
     tl.store(cached_values + target + HALF, tl.load(value + HALF, valid), valid)
+    if REST:
+        passed = tl.arange(0, REST_WIDTH)
+        valid_passed = (token < count)[:, None] & (passed < REST)[None, :]
+        passed += 2 * HALF
+        target = target_row + passed[None, :]
+        tl.store(cached_keys + target, tl.load(key_row + passed[None, :], valid_passed), valid_passed)
+        tl.store(cached_values + target, tl.load(value_row + passed[None, :], valid_passed), valid_passed)
 
 
 @triton.jit
 def _place(
     sources, targets, lengths, starts, block_segments, block_tokens, cos, sin, like, segments, head_step, kv_heads,
-    blocks, source_layer, layer, HALF: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    blocks, source_layer, layer,
+    HALF: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, REST_WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """A block of one segment's tokens, for one KV head of one layer.
 
@@ -151,9 +169,13 @@ def _place(
     valid = (token < length)[:, None] & (dims < HALF)[None, :]
     slot = tl.load(starts + segment) + token
     angle = slot[:, None] * (2 * HALF) + dims[None, :]  # a slot is a position
-    key = source + (head * length + token)[:, None] * (2 * HALF) + dims[None, :]
-    value = key + kv_heads * length * (2 * HALF)
-    target = head * head_step + angle
+    head_dim: tl.constexpr = 2 * HALF + REST
+    key_row = source + (head * length + token)[:, None] * head_dim
+    value_row = key_row + kv_heads * length * head_dim
+    target_row = head * head_step + slot[:, None] * head_dim
+    key = key_row + dims[None, :]
+    value = value_row + dims[None, :]
+    target = target_row + dims[None, :]
     left, right = rotate_halves(
         tl.load(key, valid), tl.load(key + HALF, valid), cos, sin, angle, valid, HALF
     )  # fmt: skip
@@ -161,3 +183,10 @@ def _place(
     tl.store(cached_keys + target + HALF, right.to(dtype), valid)
     tl.store(cached_values + target, tl.load(value, valid), valid)
     tl.store(cached_values + target + HALF, tl.load(value + HALF, valid), valid)
+    if REST:
+        passed = tl.arange(0, REST_WIDTH)
+        valid_passed = (token < length)[:, None] & (passed < REST)[None, :]
+        passed += 2 * HALF
+        target = target_row + passed[None, :]
+        tl.store(cached_keys + target, tl.load(key_row + passed[None, :], valid_passed), valid_passed)
+        tl.store(cached_values + target, tl.load(value_row + passed[None, :], valid_passed), valid_passed)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ragkv.models.families import FAMILIES
 from ragkv.models.read_state import state_of
 from ragkv.prompt import Prompt, Segment
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 

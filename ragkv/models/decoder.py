@@ -1,21 +1,24 @@
 """One decoder layer, split into steps so that tokens can drop out between them.
 
-Llama, Mistral, Qwen2 and Qwen3 share one layout in transformers. The steps below call the model's own projections,
-norms and MLP; no forward of transformers is replaced. On a GPU, whatever lies between the matrix products runs in
-Triton kernels that round as transformers does.
+The steps below call the model's own projections, norms and MLP, which `ragkv.models.families` finds; no forward of
+transformers is replaced. On a GPU, whatever lies between the matrix products runs in Triton kernels that round as
+transformers does.
 
 Queries and keys come out *before* rotary embedding, so that a stored key can be rotated to wherever its chunk stands.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from ragkv.kernels import kernels_run
 from ragkv.models.attention import Backend
+from ragkv.models.families import family_of
 from ragkv.models.rotary import Rotary
 
 KV = tuple[Tensor, Tensor]
@@ -61,7 +64,7 @@ def run_layer(
         Their positions.
     """
     attention = layer.self_attn
-    normed = norm(layer.input_layernorm, hidden)
+    normed = _norm(layer, family_of(attention).norms.before_attention, hidden)
 
     if side_stream is not None:
         side_stream.wait_stream(torch.cuda.current_stream(hidden.device))
@@ -80,27 +83,61 @@ def run_layer(
     return finish(layer, hidden, attended), positions
 
 
+def device(layer: nn.Module) -> torch.device:
+    """The device of a layer."""
+    return layer.self_attn.o_proj.weight.device
+
+
 def devices(model: PreTrainedModel) -> list[torch.device]:
     """The device of each layer."""
-    return [layer.self_attn.q_proj.weight.device for layer in model.model.layers]
+    return [device(layer) for layer in model.model.layers]
+
+
+def embed(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """The input of the first layer: ``(batch, tokens)`` to ``(batch, tokens, hidden)``."""
+    hidden = model.model.embed_tokens(ids)
+    scale = family_of(model).embedding_scale
+    return hidden if scale is None else hidden * getattr(model.model, scale)
 
 
 def queries(attention: nn.Module, hidden: Tensor) -> Tensor:
     """Queries before rotation: ``(batch, tokens, hidden)`` to ``(batch, heads, tokens, head_dim)``."""
-    return _heads(attention.q_proj(hidden), attention.head_dim, getattr(attention, "q_norm", None))
+    return _heads(attention, _projected(attention, "q", hidden), "q_norm")
 
 
 def keys_values(attention: nn.Module, hidden: Tensor) -> KV:
     """Keys before rotation and values: ``(batch, tokens, hidden)`` to ``(batch, kv_heads, tokens, head_dim)`` each."""
-    keys = _heads(attention.k_proj(hidden), attention.head_dim, getattr(attention, "k_norm", None))
-    values = _heads(attention.v_proj(hidden), attention.head_dim)
+    keys = _heads(attention, _projected(attention, "k", hidden), "k_norm")
+    values = _heads(attention, _projected(attention, "v", hidden))
     return keys, values
 
 
-def _heads(projected: Tensor, head_dim: int, head_norm: nn.Module | None = None) -> Tensor:
-    states = projected.unflatten(-1, (-1, head_dim))  # (batch, tokens, heads, head_dim)
-    if head_norm is not None:  # Qwen3
-        states = head_norm(states)
+def _projected(attention: nn.Module, name: Literal["q", "k", "v"], hidden: Tensor) -> Tensor:
+    """The projection to queries, keys or values, ``(batch, tokens, heads * head_dim)``."""
+    if not family_of(attention).fused:
+        return getattr(attention, f"{name}_proj")(hidden)
+    query_width = attention.config.num_attention_heads * attention.head_dim
+    key_width = attention.config.num_key_value_heads * attention.head_dim
+    start = {"q": 0, "k": query_width, "v": query_width + key_width}[name]
+    return _part(attention.qkv_proj, hidden, slice(start, start + (query_width if name == "q" else key_width)))
+
+
+def _part(projection: nn.Module, hidden: Tensor, rows: slice) -> Tensor:
+    """Some of a projection's outputs. Of other classes than PyTorch's own, such as adapters, all are computed."""
+    if type(projection) is nn.Linear and type(projection.weight) is nn.Parameter:
+        bias = None if projection.bias is None else projection.bias[rows]
+        return linear(hidden, projection.weight[rows], bias)
+    return projection(hidden)[..., rows]
+
+
+def _heads(attention: nn.Module, projected: Tensor, head_norm: str = "") -> Tensor:
+    """``(batch, tokens, heads * head_dim)`` to ``(batch, heads, tokens, head_dim)``, normed if the family does that."""
+    normed_over = family_of(attention).head_norms if head_norm else None
+    if normed_over == "width":
+        projected = getattr(attention, head_norm)(projected)
+    states = projected.unflatten(-1, (-1, attention.head_dim))  # (batch, tokens, heads, head_dim)
+    if normed_over == "head":
+        states = getattr(attention, head_norm)(states)
     return states.transpose(1, 2)
 
 
@@ -114,24 +151,44 @@ def finish(layer: nn.Module, hidden: Tensor, attended: Tensor) -> Tensor:
     attended
         The output of attention, ``(batch, heads, tokens, head_dim)``.
     """
-    hidden = hidden + layer.self_attn.o_proj(attended.transpose(1, 2).flatten(-2))
-    return hidden + _mlp(layer.mlp, norm(layer.post_attention_layernorm, hidden))
+    norms = family_of(layer.self_attn).norms
+    output = layer.self_attn.o_proj(attended.transpose(1, 2).flatten(-2))
+    hidden = _add(layer, hidden, _norm(layer, norms.behind_attention, output))
+    output = _mlp(layer, _norm(layer, norms.before_mlp, hidden))
+    return _add(layer, hidden, _norm(layer, norms.behind_mlp, output))
 
 
-def norm(module: nn.Module, hidden: Tensor) -> Tensor:
-    """RMS norm of ``(batch, tokens, hidden)``."""
+def _add(layer: nn.Module, hidden: Tensor, output: Tensor) -> Tensor:
+    """A residual connection."""
+    scale = family_of(layer.self_attn).residual_scale
+    return hidden + (output if scale is None else output * getattr(layer, scale))
+
+
+def _norm(layer: nn.Module, name: str | None, hidden: Tensor) -> Tensor:
+    """One of a layer's norms; None for none."""
+    if name is None:
+        return hidden
+    return norm(getattr(layer, name), hidden, rounds_once=family_of(layer.self_attn).rounds_once)
+
+
+def norm(module: nn.Module, hidden: Tensor, *, rounds_once: bool = False) -> Tensor:
+    """RMS norm of ``(batch, tokens, hidden)``; see `ragkv.models.families.Family` for `rounds_once`."""
     if _kernels_run(hidden):
-        from ragkv.kernels.elementwise import rms_norm
+        from ragkv.kernels import elementwise
 
-        return rms_norm(hidden, module.weight, module.variance_epsilon)
+        return elementwise.rms_norm(hidden, module.weight, module.variance_epsilon, rounds_once=rounds_once)
     return module(hidden)
 
 
-def _mlp(mlp: nn.Module, hidden: Tensor) -> Tensor:
-    if _kernels_run(hidden) and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation):
+def _mlp(layer: nn.Module, hidden: Tensor) -> Tensor:
+    mlp = layer.mlp
+    fused = family_of(layer.self_attn).fused
+    activation = mlp.activation_fn if fused else mlp.act_fn
+    if _kernels_run(hidden) and isinstance(activation, nn.SiLU | SiLUActivation):
         from ragkv.kernels.elementwise import gated
 
-        return mlp.down_proj(gated(mlp.gate_proj(hidden), mlp.up_proj(hidden)))
+        gate, up = mlp.gate_up_proj(hidden).chunk(2, -1) if fused else (mlp.gate_proj(hidden), mlp.up_proj(hidden))
+        return mlp.down_proj(gated(gate, up))
     return mlp(hidden)
 
 
@@ -142,6 +199,7 @@ def _kernels_run(states: Tensor) -> bool:
 
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """The language model's head over the last layer's output: ``(batch, tokens, vocab)``."""
-    last_norm = model.model.norm
-    normed = norm(last_norm, hidden.to(last_norm.weight.device))
-    return model.lm_head(normed.to(model.lm_head.weight.device))
+    family, last_norm = family_of(model), model.model.norm
+    normed = norm(last_norm, hidden.to(last_norm.weight.device), rounds_once=family.rounds_once)
+    scores = model.lm_head(normed.to(model.lm_head.weight.device))
+    return scores if family.logits_divisor is None else scores / getattr(model.config, family.logits_divisor)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ragkv.models.read_state import CONFIG, configuration, state_of
+from ragkv.models.read_state import configuration, state_of
 from ragkv.models.state import State
 
 _PIECE = 1 << 24  # bytes that are copied from a GPU at a time
@@ -81,9 +81,7 @@ def fingerprint(model: PreTrainedModel, *, fresh: bool = False) -> str:
         name: [list(tensor.shape), str(tensor.dtype), frequencies.get(name, hashed[id(tensor)].digest)]
         for name, tensor in tensors.items()
     }
-    everything = json.dumps(
-        [dict(zip(CONFIG, configuration(model), strict=True)), state.values, described], sort_keys=True
-    )
+    everything = json.dumps([configuration(model), state.values, described], sort_keys=True)
     result = hashlib.sha256(everything.encode()).hexdigest()
     _models[model] = _Known(state, stamps, samples, hashed, result)
     return result

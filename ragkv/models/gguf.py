@@ -20,9 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils import cached_file
 
 from ragkv.extras import data_folder, extra
-from ragkv.models.checks import FAMILIES, check_config
+from ragkv.models.checks import check_config
 
 SMOLLM2 = "smollm2"
+_ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 # A byte-level tokenizer first splits text into words and numbers; a GGUF file only names the rule (tokenizer.ggml.pre).
 # transformers applies these rules itself:
@@ -202,10 +203,10 @@ def _read_header(source: Path) -> _Header:
 
 def _check_header(source: Path, header: _Header) -> None:
     """Refuse files that transformers would silently read wrongly."""
-    if header.architecture not in FAMILIES:
+    if header.architecture not in _ARCHITECTURES:
         raise ValueError(
             f"{source.name}: architecture {header.architecture!r} is not supported: "
-            f"use a model of {', '.join(FAMILIES)}"
+            f"use a model of {', '.join(_ARCHITECTURES)}"
         )
     if header.scaled:
         raise ValueError(f"{source.name}: its rotary embedding is scaled, which is not read from GGUF files: {_ADVICE}")

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from ragkv.models import code, refusals
+from ragkv.models.families import FAMILIES, family_of
 from ragkv.models.segment_pass import compute_segment
 from ragkv.models.state import DECIDING, PLAIN, Place, State, frozen, global_hook, looks, own_attributes
 from ragkv.prompt import Segment
@@ -27,7 +28,7 @@ CONFIG = (  # the parts of the configuration that decide
 ).split()
 
 # a memo: the configuration that each model had, and its state
-_states: WeakKeyDictionary[PreTrainedModel, tuple[list, State]] = WeakKeyDictionary()
+_states: WeakKeyDictionary[PreTrainedModel, tuple[dict, State]] = WeakKeyDictionary()
 
 
 def state_of(model: PreTrainedModel) -> State:
@@ -47,10 +48,12 @@ def state_of(model: PreTrainedModel) -> State:
     return known[1]
 
 
-def configuration(model: PreTrainedModel) -> list:
-    """The values of `CONFIG`, as JSON can hold them."""
-    values: list[Any] = [getattr(model.config, name, None) for name in CONFIG]
-    return [frozen(value.to_dict() if hasattr(value, "to_dict") else value) for value in values]
+def configuration(model: PreTrainedModel) -> dict[str, Any]:
+    """The entries of the configuration that decide: `CONFIG` and its family's, as JSON can hold them."""
+    divisor = family_of(model).logits_divisor
+    names = CONFIG if divisor is None else [*CONFIG, divisor]
+    values: dict[str, Any] = {name: getattr(model.config, name, None) for name in names}
+    return {name: frozen(value.to_dict() if hasattr(value, "to_dict") else value) for name, value in values.items()}
 
 
 def _read(model: PreTrainedModel) -> State:
@@ -70,7 +73,8 @@ class _Reader:
         self.tensors: dict[str, Place] = {}
         self.items: list[tuple[Place, bool, tuple]] = []
         self.classes: dict[type, list] = {}
-        self._family = f"transformers.models.{config.model_type}.modeling_{config.model_type}"
+        self._dropouts = FAMILIES[config.model_type].dropouts
+        self._modeling = f"transformers.models.{config.model_type}.modeling_{config.model_type}"
         self._activation = type(ACT2FN[config.hidden_act])
         self._attention_dropout = getattr(config, "attention_dropout", 0.0)
         self._names: dict[int, str] = {}  # of what was read, by id
@@ -91,7 +95,7 @@ class _Reader:
         """
         place = Place(ref(module))
         compiled = refusals.is_compiled(module)
-        foreign = inside_foreign or not (compiled or self._is_built_in(module))
+        foreign = inside_foreign or not (compiled or self._is_built_in(name, module))
         if self._is_known(name, module, place, foreign):
             return
         refusals.hooks(name, module)
@@ -116,12 +120,14 @@ class _Reader:
             if child is not None:
                 self.module(_join(name, key), child, foreign)
 
-    def _is_built_in(self, module: nn.Module) -> bool:
+    def _is_built_in(self, name: str, module: nn.Module) -> bool:
         """Whether transformers would use this class here; a subclass counts if it has the same forward."""
         kind = type(module)
+        if kind is nn.Dropout:
+            return name.rpartition(".")[2] in self._dropouts
         if kind in (nn.Linear, nn.Embedding, nn.ModuleList, self._activation):
             return True
-        bases: list[Any] = [base for base in kind.__mro__ if base.__module__ == self._family]
+        bases: list[Any] = [base for base in kind.__mro__ if base.__module__ == self._modeling]
         return bool(bases) and bases[0].forward is kind.forward
 
     def _is_known(self, name: str, item: Any, place: Place, foreign: bool) -> bool:

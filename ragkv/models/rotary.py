@@ -5,29 +5,35 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ragkv.kernels import kernels_run
+from ragkv.models.families import family_of
 
 
 class Rotary:
-    """The model's own rotary embedding (default, llama3, YaRN, ...) for positions ``0 .. tokens - 1``, in float32.
+    """A layer's rotary embedding (default, llama3, YaRN, ...) for positions ``0 .. tokens - 1``, in float32.
 
     Some families scale attention through ``cos`` and ``sin``; fresh and stored keys are scaled alike.
 
     Parameters
     ----------
     cos, sin
-        ``(1, tokens, head_dim)`` each.
+        ``(1, tokens, width)`` each. Channels of a head beyond this width are not rotated.
     """
 
     def __init__(self, cos: Tensor, sin: Tensor):
         self._on = {cos.device: (cos, sin)}
 
     @classmethod
-    def of(cls, model: PreTrainedModel, tokens: int) -> "Rotary":
-        """A model's rotary embedding for the first `tokens` positions."""
+    def of(cls, model: PreTrainedModel, tokens: int) -> list["Rotary"]:
+        """The rotary embedding of each layer for the first `tokens` positions; equal ones are one object."""
         embedding = model.model.rotary_emb
         positions = torch.arange(tokens, device=embedding.inv_freq.device)[None]
         cos, sin = embedding(torch.empty(0, device=positions.device), positions)
-        return cls(cos, sin)
+        rotating = cls(cos, sin)
+        switch = family_of(model).rotary_switch
+        if switch is None:
+            return [rotating] * len(model.model.layers)
+        still = cls(torch.ones_like(cos), torch.zeros_like(sin))  # by an angle of 0
+        return [rotating if getattr(layer.self_attn, switch) else still for layer in model.model.layers]
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """``cos`` and ``sin`` on a device; they are copied there at most once."""
@@ -42,7 +48,9 @@ class Rotary:
             from ragkv.kernels.elementwise import rotate
 
             return rotate(states, *self.on(states.device), positions.to(states.device))
-        cos, sin = (angles[:, None, positions] for angles in self.on(states.device))  # (1, 1, tokens, head_dim)
-        exact = states.float()
+        cos, sin = (angles[:, None, positions] for angles in self.on(states.device))  # (1, 1, tokens, width)
+        width = cos.shape[-1]
+        exact = states[..., :width].float()
         left, right = exact.chunk(2, dim=-1)
-        return (exact * cos + torch.cat((-right, left), dim=-1) * sin).to(states.dtype)
+        rotated = (exact * cos + torch.cat((-right, left), dim=-1) * sin).to(states.dtype)
+        return rotated if width == states.shape[-1] else torch.cat((rotated, states[..., width:]), dim=-1)

@@ -61,12 +61,12 @@ def compute_segments(
     rotary = Rotary.of(model, ahead + tokens)
     positions = torch.arange(ahead, ahead + tokens)
 
-    hidden = model.model.embed_tokens(ids)
+    hidden = decoder.embed(model, ids)
     for index, (layer, device) in enumerate(zip(model.model.layers, devices, strict=True)):
         positions = positions.to(device)
         learned = None if shape.learned is None else shape.learned.layers[index].to(device, model.dtype)
-        place = partial(_place, stored[index], learned, rotary, positions)
-        hidden, _ = decoder.run_layer(layer, hidden.to(device), positions, rotary, place, auto)
+        place = partial(_place, stored[index], learned, rotary[index], positions)
+        hidden, _ = decoder.run_layer(layer, hidden.to(device), positions, rotary[index], place, auto)
 
     surprisal = _surprisal(model, hidden[:, shape.context :], ids[:, shape.context :], shape.logit_rows)
     for device in gpus:  # the copies to pinned memory may still be running

@@ -13,7 +13,10 @@ from torch.nn.modules import module as torch_module
 
 from ragkv.models import code
 
-DECIDING = ("variance_epsilon", "scaling", "head_dim", "attention_scaling", "rope_type", "max_norm", "norm_type")
+DECIDING = (  # attributes of transformers' modules that their forward uses
+    "variance_epsilon scaling head_dim attention_scaling rope_type max_norm norm_type use_rope embedding_multiplier "
+    "residual_multiplier"
+).split()
 _WATCHED = (*DECIDING, "training", "gradient_checkpointing")
 _IGNORED = {*vars(nn.Module()), "forward", "_hf_hook", "_old_forward", "_is_hf_initialized"}
 _SIMPLE = (bool, int, float, str, type(None))

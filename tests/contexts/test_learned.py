@@ -21,7 +21,9 @@ def of_tokens(model, ids):
     positions = torch.arange(len(ids))
     layers = keys_values(model, rotary, torch.tensor([ids]), None, 0)
     return LearnedContext(
-        torch.stack([torch.stack((rotary(keys, positions)[0], values[0])) for keys, values in layers]),
+        torch.stack(
+            [torch.stack((rotary[i](keys, positions)[0], values[0])) for i, (keys, values) in enumerate(layers)]
+        ),
         fingerprint(model),
     )
 

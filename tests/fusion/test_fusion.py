@@ -1,8 +1,6 @@
 """The fused prefill against a full prefill, and against a slow reading of the paper."""
 
-import copy
 import math
-from importlib import import_module
 from random import Random
 
 import pytest
@@ -23,6 +21,7 @@ from helpers import (
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from slow import slow_model
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from ragkv import Prompt, StoreError, decode, fused_prefill, load_model, precompute
@@ -124,132 +123,13 @@ def test_what_reuse_and_full_prefill_recompute(llama, rng):
     assert fuse(llama, prompt, "full_prefill").selected.tolist() == list(range(len(prompt.ids)))
 
 
-class Slow:
-    """The method as the paper tells it: whole matrices, float64, transformers' own functions, no ragkv code."""
-
-    def __init__(self, model, prompt, ratio):
-        self.model, self.prompt, self.ratio = copy.deepcopy(model).double(), prompt, ratio
-        self.modeling = import_module(type(model).__module__)
-        self.start, self.stop = prompt.document_span.start, prompt.document_span.stop
-
-    def rotated(self, states, positions):
-        """``(heads, tokens, head_dim)`` at these positions."""
-        cos, sin = self.model.model.rotary_emb(states, torch.tensor([list(positions)]))
-        return self.modeling.apply_rotary_pos_emb(states[None], states[None], cos, sin)[0][0]
-
-    def project(self, layer, hidden):
-        """Queries, keys and values, ``(heads, tokens, head_dim)``, before rotation."""
-        attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-        result = []
-        for name in ("q", "k", "v"):
-            states = getattr(attention, f"{name}_proj")(normed)
-            states = torch.stack(states.split(attention.head_dim, -1), 1)  # (tokens, heads, head_dim)
-            norm = getattr(attention, f"{name}_norm", None)
-            result.append((states if norm is None else norm(states)).transpose(0, 1))
-        return result
-
-    def attend(self, layer, hidden, rows, queries, keys, values):
-        """The rest of the layer for the tokens at `rows`, with keys and values of the whole prompt."""
-        group = len(queries) // len(keys)
-        keys, values = (torch.stack([s for s in states for _ in range(group)]) for states in (keys, values))
-        scores = queries @ keys.transpose(1, 2) * layer.self_attn.head_dim**-0.5
-        for row, position in enumerate(rows):
-            scores[:, row, position + 1 :] = float("-inf")
-        heads = scores.softmax(-1) @ values
-        hidden = hidden + layer.self_attn.o_proj(torch.cat(list(heads), -1))
-        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-
-    def alone(self, ids, context):
-        """Per layer: keys before rotation and values of a segment computed behind its context."""
-        ids = [*context, *ids]
-        hidden, rows, result = self.model.model.embed_tokens(torch.tensor(ids)), range(len(ids)), []
-        for layer in self.model.model.layers:
-            queries, keys, values = self.project(layer, hidden)
-            result.append((keys[:, len(context) :], values[:, len(context) :]))
-            hidden = self.attend(layer, hidden, rows, self.rotated(queries, rows), self.rotated(keys, rows), values)
-        return result
-
-    def prefill(self, name):
-        prompt, everything = self.prompt, range(len(self.prompt.ids))
-        context = prompt.prefix[:1] if prompt.prefix[:1] == (BOS,) else ()
-        parts = [self.alone(chunk, context) for chunk in prompt.chunks]
-        if prompt.prefix:
-            parts.insert(0, self.alone(prompt.prefix, ()))
-        stored = [tuple(torch.cat([part[i][kv] for part in parts], 1) for kv in (0, 1)) for i in range(len(parts[0]))]
-        rows = list(range(self.start, len(everything)))
-        hidden = self.model.model.embed_tokens(torch.tensor(prompt.ids))[rows]
-        if name == "epic":
-            rows, hidden = self.keep(rows, hidden, self.epic())
-        cache = []
-        for index, layer in enumerate(self.model.model.layers):
-            queries, keys, values = self.project(layer, hidden)
-            queries, keys = self.rotated(queries, rows), self.rotated(keys, rows)
-            old_keys = self.rotated(stored[index][0], range(self.stop))
-            old_values = stored[index][1]
-            fused = []
-            for old, new in ((old_keys, keys), (old_values, values)):
-                states = torch.zeros(len(old), len(everything), old.shape[2], dtype=torch.float64)
-                states[:, : self.stop] = old
-                for row, position in enumerate(rows):
-                    states[:, position] = new[:, row]
-                fused.append(states)
-            if index == 1 and name != "epic":
-                if name == "a3":
-                    chosen = self.a3(queries, fused[0], layer.self_attn.head_dim**-0.5)
-                else:
-                    chosen = self.cacheblend(fused[1], old_values)
-                before = rows
-                rows, hidden = self.keep(rows, hidden, chosen)
-                queries = queries[:, [before.index(position) for position in rows]]
-            hidden = self.attend(layer, hidden, rows, queries, *fused)
-            cache.append(fused)
-        logits = self.model.lm_head(self.model.model.norm(hidden[-1:]))
-        return logits, cache, rows
-
-    def keep(self, rows, hidden, chosen):
-        kept = [i for i, position in enumerate(rows) if position >= self.stop or position - self.start in chosen]
-        return [rows[i] for i in kept], hidden[kept]
-
-    @property
-    def budget(self):
-        return math.floor(self.ratio * (self.stop - self.start))
-
-    def epic(self):
-        """Chunks' first tokens, dealt out one by one."""
-        offsets, shares, left = [], [0] * len(self.prompt.chunks), self.budget
-        while left:
-            for i, chunk in enumerate(self.prompt.chunks):
-                if left and shares[i] < len(chunk):
-                    shares[i], left = shares[i] + 1, left - 1
-        for span, share in zip(self.prompt.chunk_spans, shares, strict=True):
-            offsets += [position - self.start for position in span[:share]]
-        return set(offsets)
-
-    def a3(self, queries, keys, scaling):
-        scores = torch.zeros(self.stop - self.start, dtype=torch.float64)
-        group = len(queries) // len(keys)
-        for position in self.prompt.question_span:
-            query = torch.cat([head[position - self.start] for head in queries])
-            products = [
-                query @ torch.cat([keys[head // group, i] for head in range(len(queries))]) * scaling
-                for i in range(self.start, position + 1)
-            ]
-            scores += torch.stack(products).softmax(0)[: len(scores)]
-        padded = torch.cat([torch.zeros(2), scores, torch.zeros(2)])
-        return set(padded.unfold(0, 5, 1).mean(1).topk(self.budget).indices.tolist())
-
-    def cacheblend(self, fresh, old):
-        gap = ((fresh[:, self.start : self.stop] - old[:, self.start :]) ** 2).sum((0, 2))
-        return set(gap.topk(self.budget).indices.tolist())
-
-
 @pytest.mark.parametrize("prefix", [4, None])
 @pytest.mark.parametrize("name", ["epic", "a3", "cacheblend"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_partial_recomputation_is_what_the_paper_says(family, name, prefix):
     model, prompt = make_model(family, num_hidden_layers=4), random_prompt(Random(7), prefix=prefix)
     prefill = fuse(model, prompt, name, ratio=0.3)
-    logits, cache, rows = Slow(model, prompt, 0.3).prefill(name)
+    logits, cache, rows = slow_model(model, prompt, 0.3).prefill(name)
     assert prefill.selected.tolist() == rows
     assert relative_error(prefill.logits, logits) <= 1e-5
     for layer, (keys, values) in zip(prefill.cache.layers, cache, strict=True):
@@ -282,10 +162,10 @@ def test_bfloat16_is_close_to_itself_and_to_float32(family, rng):
 def test_cat_reuses_the_question_too(llama, rng):
     """Its keys and values are those of the question behind BOS, but for the last token's own."""
     prompt = random_prompt(rng)
-    slow = Slow(llama, prompt, 0.0)
+    slow = slow_model(llama, prompt, 0.0)
     question = slow.alone(prompt.question, (BOS,))
     for index, layer in enumerate(fuse(llama, prompt, "cat").cache.layers):
-        keys = slow.rotated(question[index][0], prompt.question_span)
+        keys = slow.rotated(slow.model.model.layers[index], question[index][0], prompt.question_span)
         stop = len(prompt.ids) - 1
         assert relative_error(layer.keys[0, :, slow.stop : stop], keys[:, :-1]) <= 1e-5
         assert relative_error(layer.values[0, :, slow.stop : stop], question[index][1][:, :-1]) <= 1e-5

@@ -113,7 +113,7 @@ def test_processes_serve_one_transfer_at_a_time(llama, monkeypatch):
 
     monkeypatch.setattr("ragkv.fusion.placement.Transfer", transfer)
     monkeypatch.setattr("ragkv.fusion.placement.kernels_run", lambda device: False)
-    monkeypatch.setattr(memory.rotary, "on", lambda device: None)
+    monkeypatch.setattr(memory.rotary[0], "on", lambda device: None)
     segment = SegmentInMemory(torch.zeros(layers, 2, 2, 3, 16), torch.zeros(3))
     placement = Placement(ReusedKV([segment], [segment]), memory, Clock())
     for prefix_only in (False, True, False):

@@ -12,6 +12,7 @@ from ragkv.models.rotary import Rotary
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from ragkv.kernels.attention import Config, config, fitting, position_causal
 from ragkv.kernels.elementwise import gated, rms_norm, rotate
@@ -112,9 +113,12 @@ def test_padding_changes_no_other_row(case, pads, free):
     assert position_causal(padded, *longer, padded_positions, 0.4, tuned=SMALL).isfinite().all()
 
 
-def angles(random, positions, head_dim):
+HEADS = [(8, 8), (32, 32), (80, 80), (80, 24), (8, 2)]  # dimensions of a head, and how many of them are rotated
+
+
+def angles(random, positions, rotated):
     """Cosines and sines of this many positions."""
-    half = torch.rand(positions, head_dim // 2, generator=random) * 6
+    half = torch.rand(positions, rotated // 2, generator=random) * 6
     return [f(torch.cat((half, half), 1))[None] for f in (torch.cos, torch.sin)]
 
 
@@ -122,13 +126,13 @@ def angles(random, positions, head_dim):
 @given(
     count=st.integers(0, 40),
     kv_heads=st.integers(1, 3),
-    head_dim=st.sampled_from([8, 32, 80]),
+    dims=st.sampled_from(HEADS),
     dtype=st.sampled_from(list(BOUNDS)),
     seed=st.integers(0, 99),
 )
-def test_writing_rotates_as_the_plain_version(count, kv_heads, head_dim, dtype, seed):
-    random = torch.Generator().manual_seed(seed)
-    cos, sin = angles(random, 50, head_dim)
+def test_writing_rotates_as_the_plain_version(count, kv_heads, dims, dtype, seed):
+    random, (head_dim, rotated) = torch.Generator().manual_seed(seed), dims
+    cos, sin = angles(random, 50, rotated)
     fresh = torch.randn(1, count, 2 * kv_heads, head_dim, generator=random).to(dtype).transpose(1, 2).chunk(2, dim=1)
     positions, slots = (torch.randperm(50, generator=random)[:count] for _ in range(2))
     before = torch.randn(2, 1, kv_heads, 50, head_dim, generator=random).to(dtype)
@@ -144,22 +148,24 @@ def test_writing_rotates_as_the_plain_version(count, kv_heads, head_dim, dtype, 
 @given(
     lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4),
     kv_heads=st.integers(1, 2),
-    head_dim=st.sampled_from([8, 80]),
+    dims=st.sampled_from(HEADS),
+    alike=st.booleans(),
     dtype=st.sampled_from(list(BOUNDS)),
     source=st.integers(0, 1),
     seed=st.integers(0, 99),
 )
-def test_segments_are_placed_side_by_side(lengths, kv_heads, head_dim, dtype, source, seed):
-    random, tokens = torch.Generator().manual_seed(seed), sum(lengths)
-    cos, sin = angles(random, tokens, head_dim)
+def test_segments_are_placed_side_by_side(lengths, kv_heads, dims, alike, dtype, source, seed):
+    """Several layers at once, whose rotary embeddings may be alike."""
+    random, tokens, (head_dim, rotated) = torch.Generator().manual_seed(seed), sum(lengths), dims
+    by_layer = [angles(random, tokens, rotated)] * 3 if alike else [angles(random, tokens, rotated) for _ in range(3)]
     segments = [torch.randn(3, 2, kv_heads, length, head_dim, generator=random).to(dtype) for length in lengths]
     mine, plain = torch.zeros(2, 3, 2, 1, kv_heads, tokens + 2, head_dim, dtype=dtype)
-    place = placing(segments, [tuple(layer) for layer in mine], cos, sin)
+    place = placing(segments, [tuple(layer) for layer in mine], by_layer)
     place(range(1, 3), source)
     order = torch.arange(tokens)
     for layer in (1, 2):
         keys, values = torch.cat([states[layer - 1 + source] for states in segments], dim=2)[:, None]
-        plain_write(tuple(plain[layer]), (keys, values), Rotary(cos, sin), order, order)
+        plain_write(tuple(plain[layer]), (keys, values), Rotary(*by_layer[layer]), order, order)
     torch.testing.assert_close(mine, plain, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5)
 
 
@@ -198,13 +204,13 @@ def test_unpacking_gives_the_bits_of_dequantize(lengths, kv_heads, head_dim, dty
     batch=st.integers(1, 3),
     tokens=st.integers(1, 40),
     heads=st.integers(1, 3),
-    head_dim=st.sampled_from([8, 32, 80]),
+    dims=st.sampled_from(HEADS),
     dtype=st.sampled_from(list(BOUNDS)),
     seed=st.integers(0, 99),
 )
-def test_rotation_equals_the_plain_one(batch, tokens, heads, head_dim, dtype, seed):
-    random = torch.Generator().manual_seed(seed)
-    cos, sin = angles(random, 99, head_dim)
+def test_rotation_equals_the_plain_one(batch, tokens, heads, dims, dtype, seed):
+    random, (head_dim, rotated) = torch.Generator().manual_seed(seed), dims
+    cos, sin = angles(random, 99, rotated)
     positions = torch.randperm(99, generator=random)[:tokens]
     states = torch.randn(batch, tokens, heads, head_dim, generator=random).to(dtype).transpose(1, 2)
     found = rotate(states, cos, sin, positions)
@@ -220,10 +226,25 @@ def test_norms_equal_those_of_transformers(width, dtype):
     assert relative_error(rms_norm(hidden, module.weight, 1e-5), module(hidden)) <= BOUNDS[dtype]
 
 
+def test_norms_round_where_those_of_transformers_do():
+    """Nearly all bits are the same, and are not if the rounding is another family's."""
+    hidden = (torch.randn(20, 500) * 5).half()
+    for kind, rounds_once in ((LlamaRMSNorm, False), (Olmo2RMSNorm, True)):
+        module = kind(500, eps=1e-5).half().requires_grad_(False)
+        module.weight.normal_()
+        right = rms_norm(hidden, module.weight, 1e-5, rounds_once=rounds_once)
+        wrong = rms_norm(hidden, module.weight, 1e-5, rounds_once=not rounds_once)
+        assert (right != module(hidden)).float().mean() < 0.01
+        assert (wrong != module(hidden)).float().mean() > 0.05
+
+
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_gates_equal_the_plain_ones(dtype):
-    gate, up = (torch.randn(2, 2, 5, 1000) * 4).to(dtype)
-    assert relative_error(gated(gate, up), torch.nn.functional.silu(gate) * up) <= BOUNDS[dtype]
+    separate = (torch.randn(2, 2, 5, 1000) * 4).to(dtype)
+    halves = (torch.randn(2, 5, 2000) * 4).to(dtype).chunk(2, -1)  # of one fused projection
+    one_row = (torch.randn(1, 1, 2000) * 4).to(dtype).chunk(2, -1)
+    for gate, up in (separate, halves, one_row):
+        assert relative_error(gated(gate, up), torch.nn.functional.silu(gate) * up) <= BOUNDS[dtype]
 
 
 def test_unsupported_head_dimensions_and_dtypes_are_refused():

@@ -1,0 +1,90 @@
+"""The supported families of models: what each one's decoder layer looks like in transformers.
+
+Llama's layer is the ordinary one: norms in front of attention and MLP, separate projections, every layer rotated, no
+scales. A `Family` says where another one differs, and is the only place that does. The steps of a layer
+(`ragkv.models.decoder`), the rotary embedding and the fingerprint follow it.
+
+Source: ``transformers.models.<family>.modeling_<family>``, where ``<family>`` is the configuration's ``model_type``.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Norms:
+    """The names of a layer's norms by their place; None where there is none."""
+
+    before_attention: str | None = None
+    behind_attention: str | None = None
+    before_mlp: str | None = None
+    behind_mlp: str | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family's decoder layer differs from Llama's.
+
+    Attributes
+    ----------
+    norms
+        The layer's norms.
+    rounds_once
+        A norm multiplies by its weight before it rounds to the model's dtype, instead of afterwards.
+    head_norms
+        What the norms of queries and keys (``q_norm``, ``k_norm``) run over: each head alone (``"head"``), or all heads
+        together (``"width"``). None without such norms.
+    fused
+        Queries, keys and values come from one projection, ``qkv_proj``, and the MLP's gate and up from another one,
+        ``gate_up_proj``.
+    rotary_switch
+        The attention module's attribute that says whether the layer rotates its queries and keys; None if all do.
+    embedding_scale
+        The model's attribute that the embeddings are multiplied by.
+    residual_scale
+        The layer's attribute that the outputs of attention and MLP are multiplied by before they are added.
+    logits_divisor
+        The entry of the configuration that the logits are divided by.
+    dropouts
+        The layer's dropouts, which do nothing outside of training.
+    """
+
+    norms: Norms = Norms(before_attention="input_layernorm", before_mlp="post_attention_layernorm")
+    rounds_once: bool = False
+    head_norms: Literal["head", "width"] | None = None
+    fused: bool = False
+    rotary_switch: str | None = None
+    embedding_scale: str | None = None
+    residual_scale: str | None = None
+    logits_divisor: str | None = None
+    dropouts: tuple[str, ...] = ()
+
+
+FAMILIES = {
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(),
+    "qwen3": Family(head_norms="head"),
+    "phi3": Family(
+        fused=True,
+        dropouts=("resid_attn_dropout", "resid_mlp_dropout"),
+    ),
+    "granite": Family(
+        embedding_scale="embedding_multiplier",
+        residual_scale="residual_multiplier",
+        logits_divisor="logits_scaling",
+    ),
+    "smollm3": Family(rotary_switch="use_rope"),
+    "olmo2": Family(
+        norms=Norms(behind_attention="post_attention_layernorm", behind_mlp="post_feedforward_layernorm"),
+        rounds_once=True,
+        head_norms="width",
+    ),
+}
+
+
+def family_of(module: nn.Module) -> Family:
+    """The family of a model, or of an attention module, both of which have a configuration."""
+    return FAMILIES[module.config.model_type]

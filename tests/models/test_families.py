@@ -1,0 +1,111 @@
+"""What is special about a family, against transformers' own forward. Most other tests run for every family."""
+
+import pytest
+import torch
+from adapters import Int8Linear, Lora
+from helpers import BOS, FAMILIES, fuse, make_model, memory_store, plain, random_prompt, relative_error
+from torch import nn
+
+from ragkv import precompute
+from ragkv.models import families
+from ragkv.models.fingerprint import fingerprint
+from ragkv.models.rotary import Rotary
+from ragkv.models.segment_pass import compute_segment
+from ragkv.prompt import Segment
+
+PARTIAL = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+
+
+def test_every_family_is_tested():
+    assert set(FAMILIES) == set(families.FAMILIES)
+
+
+def test_a_reused_chunk_has_the_keys_and_values_of_the_chunk_alone_at_its_place(model, rng):
+    """transformers computes it there: behind BOS, at the chunk's positions in the prompt."""
+    prompt = random_prompt(rng)
+    cache = fuse(model, prompt, "full_reuse").cache
+    for chunk, span in zip(prompt.chunks, prompt.chunk_spans, strict=True):
+        ids, positions = [BOS, *chunk], range(span.start - 1, span.stop)
+        with torch.inference_mode():
+            alone = model(torch.tensor([ids]), position_ids=torch.tensor([list(positions)]), use_cache=True)
+        for mine, theirs in zip(cache.layers, alone.past_key_values.layers, strict=True):
+            assert relative_error(mine.keys[:, :, span.start : span.stop], theirs.keys[:, :, 1:]) <= 1e-5
+            assert relative_error(mine.values[:, :, span.start : span.stop], theirs.values[:, :, 1:]) <= 1e-5
+
+
+def test_layers_without_rotary_embedding_keep_their_keys_as_they_are(rng):
+    model, prompt = make_model("smollm3"), random_prompt(rng)
+    cache = fuse(model, prompt, "full_reuse").cache
+    assert [bool(layer.self_attn.use_rope) for layer in model.model.layers] == [True, False, True]
+    for chunk, span in zip(prompt.chunks, prompt.chunk_spans, strict=True):
+        stored, _ = compute_segment(model, Segment(chunk, (BOS,)))
+        unmoved = [
+            torch.equal(layer.keys[0, :, span.start : span.stop], stored[index, 0])
+            for index, layer in enumerate(cache.layers)
+        ]
+        assert unmoved == [False, True, False]
+
+
+def test_channels_beyond_a_partial_rotary_embedding_keep_their_keys_as_they_are(rng):
+    model, prompt = make_model("phi3", rope_parameters=dict(PARTIAL)), random_prompt(rng)
+    cache, span = fuse(model, prompt, "full_reuse").cache, prompt.chunk_spans[1]
+    stored, _ = compute_segment(model, Segment(prompt.chunks[1], (BOS,)))
+    for index, layer in enumerate(cache.layers):
+        moved = (layer.keys[0, :, span.start : span.stop] != stored[index, 0]).any((0, 1))  # (head_dim,)
+        assert moved.tolist() == [True] * 8 + [False] * 8
+
+
+@pytest.mark.parametrize("name", ["full_prefill", "a3", "cacheblend", "probe"])
+def test_ratio_one_is_exact_with_a_partial_rotary_embedding(rng, name):
+    model, prompt = make_model("phi3", rope_parameters=dict(PARTIAL)), random_prompt(rng)
+    fused = fuse(model, prompt, name, **({} if name == "full_prefill" else {"ratio": 1.0}))
+    assert relative_error(fused.logits, plain(model, prompt)[0]) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", [Lora, Int8Linear])
+def test_fused_projections_of_another_class_are_called(rng, kind):
+    model, prompt = make_model("phi3"), random_prompt(rng)
+    layer = model.model.layers[1]
+    layer.self_attn.qkv_proj = kind(layer.self_attn.qkv_proj)
+    layer.mlp.gate_up_proj = kind(layer.mlp.gate_up_proj)
+    assert relative_error(fuse(model, prompt, "a3", ratio=1.0).logits, plain(model, prompt)[0]) <= 1e-5
+    assert relative_error(plain(model, prompt)[0], plain(make_model("phi3"), prompt)[0]) > 1e-3
+
+
+CHANGES = {
+    "granite's embeddings": ("granite", lambda model: setattr(model.model, "embedding_multiplier", 2.0)),
+    "granite's residual": ("granite", lambda model: setattr(model.model.layers[1], "residual_multiplier", 2.0)),
+    "granite's attention": ("granite", lambda model: setattr(model.model.layers[1].self_attn, "scaling", 2.0)),
+    "granite's logits": ("granite", lambda model: setattr(model.config, "logits_scaling", 2.0)),
+    "smollm3's rotary embedding": ("smollm3", lambda model: setattr(model.model.layers[1].self_attn, "use_rope", 1)),
+    "phi3's dropout": (
+        "phi3",
+        lambda model: setattr(model.model.layers[1], "resid_mlp_dropout", nn.Identity().eval()),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_family_adds_is_part_of_the_fingerprint(change):
+    family, apply = CHANGES[change]
+    model = make_model(family)
+    before = fingerprint(model)
+    assert before == fingerprint(make_model(family))
+    apply(model)
+    after = fingerprint(model)
+    assert after != before
+    assert after == fingerprint(model, fresh=True)
+
+
+def test_dropout_behind_attention_is_refused_in_training_mode_only(rng):
+    model, prompt = make_model("phi3", resid_pdrop=0.1), random_prompt(rng)
+    precompute(model, [prompt], memory_store())
+    with pytest.raises(ValueError, match=r"resid_attn_dropout has a dropout of 0.1: call model.eval\(\) first"):
+        precompute(model.train(), [prompt], memory_store())
+
+
+@pytest.mark.parametrize("family", ["smollm3", "phi3"])
+def test_equal_rotary_embeddings_are_computed_once(family):
+    rotaries = Rotary.of(make_model(family, num_hidden_layers=4), 10)
+    assert len(rotaries) == 4
+    assert len(set(map(id, rotaries))) == (2 if family == "smollm3" else 1)
