@@ -26,6 +26,7 @@ from ragkv.contexts.learned import LearnedContext
 from ragkv.contexts.loss import divergences, keys_values
 from ragkv.models.checks import check_model
 from ragkv.models.fingerprint import fingerprint
+from ragkv.models.limits import position_count
 from ragkv.models.rotary import Rotary
 
 QUESTION_WEIGHT = 0.2  # of the question's divergence, beside the answer's
@@ -100,7 +101,7 @@ def train(
     check_model(model)
     drawn = Exercises(tokenizer, texts, seed=settings.seed, **exercises)
     random = torch.Generator().manual_seed(settings.seed)
-    rotary = Rotary.of(model, model.config.max_position_embeddings)
+    rotary = Rotary.of(model, position_count(model.config))
     first = drawn.draw()
     context = _first_values(model, rotary, first, settings.tokens).requires_grad_()
     optimizer = torch.optim.AdamW([context], lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)

@@ -83,7 +83,7 @@ class Subject:
         self.task = task
         self.store = store
         self.max_new_tokens = min(task.max_new_tokens, LONGEST)
-        check_room(model, item.prompt, self.max_new_tokens, "give a shorter text")
+        check_room(model, len(item.prompt.ids), self.max_new_tokens, "give a shorter text")
         precompute(model, [item.prompt], store)
         self.attention = attention_by_layer(model, item.prompt, store)  # also warms up, so that TTFT is fair
         self._looks: dict[Selector, Look] = {}

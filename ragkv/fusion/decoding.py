@@ -13,7 +13,8 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase,
 from ragkv.fusion.cache import build_cache, cache_argument, fork
 from ragkv.fusion.prefill import Prefill
 from ragkv.fusion.sampling import Choose, Sampling, greedy
-from ragkv.models.checks import check_type
+from ragkv.models.checks import check_room, check_type
+from ragkv.models.limits import is_longrope
 from ragkv.prompt import Prompt
 
 
@@ -66,10 +67,17 @@ def decode(
         Called after every new id with the ids so far; True ends the answer.
     sampling
         How tokens are drawn from their distribution; None takes the likeliest one each time.
+
+    Raises
+    ------
+    ValueError
+        `max_new_tokens` is 0, or leads to positions where the frequencies of a LongRoPE model change.
     """
     check_type(model)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least one")
+    if is_longrope(model.config):  # transformers' own generate computes everything again when the frequencies change
+        check_room(model, prefill.tokens, max_new_tokens, "ask for fewer new tokens, or shorten the prompt")
     stops = stop_ids(model)
     choose = greedy if sampling is None else sampling.choice()
     token = choose(prefill.logits)

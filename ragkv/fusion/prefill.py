@@ -181,8 +181,10 @@ def _check(
     if workspace is None:
         check_model(model)
     else:  # which checked its model when it was made
-        workspace.memory.check(model, prompt)
+        workspace.memory.check_model(model)
     check_prompt(model, prompt, segments)
+    if workspace is not None:
+        workspace.memory.check_prompt(prompt)
     layers = model.config.num_hidden_layers
     if selector.layers[-1] >= layers:
         raise ValueError(f"selection layer {selector.layers[-1]}: this model's layers are 0 to {layers - 1}")

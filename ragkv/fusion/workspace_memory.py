@@ -13,6 +13,7 @@ from ragkv.models.attention import has_kernel
 from ragkv.models.checks import check_model
 from ragkv.models.decoder import KV
 from ragkv.models.fingerprint import fingerprint
+from ragkv.models.limits import steady_positions
 from ragkv.models.out_of_memory import explained
 from ragkv.models.rotary import Rotary
 from ragkv.prompt import Prompt
@@ -25,7 +26,8 @@ class WorkspaceMemory:
     Parameters
     ----------
     tokens
-        The longest prompt, including what is decoded after it.
+        The longest prompt, including what is decoded after it. Positions at which the model has other frequencies or
+        attends through a window are left out.
 
     Attributes
     ----------
@@ -43,9 +45,9 @@ class WorkspaceMemory:
         check_model(model)
         self.model = model
         self._fingerprint = fingerprint(model)
-        self.tokens = tokens
+        self.tokens = min(tokens, steady_positions(model) or tokens)
         self.devices = decoder.devices(model)
-        self.rotary = Rotary.of(model, tokens)
+        self.rotary = Rotary.of(model, self.tokens)
         self._layers = [self._allocate(index) for index in range(len(self.devices))]
         self.kernels = all(has_kernel(keys) for keys, _ in self._layers)
         gpus = {device for device in self.devices if device.type == "cuda"}
@@ -54,16 +56,25 @@ class WorkspaceMemory:
         )
         self._layouts: dict[str, Layout] = {}
 
-    def check(self, model: PreTrainedModel, prompt: Prompt) -> None:
-        """Refuse what this workspace was not made for.
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Refuse another model.
 
         Raises
         ------
         ValueError
-            It was made for another model, or it is too small for this prompt.
+            The workspace was made for another model.
         """
         if model is not self.model:
             raise ValueError("the workspace was made for another model: make one for this model")
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Refuse a prompt that is too long.
+
+        Raises
+        ------
+        ValueError
+            The workspace is too small.
+        """
         if len(prompt.ids) > self.tokens:
             raise ValueError(
                 f"the workspace has room for {self.tokens} tokens, the prompt has {len(prompt.ids)}: make a larger one"

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.models.families import FAMILIES
+from ragkv.models.limits import is_longrope, position_count, sliding_window
 from ragkv.models.read_state import state_of
 from ragkv.prompt import Prompt, Segment
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 
 
 def check_model(model: PreTrainedModel) -> None:
@@ -107,9 +108,7 @@ def check_prompt(model: PreTrainedModel, prompt: Prompt, segments: Sequence[Segm
     config, tokens = model.config, len(prompt.ids)
     positions = position_count(config)
     if tokens > positions:
-        raise ValueError(
-            f"the prompt has {tokens} tokens, more than the model's {positions} positions: use fewer or shorter chunks"
-        )
+        raise ValueError(f"the prompt has {tokens} tokens, more than {_positions(config)}: use fewer or shorter chunks")
     window = sliding_window(model)
     if window is not None and tokens > window:
         raise ValueError(
@@ -120,8 +119,8 @@ def check_prompt(model: PreTrainedModel, prompt: Prompt, segments: Sequence[Segm
     longest = max((segment.computed_tokens for segment in segments), default=0)
     if longest > positions:
         raise ValueError(
-            f"a chunk and its context have {longest} tokens, more than the model's {positions} positions: use shorter "
-            "chunks or contexts"
+            f"a chunk and its context have {longest} tokens, more than {_positions(config)}: use shorter chunks or "
+            "contexts"
         )
     lowest_and_highest = [int(token) for token in prompt.tensor.aminmax()]
     for context in {segment.context for segment in segments if segment.context}:
@@ -131,8 +130,8 @@ def check_prompt(model: PreTrainedModel, prompt: Prompt, segments: Sequence[Segm
             raise ValueError(f"token id {token} is outside the model's vocabulary of {config.vocab_size}")
 
 
-def check_room(model: PreTrainedModel, prompt: Prompt, new_tokens: int, advice: str) -> None:
-    """Refuse a prompt whose answer of up to `new_tokens` would not fit after it.
+def check_room(model: PreTrainedModel, tokens: int, new_tokens: int, advice: str) -> None:
+    """Refuse a prompt of `tokens` tokens whose answer of up to `new_tokens` would not fit after it.
 
     Parameters
     ----------
@@ -144,32 +143,14 @@ def check_room(model: PreTrainedModel, prompt: Prompt, new_tokens: int, advice: 
     ValueError
         Prompt and answer have more tokens than the model has positions.
     """
-    tokens, positions = len(prompt.ids), position_count(model.config)
-    if tokens + new_tokens > positions:
+    if tokens + new_tokens > position_count(model.config):
         raise ValueError(
             f"the prompt has {tokens} tokens and its answer up to {new_tokens} (max_new_tokens), together more than "
-            f"the model's {positions} positions: {advice}"
+            f"{_positions(model.config)}: {advice}"
         )
 
 
-def position_count(config: PretrainedConfig) -> int:
-    """The longest prompt that the model was made for.
-
-    With YaRN or linear scaling this may be more than ``max_position_embeddings``, which many checkpoints leave as it
-    was before scaling.
-    """
-    rope = config.rope_parameters or {}
-    positions = config.max_position_embeddings
-    if rope.get("rope_type") not in ("linear", "yarn"):
-        return positions
-    original = rope.get("original_max_position_embeddings") or positions
-    return max(positions, int(rope.get("factor", 1) * original))
-
-
-def sliding_window(model: PreTrainedModel) -> int | None:
-    """The window in tokens, if any layer has an active one."""
-    config = model.config
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"]):
-        active = getattr(config, "use_sliding_window", True)  # Mistral has no switch
-        return getattr(config, "sliding_window", None) if active else None
-    return None
+def _positions(config: PretrainedConfig) -> str:
+    """The limit in words."""
+    reason = " before its LongRoPE changes the frequencies" if is_longrope(config) else ""
+    return f"the model's {position_count(config)} positions{reason}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ragkv.models.limits import is_longrope, position_count
 from ragkv.models.read_state import configuration, state_of
 from ragkv.models.state import State
 
@@ -137,16 +138,22 @@ def _digest(tensor: Tensor) -> str:
 def _frequencies(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, str]:
     """What stands for those buffers of the rotary embedding that the configuration determines.
 
-    Their last bits depend on the processor that computed them, so their bits are not hashed.
+    Their last bits depend on the processor that computed them, so their bits are not hashed. Those of LongRoPE also
+    depend on the last prompt's length, and are computed again for each prompt.
     """
     rotary = model.model.rotary_emb
     with torch.device("cpu"):
         configured = type(rotary)(rotary.config)
+        expected = [(name, buffer.clone()) for name, buffer in configured.named_buffers()]
+        if is_longrope(model.config):
+            beyond = torch.tensor([[position_count(model.config)]])
+            configured(torch.empty(0), beyond)  # sets the frequencies of long prompts
+            expected += configured.named_buffers()
     found = {}
-    for name, expected in configured.named_buffers():
+    for name, frequencies in expected:
         tensor = tensors.get(f"model.rotary_emb.{name}")
-        if tensor is None or (tensor.shape, tensor.dtype) != (expected.shape, expected.dtype):
+        if tensor is None or (tensor.shape, tensor.dtype) != (frequencies.shape, frequencies.dtype):
             continue
-        if torch.allclose(tensor.cpu(), expected, rtol=_ROUNDING, atol=0):
+        if torch.allclose(tensor.cpu(), frequencies, rtol=_ROUNDING, atol=0):
             found[f"model.rotary_emb.{name}"] = "as configured"
     return found

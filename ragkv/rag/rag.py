@@ -195,7 +195,7 @@ class Rag:
                 ranked = placed = [as_chunk(item, (), self.tokenizer) for item in chunks]
             prompt = self._prompt(question, *placed)
         shorten = f"retrieve fewer than {len(placed)} chunks (k)" if len(placed) > 1 else "ask a shorter question"
-        check_room(self.model, prompt, longest, f"{shorten}, or cut smaller chunks (chunk_tokens)")
+        check_room(self.model, len(prompt.ids), longest, f"{shorten}, or cut smaller chunks (chunk_tokens)")
         hit_rate = None
         if self.selector.reuses:
             with clock("precompute"):
@@ -224,7 +224,7 @@ class Rag:
         with clock("prefill"):
             ids = next_turn(self.tokenizer, check_question(question))
             prompt = replace(answer.prompt, question=(*answer.prompt.question, *answer.generation.ids, *ids))
-            check_room(self.model, prompt, longest, "begin a new conversation")
+            check_room(self.model, len(prompt.ids), longest, "begin a new conversation")
             prefill = extend(self.model, answer.prefill, answer.generation, ids)
         decoded = self._decode(prefill, longest, on_token)
         return replace(answer, question=question, prompt=prompt, hit_rate=None, seconds=clock.seconds(), **decoded)

@@ -25,6 +25,7 @@ from slow import slow_model
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from ragkv import Prompt, StoreError, decode, fused_prefill, load_model, precompute
+from ragkv.fusion.workspace import Workspace
 from ragkv.models.checks import check_model
 from ragkv.models.fingerprint import fingerprint
 from ragkv.selectors import get_selector
@@ -224,13 +225,13 @@ def test_a_sliding_window_that_is_off_does_not_matter(rng):
 
 def test_a_rope_that_changes_with_the_length_is_refused(rng):
     model = make_model("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0})
-    with pytest.raises(ValueError, match=r"'dynamic'.*default, linear, llama3, yarn"):
+    with pytest.raises(ValueError, match=r"'dynamic'.*default, linear, llama3, yarn, longrope"):
         fused_prefill(model, random_prompt(rng), None, get_selector("full_prefill"))
 
 
 def test_an_unsupported_architecture_is_named(rng):
     model = AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=200))
-    with pytest.raises(ValueError, match=r"'gpt2'.*llama, mistral, qwen2, qwen3"):
+    with pytest.raises(ValueError, match=r"'gpt2'.*llama, mistral, qwen2, qwen3, phi3, granite, smollm3, olmo2"):
         check_model(model)
     with pytest.raises(ValueError, match="'gpt2'"):
         fused_prefill(model, random_prompt(rng), None, get_selector("full_prefill"))
@@ -281,6 +282,21 @@ def test_a_window_wider_than_the_prompt_decodes_as_the_model_does(rng):
     expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
     assert prefill.cache.get_seq_length() == len(prompt.ids)
     assert decode(model, prefill, max_new_tokens=8).ids == expected[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("room", [None, 100], ids=["own memory", "in a workspace"])
+def test_an_answer_that_leaves_the_window_is_what_the_model_says(rng, room):
+    """A workspace's own steps know no window, so it goes on in memory of its own."""
+    prompt = random_prompt(rng)
+    model = make_model("mistral", sliding_window=len(prompt.ids) + 2)
+    model.generation_config.eos_token_id = None
+    store = memory_store()
+    precompute(model, [prompt], store)
+    workspace = None if room is None else Workspace(model, room)
+    prefill = fused_prefill(model, prompt, store, get_selector("a3", ratio=1.0), workspace=workspace)
+    ids = torch.tensor([prompt.ids])
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
+    assert decode(model, prefill, max_new_tokens=40).ids == expected[0, ids.shape[1] :].tolist()
 
 
 def test_cat_of_a_question_alone_is_a_full_prefill(llama):

@@ -246,7 +246,7 @@ def test_scaled_positions_are_used(rng, family, rope):
     with pytest.raises(ValueError, match=f"has {positions + 1} tokens, more than the model's {positions} positions"):
         fuse(model, longer, "a3")
     with pytest.raises(ValueError, match=f"together more than the model's {positions} positions: shorten it"):
-        check_room(model, prompt, 1, "shorten it")
+        check_room(model, len(prompt.ids), 1, "shorten it")
 
 
 def test_positions_that_are_already_scaled_are_not_scaled_again(rng):

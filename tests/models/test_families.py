@@ -1,17 +1,21 @@
 """What is special about a family, against transformers' own forward. Most other tests run for every family."""
 
+import copy
+
 import pytest
 import torch
 from adapters import Int8Linear, Lora
 from helpers import BOS, FAMILIES, fuse, make_model, memory_store, plain, random_prompt, relative_error
 from torch import nn
 
-from ragkv import precompute
+from ragkv import decode, fused_prefill, precompute
+from ragkv.fusion.workspace import Workspace
 from ragkv.models import families
 from ragkv.models.fingerprint import fingerprint
 from ragkv.models.rotary import Rotary
 from ragkv.models.segment_pass import compute_segment
 from ragkv.prompt import Segment
+from ragkv.selectors import get_selector
 
 PARTIAL = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
 
@@ -70,6 +74,59 @@ def test_fused_projections_of_another_class_are_called(rng, kind):
     layer.mlp.gate_up_proj = kind(layer.mlp.gate_up_proj)
     assert relative_error(fuse(model, prompt, "a3", ratio=1.0).logits, plain(model, prompt)[0]) <= 1e-5
     assert relative_error(plain(model, prompt)[0], plain(make_model("phi3"), prompt)[0]) > 1e-3
+
+
+LONGROPE = {
+    "max_position_embeddings": 256,
+    "original_max_position_embeddings": 64,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "partial_rotary_factor": 0.75,
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+        "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0],
+    },
+}
+
+
+@pytest.fixture
+def longrope():
+    model = make_model("phi3", **copy.deepcopy(LONGROPE))
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@pytest.mark.parametrize("room", [None, 200], ids=["own memory", "in a workspace"])
+def test_longrope_is_exact_up_to_where_its_frequencies_change(rng, longrope, room):
+    """Also if the model has just computed a longer prompt, with the other frequencies."""
+    prompt, longer = (random_prompt(rng, chunks=(20, n)) for n in (24, 25))  # of 54 tokens and one more
+    store = memory_store()
+    precompute(longrope, [prompt, longer], store)
+    plain(longrope, random_prompt(rng, chunks=(80,)))
+    workspace = None if room is None else Workspace(longrope, room)
+    fused = fused_prefill(longrope, prompt, store, get_selector("a3", ratio=1.0), workspace=workspace)
+    assert relative_error(fused.logits, plain(longrope, prompt)[0]) <= 1e-5
+    ids = torch.tensor([prompt.ids])
+    expected = longrope.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
+    assert decode(longrope, fused, max_new_tokens=10).ids == expected[0, len(prompt.ids) :].tolist()
+    fused = fused_prefill(longrope, longer, store, get_selector("a3"), workspace=workspace)
+    with pytest.raises(ValueError, match="64 positions before its LongRoPE changes the frequencies: ask for fewer"):
+        decode(longrope, fused, max_new_tokens=10)
+
+
+def test_longrope_is_refused_where_its_frequencies_change(rng, longrope):
+    with pytest.raises(ValueError, match="has 65 tokens, more than the model's 64 positions before its LongRoPE"):
+        fuse(longrope, random_prompt(rng, chunks=(55,)), "a3")
+
+
+def test_long_and_short_frequencies_of_longrope_are_of_one_model(rng, longrope):
+    before = fingerprint(longrope)
+    frequencies = longrope.model.rotary_emb.inv_freq.clone()
+    plain(longrope, random_prompt(rng, chunks=(80,)))
+    assert not torch.equal(longrope.model.rotary_emb.inv_freq, frequencies)
+    assert fingerprint(longrope) == before
+    longrope.model.rotary_emb.inv_freq.mul_(1.01)
+    assert fingerprint(longrope) != before
 
 
 CHANGES = {
