@@ -96,7 +96,7 @@ class Slow:
                 fused.append(states)
             if index == 1 and name != "epic":
                 if name == "a3":
-                    chosen = self.a3(queries, fused[0], self.scaling(layer))
+                    chosen = self.a3(queries, fused[0], self.scaling(layer) / len(queries) ** 0.5)
                 else:
                     chosen = self.cacheblend(fused[1], old_values)
                 before = rows
