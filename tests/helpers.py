@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
@@ -50,6 +51,7 @@ MULTIPLIERS = {  # Granite's
     "attention_multiplier": 0.2,
     "logits_scaling": 3.0,
 }
+GEMMA3 = {"query_pre_attn_scalar": 20, "sliding_window": 512, "sliding_window_pattern": 2}
 CONFIGS = {
     "llama": lambda **options: LlamaConfig(**SHAPE | options),
     "mistral": lambda **options: MistralConfig(**SHAPE | {"sliding_window": None} | options),
@@ -59,6 +61,7 @@ CONFIGS = {
     "granite": lambda **options: GraniteConfig(**SHAPE | MULTIPLIERS | options),
     "smollm3": lambda **options: SmolLM3Config(**SHAPE | {"no_rope_layer_interval": 2} | options),
     "olmo2": lambda **options: Olmo2Config(**SHAPE | options),
+    "gemma3_text": lambda **options: Gemma3TextConfig(**SHAPE | GEMMA3 | options),
 }
 FAMILIES = list(CONFIGS)
 ROPES = {

@@ -190,7 +190,29 @@ class SlowOlmo2(Slow):
         return hidden + layer.post_feedforward_layernorm(layer.mlp(hidden))
 
 
-OTHERS = {"phi3": SlowPhi3, "granite": SlowGranite, "smollm3": SlowSmolLM3, "olmo2": SlowOlmo2}
+class SlowGemma3(Slow):
+    """Norms around attention and MLP, two rotary embeddings, and attention that is scaled by a number of its own."""
+
+    def rotated(self, layer, states, positions):
+        kind = self.model.config.layer_types[layer.self_attn.layer_idx]
+        cos, sin = self.model.model.rotary_emb(states, torch.tensor([list(positions)]), kind)
+        return self.modeling.apply_rotary_pos_emb(states[None], states[None], cos, sin)[0][0]
+
+    def scaling(self, layer):
+        return self.model.config.query_pre_attn_scalar**-0.5
+
+    def finish(self, layer, hidden, attended):
+        hidden = hidden + layer.post_attention_layernorm(layer.self_attn.o_proj(attended))
+        return hidden + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(hidden)))
+
+
+OTHERS = {
+    "phi3": SlowPhi3,
+    "granite": SlowGranite,
+    "smollm3": SlowSmolLM3,
+    "olmo2": SlowOlmo2,
+    "gemma3_text": SlowGemma3,
+}
 
 
 def slow_model(model, prompt, ratio):

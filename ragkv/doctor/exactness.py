@@ -16,7 +16,21 @@ from ragkv.store.precompute import precompute
 
 LOGITS = 1e-5  # relative error of float32 logits that rounding explains
 ATTENTION = 1e-2  # the same of attention in bfloat16
-_OPTIONS: dict[str, dict[str, float]] = {  # so that what makes a family different has an effect
+_SHAPE = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "sliding_window": None,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+_OPTIONS: dict[str, dict[str, object]] = {  # so that what makes a family different has an effect
     "granite": {
         "embedding_multiplier": 2.5,
         "residual_multiplier": 0.6,
@@ -24,27 +38,13 @@ _OPTIONS: dict[str, dict[str, float]] = {  # so that what makes a family differe
         "logits_scaling": 3.0,
     },
     "smollm3": {"no_rope_layer_interval": 2},
+    "gemma3_text": {"query_pre_attn_scalar": 20, "sliding_window": 256, "sliding_window_pattern": 2},
 }
 
 
 def family_model(family: str) -> PreTrainedModel:
     """A random float32 model of two layers on the CPU; the same every time."""
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=256,
-        sliding_window=None,
-        bos_token_id=1,
-        eos_token_id=None,
-        pad_token_id=None,
-        **_OPTIONS.get(family, {}),
-    )
+    config = AutoConfig.for_model(family, **_SHAPE | _OPTIONS.get(family, {}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)

@@ -43,13 +43,15 @@ def channels(cos: Tensor, head_dim: int) -> dict[str, int]:
 
 
 @on_its_gpu
-def rms_norm(hidden: Tensor, weight: Tensor, eps: float, *, rounds_once: bool = False) -> Tensor:
+def rms_norm(hidden: Tensor, weight: Tensor, eps: float, *, rounds_once: bool = False, offset: float = 0.0) -> Tensor:
     """Root mean square norm over the last dimension, ``(..., width)``.
 
     Parameters
     ----------
     rounds_once
         Multiply by the weight in float32. Otherwise the states are rounded to their dtype before that, too.
+    offset
+        Added to the weight; only together with `rounds_once`.
     """
     hidden = hidden.contiguous()
     normed = torch.empty_like(hidden)
@@ -57,7 +59,7 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float, *, rounds_once: bool = 
     if hidden.numel():
         _rms_norm[(hidden.numel() // width,)](
             hidden, weight, normed, width, eps,
-            WIDTH=triton.next_power_of_2(width), ROUNDS_ONCE=rounds_once, num_warps=8,
+            WIDTH=triton.next_power_of_2(width), ROUNDS_ONCE=rounds_once, OFFSET=offset, num_warps=8,
         )  # fmt: skip
     return normed
 
@@ -119,7 +121,7 @@ def _rotate(
 
 
 @triton.jit
-def _rms_norm(hidden, weight, normed, width, eps, WIDTH: tl.constexpr, ROUNDS_ONCE: tl.constexpr):
+def _rms_norm(hidden, weight, normed, width, eps, WIDTH: tl.constexpr, ROUNDS_ONCE: tl.constexpr, OFFSET: tl.constexpr):
     """One row."""
     row = tl.program_id(0).to(tl.int64) * width
     dims = tl.arange(0, WIDTH)
@@ -127,7 +129,10 @@ def _rms_norm(hidden, weight, normed, width, eps, WIDTH: tl.constexpr, ROUNDS_ON
     scale = 1 / tl.sqrt_rn(tl.sum(states * states) / width + eps)
     dtype = normed.dtype.element_ty
     weights = tl.load(weight + dims, dims < width, 0.0)
-    scaled = states * scale * weights.to(tl.float32) if ROUNDS_ONCE else (states * scale).to(dtype) * weights.to(dtype)
+    if ROUNDS_ONCE:
+        scaled = states * scale * (weights.to(tl.float32) + OFFSET)
+    else:
+        scaled = (states * scale).to(dtype) * weights.to(dtype)
     tl.store(normed + row + dims, scaled.to(dtype), dims < width)
 
 

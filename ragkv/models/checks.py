@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.models.families import FAMILIES
-from ragkv.models.limits import is_longrope, position_count, sliding_window
+from ragkv.models.limits import is_longrope, position_count, rope_types, sliding_window
 from ragkv.models.read_state import state_of
 from ragkv.prompt import Prompt, Segment
 
@@ -84,12 +84,18 @@ def check_config(config: PretrainedConfig) -> None:
     """As `check_model`, as far as the configuration alone tells."""
     if config.model_type not in FAMILIES:
         raise ValueError(f"architecture {config.model_type!r} is not supported: use a model of {', '.join(FAMILIES)}")
-    rope = (config.rope_parameters or {}).get("rope_type", "default")
-    if rope not in ROPE_TYPES:
-        raise ValueError(
-            f"rotary embedding of type {rope!r}: its frequencies depend on the length, so stored keys cannot be "
-            f"placed; supported are {', '.join(ROPE_TYPES)}"
-        )
+    for rope in rope_types(config):
+        if rope not in ROPE_TYPES:
+            raise ValueError(
+                f"rotary embedding of type {rope!r}: its frequencies depend on the length, so stored keys cannot be "
+                f"placed; supported are {', '.join(ROPE_TYPES)}"
+            )
+    for entry in FAMILIES[config.model_type].unsupported:
+        if getattr(config, entry, None):
+            raise ValueError(
+                f"the configuration of this {config.model_type} has {entry} = {getattr(config, entry)}, which is not "
+                "supported: use a checkpoint without it"
+            )
 
 
 def check_prompt(model: PreTrainedModel, prompt: Prompt, segments: Sequence[Segment]) -> None:

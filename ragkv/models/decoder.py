@@ -18,7 +18,7 @@ from transformers.activations import SiLUActivation
 
 from ragkv.kernels import kernels_run
 from ragkv.models.attention import Backend
-from ragkv.models.families import family_of
+from ragkv.models.families import Norms, family_of
 from ragkv.models.rotary import Rotary
 
 KV = tuple[Tensor, Tensor]
@@ -168,15 +168,16 @@ def _norm(layer: nn.Module, name: str | None, hidden: Tensor) -> Tensor:
     """One of a layer's norms; None for none."""
     if name is None:
         return hidden
-    return norm(getattr(layer, name), hidden, rounds_once=family_of(layer.self_attn).rounds_once)
+    return norm(family_of(layer.self_attn).norms, getattr(layer, name), hidden)
 
 
-def norm(module: nn.Module, hidden: Tensor, *, rounds_once: bool = False) -> Tensor:
-    """RMS norm of ``(batch, tokens, hidden)``; see `ragkv.models.families.Family` for `rounds_once`."""
+def norm(norms: Norms, module: nn.Module, hidden: Tensor) -> Tensor:
+    """RMS norm of ``(batch, tokens, hidden)``, computed as a family does it."""
     if _kernels_run(hidden):
-        from ragkv.kernels import elementwise
+        from ragkv.kernels.elementwise import rms_norm
 
-        return elementwise.rms_norm(hidden, module.weight, module.variance_epsilon, rounds_once=rounds_once)
+        epsilon = getattr(module, norms.epsilon)
+        return rms_norm(hidden, module.weight, epsilon, rounds_once=norms.rounds_once, offset=norms.offset)
     return module(hidden)
 
 
@@ -200,6 +201,6 @@ def _kernels_run(states: Tensor) -> bool:
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """The language model's head over the last layer's output: ``(batch, tokens, vocab)``."""
     family, last_norm = family_of(model), model.model.norm
-    normed = norm(last_norm, hidden.to(last_norm.weight.device), rounds_once=family.rounds_once)
+    normed = norm(family.norms, last_norm, hidden.to(last_norm.weight.device))
     scores = model.lm_head(normed.to(model.lm_head.weight.device))
     return scores if family.logits_divisor is None else scores / getattr(model.config, family.logits_divisor)

@@ -14,15 +14,22 @@ def position_count(config: PretrainedConfig) -> int:
     positions = config.max_position_embeddings
     if is_longrope(config):
         return min(positions, rope["original_max_position_embeddings"])
-    if rope.get("rope_type") not in ("linear", "yarn"):
+    if rope.get("rope_type") not in ("linear", "yarn"):  # several embeddings have no type together
         return positions
     original = rope.get("original_max_position_embeddings") or positions
     return max(positions, int(rope.get("factor", 1) * original))
 
 
+def rope_types(config: PretrainedConfig) -> list[str]:
+    """The types of the model's rotary embedding, or of its several ones."""
+    parameters = config.rope_parameters or {}
+    several = [value for value in parameters.values() if isinstance(value, dict)]
+    return [rope.get("rope_type", "default") for rope in several or [parameters]]
+
+
 def is_longrope(config: PretrainedConfig) -> bool:
     """Whether the rotary embedding has other frequencies for long prompts (arXiv 2402.13753)."""
-    return (config.rope_parameters or {}).get("rope_type") == "longrope"
+    return "longrope" in rope_types(config)
 
 
 def steady_positions(model: PreTrainedModel) -> int | None:

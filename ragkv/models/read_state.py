@@ -50,8 +50,7 @@ def state_of(model: PreTrainedModel) -> State:
 
 def configuration(model: PreTrainedModel) -> dict[str, Any]:
     """The entries of the configuration that decide: `CONFIG` and its family's, as JSON can hold them."""
-    divisor = family_of(model).logits_divisor
-    names = CONFIG if divisor is None else [*CONFIG, divisor]
+    names = [*CONFIG, *family_of(model).config]
     values: dict[str, Any] = {name: getattr(model.config, name, None) for name in names}
     return {name: frozen(value.to_dict() if hasattr(value, "to_dict") else value) for name, value in values.items()}
 
@@ -73,9 +72,11 @@ class _Reader:
         self.tensors: dict[str, Place] = {}
         self.items: list[tuple[Place, bool, tuple]] = []
         self.classes: dict[type, list] = {}
-        self._dropouts = FAMILIES[config.model_type].dropouts
-        self._modeling = f"transformers.models.{config.model_type}.modeling_{config.model_type}"
-        self._activation = type(ACT2FN[config.hidden_act])
+        family = FAMILIES[config.model_type]
+        name = family.module or config.model_type
+        self._modeling = f"transformers.models.{name}.modeling_{name}"
+        self._activation = type(ACT2FN[getattr(config, family.activation)])
+        self._dropouts = family.dropouts
         self._attention_dropout = getattr(config, "attention_dropout", 0.0)
         self._names: dict[int, str] = {}  # of what was read, by id
         self._alive: list[Any] = []  # what was read, so that its id stays its own meanwhile

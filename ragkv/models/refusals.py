@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 _CORE = (  # run in steps by `ragkv.models.decoder`, which knows their classes
-    "model layers self_attn mlp input_layernorm post_attention_layernorm post_feedforward_layernorm q_norm k_norm norm "
-    "rotary_emb"
+    "model layers self_attn mlp input_layernorm post_attention_layernorm pre_feedforward_layernorm "
+    "post_feedforward_layernorm q_norm k_norm norm rotary_emb"
 ).split()
 _PROJECTIONS = (
     "q_proj k_proj v_proj qkv_proj o_proj gate_proj up_proj gate_up_proj down_proj lm_head embed_tokens".split()

@@ -25,15 +25,19 @@ class Rotary:
     @classmethod
     def of(cls, model: PreTrainedModel, tokens: int) -> list["Rotary"]:
         """The rotary embedding of each layer for the first `tokens` positions; equal ones are one object."""
-        embedding = model.model.rotary_emb
-        positions = torch.arange(tokens, device=embedding.inv_freq.device)[None]
-        cos, sin = embedding(torch.empty(0, device=positions.device), positions)
+        embedding, layers, family = model.model.rotary_emb, model.model.layers, family_of(model)
+        positions = torch.arange(tokens, device=next(embedding.buffers()).device)[None]
+        dtype = torch.empty(0, device=positions.device)  # which float32 angles are returned in
+        if family.rotary_kinds is not None:
+            kinds = getattr(model.config, family.rotary_kinds)
+            rotaries = {kind: cls(*embedding(dtype, positions, kind)) for kind in set(kinds)}
+            return [rotaries[kind] for kind in kinds[: len(layers)]]
+        cos, sin = embedding(dtype, positions)
         rotating = cls(cos, sin)
-        switch = family_of(model).rotary_switch
-        if switch is None:
-            return [rotating] * len(model.model.layers)
+        if family.rotary_switch is None:
+            return [rotating] * len(layers)
         still = cls(torch.ones_like(cos), torch.zeros_like(sin))  # by an angle of 0
-        return [rotating if getattr(layer.self_attn, switch) else still for layer in model.model.layers]
+        return [rotating if getattr(layer.self_attn, family.rotary_switch) else still for layer in layers]
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """``cos`` and ``sin`` on a device; they are copied there at most once."""

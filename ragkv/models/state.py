@@ -15,7 +15,7 @@ from ragkv.models import code
 
 DECIDING = (  # attributes of transformers' modules that their forward uses
     "variance_epsilon scaling head_dim attention_scaling rope_type max_norm norm_type use_rope embedding_multiplier "
-    "residual_multiplier"
+    "residual_multiplier eps sliding_attention_attention_scaling full_attention_attention_scaling"
 ).split()
 _WATCHED = (*DECIDING, "training", "gradient_checkpointing")
 _IGNORED = {*vars(nn.Module()), "forward", "_hf_hook", "_old_forward", "_is_hf_initialized"}

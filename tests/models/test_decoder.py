@@ -46,7 +46,7 @@ def test_rotation_is_done_in_float32_and_keeps_the_dtype(llama):
 
 def ropes(family):
     """The types of rotary embedding that transformers' own configuration of a family allows."""
-    return ["default"] if family == "phi3" else list(ROPES)
+    return ["default"] if family in ("phi3", "gemma3_text") else list(ROPES)
 
 
 CASES = [(family, rope, False) for family in FAMILIES for rope in ropes(family)]
@@ -60,15 +60,15 @@ def test_a_layer_in_steps_is_the_layers_own_forward(family, rope, kernels, monke
         pytest.skip("Triton's interpreter is not there")
     for module in ("decoder", "rotary"):
         monkeypatch.setattr(f"ragkv.models.{module}.kernels_run", lambda device: kernels)
-    model = make_model(family, rope_parameters=dict(ROPES[rope]))
+    model = make_model(family, **({} if rope == "default" else {"rope_parameters": ROPES[rope]}))
     hidden = torch.randn(1, 11, 64, generator=torch.Generator().manual_seed(2))
     positions = torch.arange(11)
     mask = torch.full((11, 11), float("-inf")).triu(1)[None, None]
     model.config._attn_implementation = "eager"
-    for layer, rotary in zip(model.model.layers, Rotary.of(model, 11), strict=True):
-        expected = layer(
-            hidden, attention_mask=mask, position_embeddings=model.model.rotary_emb(hidden, positions[None])
-        )
+    kinds = [(kind,) for kind in model.config.layer_types] if family == "gemma3_text" else [()] * 3
+    for layer, rotary, kind in zip(model.model.layers, Rotary.of(model, 11), kinds, strict=True):
+        angles = model.model.rotary_emb(hidden, positions[None], *kind)
+        expected = layer(hidden, attention_mask=mask, position_embeddings=angles)
 
         def place(fresh, rotary=rotary):
             keys, values = fresh
