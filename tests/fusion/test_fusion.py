@@ -231,7 +231,9 @@ def test_a_rope_that_changes_with_the_length_is_refused(rng):
 
 def test_an_unsupported_architecture_is_named(rng):
     model = AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=200))
-    with pytest.raises(ValueError, match=r"'gpt2'.*llama, mistral, qwen2, qwen3, phi3, granite, smollm3, olmo2"):
+    with pytest.raises(
+        ValueError, match=r"'gpt2'.*llama, mistral, qwen2, qwen3, phi3, granite, smollm3, olmo2, gemma3_text"
+    ):
         check_model(model)
     with pytest.raises(ValueError, match="'gpt2'"):
         fused_prefill(model, random_prompt(rng), None, get_selector("full_prefill"))

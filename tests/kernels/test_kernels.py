@@ -11,6 +11,7 @@ from ragkv.models.attention import attention_weights, get_backend
 from ragkv.models.rotary import Rotary
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
@@ -229,11 +230,15 @@ def test_norms_equal_those_of_transformers(width, dtype):
 def test_norms_round_where_those_of_transformers_do():
     """Nearly all bits are the same, and are not if the rounding is another family's."""
     hidden = (torch.randn(20, 500) * 5).half()
-    for kind, rounds_once in ((LlamaRMSNorm, False), (Olmo2RMSNorm, True)):
+    for kind, rounds_once, offset in (
+        (LlamaRMSNorm, False, 0.0),
+        (Olmo2RMSNorm, True, 0.0),
+        (Gemma3RMSNorm, True, 1.0),
+    ):
         module = kind(500, eps=1e-5).half().requires_grad_(False)
         module.weight.normal_()
-        right = rms_norm(hidden, module.weight, 1e-5, rounds_once=rounds_once)
-        wrong = rms_norm(hidden, module.weight, 1e-5, rounds_once=not rounds_once)
+        right = rms_norm(hidden, module.weight, 1e-5, rounds_once=rounds_once, offset=offset)
+        wrong = rms_norm(hidden, module.weight + offset, 1e-5, rounds_once=not rounds_once)
         assert (right != module(hidden)).float().mean() < 0.01
         assert (wrong != module(hidden)).float().mean() > 0.05
 

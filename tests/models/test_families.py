@@ -7,10 +7,12 @@ import torch
 from adapters import Int8Linear, Lora
 from helpers import BOS, FAMILIES, fuse, make_model, memory_store, plain, random_prompt, relative_error
 from torch import nn
+from transformers import Gemma3TextConfig
 
 from ragkv import decode, fused_prefill, precompute
 from ragkv.fusion.workspace import Workspace
 from ragkv.models import families
+from ragkv.models.checks import check_config
 from ragkv.models.fingerprint import fingerprint
 from ragkv.models.rotary import Rotary
 from ragkv.models.segment_pass import compute_segment
@@ -129,12 +131,45 @@ def test_long_and_short_frequencies_of_longrope_are_of_one_model(rng, longrope):
     assert fingerprint(longrope) != before
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("final_logit_softcapping", 30.0), ("attn_logit_softcapping", 50.0), ("use_bidirectional_attention", True)],
+)
+def test_what_is_not_computed_of_gemma3_is_refused(entry, value):
+    with pytest.raises(ValueError, match=f"this gemma3_text has {entry} = {value}, .*: use a checkpoint without it"):
+        check_config(make_model("gemma3_text", **{entry: value}).config)
+
+
+def test_a_prompt_longer_than_gemma3s_window_is_refused(rng):
+    model, prompt = make_model("gemma3_text", sliding_window=50), random_prompt(rng)
+    assert len(prompt.ids) == 50
+    assert relative_error(fuse(model, prompt, "a3", ratio=1.0).logits, plain(model, prompt)[0]) <= 1e-5
+    with pytest.raises(ValueError, match="sliding window of 50 tokens, and the prompt has 51"):
+        fuse(model, random_prompt(rng, question=7), "a3")
+
+
+def test_each_of_gemma3s_rotary_embeddings_is_checked():
+    ropes = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")}
+    ropes["full_attention"] |= {"rope_type": "dynamic", "factor": 2.0}
+    with pytest.raises(ValueError, match="'dynamic': its frequencies depend on the length"):
+        check_config(Gemma3TextConfig(rope_parameters=ropes))
+
+
 CHANGES = {
     "granite's embeddings": ("granite", lambda model: setattr(model.model, "embedding_multiplier", 2.0)),
     "granite's residual": ("granite", lambda model: setattr(model.model.layers[1], "residual_multiplier", 2.0)),
     "granite's attention": ("granite", lambda model: setattr(model.model.layers[1].self_attn, "scaling", 2.0)),
     "granite's logits": ("granite", lambda model: setattr(model.config, "logits_scaling", 2.0)),
     "smollm3's rotary embedding": ("smollm3", lambda model: setattr(model.model.layers[1].self_attn, "use_rope", 1)),
+    "gemma3's window": ("gemma3_text", lambda model: setattr(model.config, "sliding_window", 400)),
+    "gemma3's norms": (
+        "gemma3_text",
+        lambda model: setattr(model.model.layers[1].post_feedforward_layernorm, "eps", 1),
+    ),
+    "gemma3's rotary scale": (
+        "gemma3_text",
+        lambda model: setattr(model.model.rotary_emb, "full_attention_attention_scaling", 2.0),
+    ),
     "phi3's dropout": (
         "phi3",
         lambda model: setattr(model.model.layers[1], "resid_mlp_dropout", nn.Identity().eval()),
