@@ -308,15 +308,31 @@ def test_surprisal_is_minus_log_p(model, context):
     assert relative_error(surprisal, torch.tensor(expected)) <= 1e-5
 
 
+def sources(family, attention):
+    """The modules that a layer's keys and values come out of, and what to do with their output."""
+    if family == "phi3":
+        return {
+            "k": (attention.qkv_proj, lambda out: out[..., 64:96]),
+            "v": (attention.qkv_proj, lambda out: out[..., 96:]),
+        }
+    heads_first = family == "gemma3_text"  # when its keys are normed
+    return {
+        "k": (
+            getattr(attention, "k_norm", None) or attention.k_proj,
+            lambda out: out.transpose(1, 2) if heads_first else out,
+        ),
+        "v": (attention.v_proj, lambda out: out),
+    }
+
+
 @pytest.mark.parametrize("context", [(), (1,), (1, 9, 4)])
 def test_keys_and_values_are_those_of_the_models_own_forward(family, context):
     """Taken with hooks before rotation, and after the norm in models that have one."""
     model, segment, taken = shared_model(family), Segment((5, 6, 7, 8, 150), context), {}
     handles = []
     for index, layer in enumerate(model.model.layers):
-        attention = layer.self_attn
-        for name, module in (("k", getattr(attention, "k_norm", attention.k_proj)), ("v", attention.v_proj)):
-            keep = lambda _, __, out, place=(index, name): taken.__setitem__(place, out)  # noqa: E731
+        for name, (module, part) in sources(family, layer.self_attn).items():
+            keep = lambda _, __, out, place=(index, name), part=part: taken.__setitem__(place, part(out))  # noqa: E731
             handles.append(module.register_forward_hook(keep))
     try:
         model(input_ids=torch.tensor([context + segment.ids]))
@@ -326,7 +342,7 @@ def test_keys_and_values_are_those_of_the_models_own_forward(family, context):
     layers, _ = compute_segment(model, segment)
     assert len(taken) == 2 * len(layers)
     for (index, name), out in taken.items():
-        states = out.view(1, -1, 2, 16)[0, len(context) :].transpose(0, 1)  # (kv_heads, tokens, head_dim)
+        states = out.reshape(1, -1, 2, 16)[0, len(context) :].transpose(0, 1)  # (kv_heads, tokens, head_dim)
         assert relative_error(layers[index, "kv".index(name)], states) <= 1e-5
 
 
