@@ -52,12 +52,12 @@ def workspace_of(monkeypatch):
 
 
 @pytest.mark.parametrize("devices", [ONE, TWO], ids=["one device", "two devices"])
-@pytest.mark.parametrize("name", ["full_reuse", "probe", "a3"])
+@pytest.mark.parametrize(("family", "name"), [("smollm3", "full_reuse"), ("qwen2", "probe"), ("phi3", "a3")])
 @pytest.mark.parametrize("at_once", [True, False], ids=["placed at once", "layer by layer"])
-def test_graphs_give_what_the_layers_give(rng, workspace_of, monkeypatch, devices, name, at_once):
+def test_graphs_give_what_the_layers_give(rng, workspace_of, monkeypatch, devices, family, name, at_once):
     """Prompt after prompt, each of other lengths; padding leaves nothing behind."""
     monkeypatch.setattr("ragkv.fusion.placement.kernels_run", lambda _: at_once)
-    model = make_model("qwen2")
+    model = make_model(family)
     model.generation_config.eos_token_id = None
     workspace = workspace_of(model, 70, devices)
     selector = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=0.2)
