@@ -24,6 +24,8 @@ from transformers import (
 )
 
 from ragkv import KVStore, Prompt, fused_prefill, precompute
+from ragkv.contexts import LearnedContext
+from ragkv.contexts.owner import owner
 from ragkv.prompt import Segment
 from ragkv.selectors import SELECTORS, get_selector
 from ragkv.store import Layout
@@ -119,6 +121,13 @@ _numbers = count()  # of stores in memory
 def memory_store() -> KVStore:
     """An empty store in memory; every call returns another one."""
     return KVStore(f"memory://ragkv-test-{os.getpid()}-{next(_numbers)}")
+
+
+def random_context(model: PreTrainedModel, tokens: int = 3, seed: int = 0) -> LearnedContext:
+    """A learned context of this model, of random numbers."""
+    config, head_dim = model.config, model.model.layers[0].self_attn.head_dim
+    shape = (config.num_hidden_layers, 2, config.num_key_value_heads, tokens, head_dim)
+    return LearnedContext(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), owner(model))
 
 
 def fuse(model: PreTrainedModel, prompt: Prompt, name: str, **options: object):

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ragkv.models.fingerprint import fingerprint
+from ragkv.contexts.owner import owner
 
-FORMAT = "ragkv learned context 1"
+FORMAT = "ragkv learned context 2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +29,9 @@ class LearnedContext:
     ----------
     layers
         Keys, rotated to positions ``0 .. tokens - 1``, and values: ``(layers, 2, kv_heads, tokens, head_dim)`` in
-        float32, on the host.
+        float32 or bfloat16, on the host.
     model
-        The fingerprint of the model that it was trained for.
+        The model that it was trained for, see `ragkv.contexts.owner`.
     """
 
     layers: Tensor
@@ -46,7 +46,7 @@ class LearnedContext:
     def identity(self) -> str:
         """A hash of the model and every number: part of the identity of each segment computed behind it."""
         digest = hashlib.sha256(f"{FORMAT} {self.model} {tuple(self.layers.shape)}".encode())
-        digest.update(self.layers.contiguous().numpy().tobytes())
+        digest.update(self.layers.contiguous().float().numpy().tobytes())
         return digest.hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -58,19 +58,24 @@ class LearnedContext:
     def __repr__(self) -> str:
         return f"LearnedContext({self.tokens} tokens, {self.identity[:12]})"
 
-    def check(self, model: PreTrainedModel) -> None:
+    def check(self, model: str, name: str | Path = "this learned context") -> None:
         """Refuse another model's context.
+
+        Parameters
+        ----------
+        model
+            The model that it is to be used with, see `ragkv.contexts.owner`.
+        name
+            What the error calls the context.
 
         Raises
         ------
         ValueError
             It was trained for another model.
         """
-        own = fingerprint(model)
-        if self.model != own:
+        if self.model != model:
             raise ValueError(
-                f"this learned context was trained for another model ({self.model[:12]}..., this one is "
-                f"{own[:12]}...): train one with `ragkv context train`"
+                f"{name} was trained for another model: train one for this model with `ragkv context train`"
             )
 
     def save(self, path: str | Path, **about: str) -> None:
@@ -87,18 +92,42 @@ class LearnedContext:
         ValueError
             There is no such file, it is not a learned context, it is damaged, or it is another model's.
         """
-        if not Path(path).is_file():
-            raise ValueError(f"there is no learned context {path}: train one with `ragkv context train`")
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                layers = file.get_tensor("layers")
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} cannot be read as a learned context: {error}") from None
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is not a learned context of this version of ragkv: train it again")
-        context = cls(layers, metadata["model"])
+        context = cls.read(path)
+        context.check(owner(model), path)
+        return context
+
+    @classmethod
+    def read(cls, path: str | Path) -> "LearnedContext":
+        """Read a context of any model.
+
+        Raises
+        ------
+        ValueError
+            There is no such file, it is not a learned context, or it is damaged.
+        """
+        metadata = metadata_of(path)
+        with safe_open(path, "pt") as file:
+            context = cls(file.get_tensor("layers"), metadata["model"])
         if context.identity != metadata["identity"]:
             raise ValueError(f"{path} is damaged: its numbers do not match its checksum. Copy or train it again")
-        context.check(model)
         return context
+
+
+def metadata_of(path: str | Path) -> dict[str, str]:
+    """What a context's file says of itself: ``model``, ``identity``, and how it was trained.
+
+    Raises
+    ------
+    ValueError
+        There is no such file, or it is not a learned context.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"there is no learned context {path}: train one with `ragkv context train`")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a learned context: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a learned context of this version of ragkv: train it again")
+    return metadata

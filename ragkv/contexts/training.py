@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ragkv.contexts.exercises import Exercise, Exercises
 from ragkv.contexts.learned import LearnedContext
 from ragkv.contexts.loss import divergences, keys_values
+from ragkv.contexts.owner import owner
 from ragkv.models.checks import check_model
 from ragkv.models.fingerprint import fingerprint
 from ragkv.models.limits import position_count
@@ -136,7 +137,7 @@ def train(
             on_step(state)
     if checkpoint is not None:
         _save(checkpoint, model, settings, context, optimizer, state)
-    return LearnedContext(context.detach().float().cpu().clone(), fingerprint(model))
+    return LearnedContext(context.detach().float().cpu().clone(), owner(model))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.benchmarks import TaskParameters
 from ragkv.experiment.calibration import no_calibration, read_calibration
+from ragkv.experiment.contexts import ProfileContexts
 from ragkv.experiment.inputs import check_model, find_model, model_state, state_of
 from ragkv.experiment.items import Item, make_item, read_items, write_items
 from ragkv.experiment.modules import code_of, import_modules
@@ -78,10 +79,14 @@ class Experiment(Parameters):
         return find_model(self.model, self.root)
 
     def missing(self) -> list[str]:
-        """What the profile names and what is not there: the model, files of benchmarks, a calibration. A line each."""
+        """What the profile names and what is not there: model, files of benchmarks, calibration, learned contexts.
+
+        A line each.
+        """
         lines = []
         try:
             check_model(self.model, self.root)
+            lines += self.contexts.problems()
         except (ValueError, ImportError) as error:
             lines.append(str(error))
         for name, benchmark in self.profile.benchmarks.items():
@@ -111,6 +116,11 @@ class Experiment(Parameters):
     def benchmark_state(self) -> str:
         """Changes when the files of benchmarks do."""
         return state_of(path for benchmark in self.profile.benchmarks.values() for path in benchmark.files(self.root))
+
+    @property
+    def contexts(self) -> ProfileContexts:
+        """The learned contexts that methods use."""
+        return ProfileContexts(self.profile.offline, self.model, self.outputs.folder.name, self.root)
 
     def load_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model and its tokenizer, on the profile's device and in its dtype; errors as in `ragkv.load_model`."""
@@ -154,8 +164,8 @@ class Experiment(Parameters):
             store.manifests.write(self.outputs.manifest, manifest)
         done = []
         with store.hold(manifest.references, f"precompute {self.name}, {self.model}"):
-            for offline in self.profile.offline:
-                placed = (offline.prompt(prompt, model.config.bos_token_id) for prompt in prompts)
+            for offline, learned in self.contexts.load(model).items():
+                placed = (offline.prompt(prompt, model.config.bos_token_id, learned) for prompt in prompts)
                 done.append(precompute(model, placed, self.store(offline.format), shard=part, progress=progress))
         return sum(done[1:], done[0])
 
@@ -167,12 +177,13 @@ class Experiment(Parameters):
     def keys(self, model: PreTrainedModel, prompts: Iterable[Prompt]) -> list[str]:
         """The names in the store of the segments that these prompts need, each as often as they need it."""
         layouts = {offline: Layout.of(model, offline.format) for offline in self.profile.offline}
+        contexts = self.contexts.load(model)
         bos = model.config.bos_token_id
         return [
             layout.key(segment)
             for prompt in prompts
             for offline, layout in layouts.items()
-            for segment in offline.prompt(prompt, bos).segments(bos)
+            for segment in offline.prompt(prompt, bos, contexts[offline]).segments(bos)
         ]
 
     @contextmanager

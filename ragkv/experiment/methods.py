@@ -68,11 +68,12 @@ def depends_on(experiment: Experiment, benchmark: str, task: str, weights: str, 
     Raises
     ------
     FileNotFoundError, ValueError
-        The prompts were not made, or a calibration does not exist or is another model's.
+        The prompts were not made, or a calibration or a learned context does not exist or is another model's.
     """
     parameters = experiment.parameters(benchmark, task)
     profile = experiment.profile
     items = experiment.items(benchmark, task)
+    contexts = experiment.contexts.state
     return {
         "versions": versions(),
         "model": weights,
@@ -84,7 +85,7 @@ def depends_on(experiment: Experiment, benchmark: str, task: str, weights: str, 
         "prompts": _hash(*(json.dumps(asdict(item)) for item in items)),
         "modules": experiment.modules_code(),
         "columns": COLUMNS,
-    }
+    } | ({"contexts": contexts} if contexts else {})
 
 
 def versions() -> str:

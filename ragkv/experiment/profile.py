@@ -44,7 +44,7 @@ class MethodParameters(Parameters):
     ratios
         Ratios to run instead of the task's.
     offline
-        ``{context: similar, format: fp8}``: how chunks are computed and stored, see `ragkv.experiment.offline`.
+        ``{context: learned, format: fp8}``: how chunks are computed and stored, see `ragkv.experiment.offline`.
     eviction
         ``{name: snapkv, capacity_ratio: 0.25}``: what leaves the cache after the prefill, see `ragkv.eviction`.
     """

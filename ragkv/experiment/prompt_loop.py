@@ -57,6 +57,7 @@ class PromptLoop:
         self.backend = experiment.profile.backend
         self.workspace = Workspace.if_faster(model, longest_prompt + max_new_tokens, self.backend)
         self.bos = model.config.bos_token_id
+        self.contexts = experiment.contexts.load(model)
         formats = dict.fromkeys(offline.format for offline in experiment.profile.offline)
         self.layouts = {format: Layout.of(model, format) for format in formats}
         self.stores = {format: experiment.store(format) for format in formats}
@@ -101,7 +102,7 @@ class PromptLoop:
     def prompts(self, item: Item, methods: list[Method]) -> Prompts:
         """The item's prompt, for each way in which these methods want chunks computed."""
         ways = dict.fromkeys(method.offline for method in methods)
-        return {offline: offline.prompt(item.prompt, self.bos) for offline in ways}
+        return {offline: offline.prompt(item.prompt, self.bos, self.contexts[offline]) for offline in ways}
 
     def prefill(self, prompts: Prompts, method: Method) -> Prefill:
         """The fused prefill of a method. In a workspace, its cache lasts until the next one."""

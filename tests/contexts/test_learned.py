@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from helpers import make_model, memory_store, random_ids, random_prompt, relative_error
+from helpers import make_model, memory_store, random_context, random_ids, random_prompt, relative_error
+from safetensors.torch import save_file
 
 from ragkv import fused_prefill, precompute
 from ragkv.contexts import LearnedContext
 from ragkv.contexts.loss import keys_values
-from ragkv.models.fingerprint import fingerprint
+from ragkv.contexts.owner import owner, owner_of_folder
 from ragkv.models.rotary import Rotary
 from ragkv.models.segment_pass import compute_segment
 from ragkv.prompt import Segment
@@ -24,13 +25,8 @@ def of_tokens(model, ids):
         torch.stack(
             [torch.stack((rotary[i](keys, positions)[0], values[0])) for i, (keys, values) in enumerate(layers)]
         ),
-        fingerprint(model),
+        owner(model),
     )
-
-
-def random_context(model, tokens=3, seed=0):
-    shape = of_tokens(model, [5] * tokens).layers.shape
-    return LearnedContext(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), fingerprint(model))
 
 
 def test_behind_the_keys_and_values_of_tokens_a_segment_is_what_it_is_behind_the_tokens(model, rng):
@@ -98,6 +94,25 @@ def test_a_missing_foreign_or_damaged_file_is_one_clear_error(llama, tmp_path):
     path.write_bytes(bytes(content))
     with pytest.raises(ValueError, match="is damaged"):
         LearnedContext.load(path, llama)
+
+
+def test_a_context_belongs_to_the_models_weights_in_float32_and_in_bfloat16(tmp_path):
+    model = make_model("qwen3", seed=4).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="40kB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    names = {owner_of_folder(tmp_path / folder) for folder in ("whole", "shards")}
+    names |= {owner(model), owner(model.float())}
+    assert len(names) == 1
+    with torch.no_grad():
+        model.model.layers[-1].self_attn.v_proj.weight[0, 3] += 0.5
+    assert owner(model) not in names
+
+
+def test_a_folder_without_a_known_models_tensors_has_no_owner(tmp_path):
+    assert owner_of_folder(tmp_path) is None
+    save_file({"transformer.wte": torch.zeros(2)}, tmp_path / "model.safetensors")
+    assert owner_of_folder(tmp_path) is None
 
 
 def test_a_context_counts_among_the_positions_that_a_segment_takes(llama, rng):

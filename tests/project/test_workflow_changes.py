@@ -14,7 +14,7 @@ import time
 
 import pytest
 import yaml
-from helpers import ROOT
+from helpers import ROOT, random_context
 
 from ragkv.benchmarks.tiny import longbench_records
 from ragkv.experiment.experiment import Experiment
@@ -35,7 +35,10 @@ PROFILE = {
             "tasks": {"single": {"lengths": [256], "depths": [0], "max_new_tokens": 2}},
         },
     },
-    "methods": [{"selector": "full_prefill"}, {"selector": "probe", "calibrated": True}],
+    "methods": [
+        {"selector": "full_prefill"},
+        {"selector": "probe", "calibrated": True, "offline": {"context": "learned", "file": "context.safetensors"}},
+    ],
 }
 STEPS = ("01_chunking", "02_precompute", "03_longbench", "04_needle", "06_selected_tokens", "09_frontier")
 EVALUATIONS = {"evaluate_longbench", "evaluate_needle"}
@@ -84,8 +87,9 @@ def finished_project(tmp_path_factory):
     (root / "params/base.yaml").write_text("chunk_tokens: 64\n")
     (root / "params/p.yaml").write_text(yaml.safe_dump(PROFILE))
     shutil.copytree(model_source("tiny-llama"), root / MODEL)
-    weights = fingerprint(load_model(root / MODEL, device="cpu")[0])
-    calibration = {"options": {"first_layer": 1}, "provenance": {"model": weights}}
+    model, _ = load_model(root / MODEL, device="cpu")
+    random_context(model).save(root / "context.safetensors")
+    calibration = {"options": {"first_layer": 1}, "provenance": {"model": fingerprint(model)}}
     write_json(root / "params/calibration/mine.json", calibration)
     sys.path.insert(0, str(root))
     try:
@@ -123,6 +127,7 @@ def project(finished_project):
         ("plug_words.py", EVERYTHING),
         (f"{MODEL}/model.safetensors", EVERYTHING | {"environment"}),
         ("params/calibration/mine.json", EVALUATIONS | AFTER),
+        ("context.safetensors", EVERYTHING - {"chunking"}),
     ],
 )
 def test_a_file_that_changes_in_place_is_read_again(project, file, rules):
