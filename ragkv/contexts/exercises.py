@@ -1,8 +1,8 @@
 """Training prompts made from plain text: chunks, a question about them, and where its answer begins.
 
-Nothing is labelled. A question asks for words that stand in a chunk (recall), for words left out of a passage (cloze),
-or openly about the text, which the model itself answers. No question is of a kind that the benchmarks ask: there are no
-needles, no variables and no magic numbers among them.
+Nothing is labelled. A question asks for words that stand in a chunk (recall; the answer may have begun already), for
+words left out of a passage (cloze), or openly about the text, which the model itself answers. No question is of a kind
+that the benchmarks ask: there are no needles, no variables and no magic numbers among them.
 """
 
 import math
@@ -37,6 +37,7 @@ OPEN = (
     "What would be a good title for the text?",
 )
 CUE = 8  # tokens of a passage that a question quotes
+MOST_PROMPTS = 32  # in a batch: their logits take memory, too
 GAP = "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -84,6 +85,8 @@ class Exercises:
         The length of an answer.
     open_share
         The share of batches whose answers the model gives: they take longest.
+    single_share
+        The share of batches whose documents are a single chunk.
 
     Raises
     ------
@@ -102,6 +105,7 @@ class Exercises:
         batch_tokens: int = 16384,
         answer_tokens: int = 24,
         open_share: float = 0.1,
+        single_share: float = 0.1,
     ):
         shortest = chunk_tokens[0]
         self._texts = [text for text in texts if len(text) >= shortest]
@@ -111,8 +115,12 @@ class Exercises:
         self._weights = list(map(len, self._texts))  # every token is drawn equally often
         self._tokenizer = tokenizer
         self._random = Random(seed)
-        self._chunk_tokens, self._document_tokens = chunk_tokens, document_tokens
-        self._batch_tokens, self._answer_tokens, self._open_share = batch_tokens, answer_tokens, open_share
+        self._chunk_tokens = chunk_tokens
+        self._document_tokens = document_tokens
+        self._batch_tokens = batch_tokens
+        self._answer_tokens = answer_tokens
+        self._open_share = open_share
+        self._single_share = single_share
         self._blank_line = encode(tokenizer, "\n\n")
         self._gap = encode(tokenizer, GAP)
 
@@ -121,8 +129,8 @@ class Exercises:
         random = self._random
         tokens = min(_log_uniform(random, *self._chunk_tokens), self._longest_text)
         document = max(_log_uniform(random, *self._document_tokens), 2 * tokens)
-        count = document // tokens
-        prompts = max(1, self._batch_tokens // (count * tokens))
+        count = 1 if random.random() < self._single_share else document // tokens
+        prompts = max(1, min(MOST_PROMPTS, self._batch_tokens // (count * tokens)))
         chunks = [[self._chunk(tokens) for _ in range(count)] for _ in range(prompts)]
 
         prefix, turn_end = chat_parts(self._tokenizer, random.choice(INSTRUCTIONS), "")
@@ -131,10 +139,12 @@ class Exercises:
             return Exercise(tuple(prefix), torch.tensor(chunks), torch.tensor([question] * prompts), len(question))
 
         cloze = random.random() < 0.25
+        begun = not cloze and random.random() < 0.5  # the answer has begun: with the words that the question quotes
         before, after = random.choice(CLOZE if cloze else RECALL).split("{words}")
         quoted = [self._quote(random.choice(of_prompt), cloze) for of_prompt in chunks]
         questions = [
-            [*self._text("\n" + before), *words, *self._text(after), *turn_end, *answer] for words, answer in quoted
+            [*self._text("\n" + before), *words, *self._text(after), *turn_end, *(words if begun else []), *answer]
+            for words, answer in quoted
         ]
         answer_start = len(questions[0]) - len(quoted[0][1])
         return Exercise(tuple(prefix), torch.tensor(chunks), torch.tensor(questions), answer_start)

@@ -28,8 +28,8 @@ class LearnedContext:
     Attributes
     ----------
     layers
-        Keys, rotated to positions ``0 .. tokens - 1``, and values: ``(layers, 2, kv_heads, tokens, head_dim)`` in
-        float32 or bfloat16, on the host.
+        Keys, rotated to positions ``0 .. tokens - 1``, and values: ``(layers, 2, kv_heads, tokens, head_dim)`` on the
+        host; in bfloat16 if they were trained.
     model
         The model that it was trained for, see `ragkv.contexts.owner`.
     """

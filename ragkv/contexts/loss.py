@@ -5,12 +5,12 @@ and the question and its answer are run over them.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from ragkv.contexts.exercises import Exercise
@@ -20,7 +20,13 @@ from ragkv.models.rotary import Rotary
 
 
 def divergences(
-    model: PreTrainedModel, rotary: list[Rotary], context: Tensor, exercise: Exercise, *, behind_prefix: bool
+    model: PreTrainedModel,
+    rotary: list[Rotary],
+    context: Tensor,
+    exercise: Exercise,
+    *,
+    behind_prefix: bool,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """How far plain reuse behind the context is from a full prefill, in nats.
 
@@ -28,6 +34,9 @@ def divergences(
     ----------
     context
         ``(layers, 2, kv_heads, tokens, head_dim)`` on the model's device; gradients reach it.
+    recompute
+        Keep only each layer's input, keys and values for the backward pass, which computes each layer again
+        (gradient checkpointing). It takes far less memory and about a third more time.
 
     Returns
     -------
@@ -46,8 +55,8 @@ def divergences(
     with torch.no_grad():
         whole = torch.cat((document, asked), dim=1)
         expected = model(input_ids=whole, logits_to_keep=asked.shape[1]).logits[:, :-1]
-    reused = _reused(model, rotary, context, prefix, chunks, behind_prefix=behind_prefix)
-    found = _logits(model, rotary, reused, asked, document.shape[1])[:, :-1]
+    reused = _reused(model, rotary, context, prefix, chunks, behind_prefix=behind_prefix, recompute=recompute)
+    found = _logits(model, rotary, reused, asked, document.shape[1], recompute=recompute)[:, :-1]
 
     expected, found = expected.float().log_softmax(-1), found.float().log_softmax(-1)
     each = (expected.exp() * (expected - found)).sum(-1)  # (prompts, tokens)
@@ -63,6 +72,7 @@ def _reused(
     chunks: Tensor,
     *,
     behind_prefix: bool,
+    recompute: bool,
 ) -> list[KV]:
     """Each layer's keys, rotated to their places, and values of prefix and chunks, for all prompts."""
     prompts, count, tokens = chunks.shape
@@ -70,7 +80,7 @@ def _reused(
         own = keys_values(model, rotary, prefix, None, 0)
     front = prefix if behind_prefix else prefix[:, :1]
     behind = torch.cat((front.expand(prompts * count, -1), chunks.flatten(0, 1)), dim=1)
-    computed = keys_values(model, rotary, behind, context, front.shape[1])
+    computed = keys_values(model, rotary, behind, context, front.shape[1], recompute=recompute)
 
     def side_by_side(of_prefix: Tensor, of_chunks: Tensor) -> Tensor:
         joined = of_chunks.unflatten(0, (prompts, count)).transpose(1, 2).flatten(2, 3)
@@ -85,7 +95,13 @@ def _reused(
 
 
 def keys_values(
-    model: PreTrainedModel, rotary: list[Rotary], ids: Tensor, context: Tensor | None, skip: int
+    model: PreTrainedModel,
+    rotary: list[Rotary],
+    ids: Tensor,
+    context: Tensor | None,
+    skip: int,
+    *,
+    recompute: bool = False,
 ) -> list[KV]:
     """Keys (before rotation) and values of each layer for a batch of token ids, computed behind a learned context.
 
@@ -100,11 +116,9 @@ def keys_values(
     """
     ahead = 0 if context is None else context.shape[3]
     positions = torch.arange(ahead, ahead + ids.shape[1], device=ids.device)
-    kept: list[KV] = []
 
     def place(index: int, fresh: KV) -> KV:
         keys, values = fresh
-        kept.append((keys[:, :, skip:], values[:, :, skip:]))
         rotated = rotary[index](keys, positions)
         if context is None:
             return rotated, values
@@ -112,11 +126,13 @@ def keys_values(
         front_keys, front_values = front
         return torch.cat((front_keys, rotated), dim=2), torch.cat((front_values, values), dim=2)
 
-    _through(model, rotary, decoder.embed(model, ids), positions, place)
-    return kept
+    _, fresh = _through(model, rotary, decoder.embed(model, ids), positions, place, recompute=recompute)
+    return [(keys[:, :, skip:], values[:, :, skip:]) for keys, values in fresh]
 
 
-def _logits(model: PreTrainedModel, rotary: list[Rotary], reused: Sequence[KV], asked: Tensor, start: int) -> Tensor:
+def _logits(
+    model: PreTrainedModel, rotary: list[Rotary], reused: Sequence[KV], asked: Tensor, start: int, *, recompute: bool
+) -> Tensor:
     """Logits of the question's tokens, which stand at `start` behind the reused keys and values."""
     positions = torch.arange(start, start + asked.shape[1], device=asked.device)
 
@@ -124,17 +140,49 @@ def _logits(model: PreTrainedModel, rotary: list[Rotary], reused: Sequence[KV], 
         (keys, values), (before_keys, before_values) = fresh, reused[index]
         return torch.cat((before_keys, rotary[index](keys, positions)), 2), torch.cat((before_values, values), 2)
 
-    hidden = _through(model, rotary, decoder.embed(model, asked), positions, place)
+    hidden, _ = _through(model, rotary, decoder.embed(model, asked), positions, place, recompute=recompute)
     return decoder.logits(model, hidden)
 
 
 def _through(
-    model: PreTrainedModel, rotary: list[Rotary], hidden: Tensor, positions: Tensor, place: Callable[[int, KV], KV]
-) -> Tensor:
-    """All layers over a batch, ``(batch, tokens, hidden)``, whose tokens are the last ones that they attend to."""
-    for index, layer in enumerate(model.model.layers):
-        hidden, _ = decoder.run_layer(layer, hidden, positions, rotary[index], partial(place, index), _attend)
-    return hidden
+    model: PreTrainedModel,
+    rotary: list[Rotary],
+    hidden: Tensor,
+    positions: Tensor,
+    place: Callable[[int, KV], KV],
+    *,
+    recompute: bool,
+) -> tuple[Tensor, list[KV]]:
+    """All layers over a batch, ``(batch, tokens, hidden)``, whose tokens are the last ones that they attend to.
+
+    Returns
+    -------
+    hidden
+        The last layer's output.
+    fresh
+        Each layer's keys, before rotation, and values of these tokens.
+    """
+
+    def run(index: int, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        fresh: list[Tensor] = []
+
+        def place_and_keep(of_layer: KV) -> KV:
+            fresh.extend(of_layer)
+            return place(index, of_layer)
+
+        layer = model.model.layers[index]
+        hidden, _ = decoder.run_layer(layer, hidden, positions, rotary[index], place_and_keep, _attend)
+        keys, values = fresh
+        return hidden, keys, values
+
+    kept = []
+    for index in range(len(model.model.layers)):
+        if recompute and torch.is_grad_enabled():
+            hidden, keys, values = checkpoint(run, index, hidden, use_reentrant=False)
+        else:
+            hidden, keys, values = run(index, hidden)
+        kept.append((keys, values))
+    return hidden, kept
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float) -> Tensor:

@@ -1,19 +1,27 @@
 """Training a context: what its loss measures, that it falls, and that it goes on where it stopped."""
 
+import re
 from dataclasses import replace
 from random import Random
 
 import pytest
 import torch
-from helpers import byte_level_bpe, make_model, memory_store, random_ids
+from helpers import byte_level_bpe, make_model, memory_store, random_ids, relative_error
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
 from ragkv import Prompt, fused_prefill, precompute
 from ragkv.benchmarks.tiny import notes
+from ragkv.contexts import command
+from ragkv.contexts import loss as loss_module
 from ragkv.contexts.exercises import Exercise, Exercises
+from ragkv.contexts.held_out import HeldOut
 from ragkv.contexts.learned import LearnedContext
 from ragkv.contexts.loss import divergences
 from ragkv.contexts.owner import owner
 from ragkv.contexts.training import Settings, train
+from ragkv.costs.shape import Shape
+from ragkv.costs.training import QUESTION, Batch, training_memory, training_operations
 from ragkv.models.fingerprint import fingerprint
 from ragkv.models.rotary import Rotary
 from ragkv.prompt import encode
@@ -61,6 +69,17 @@ def test_a_single_chunk_behind_the_prefix_and_no_context_loses_nothing(model, rn
     nothing = torch.zeros(3, 2, 2, 0, 16)
     losses = divergences(model, Rotary.of(model, 64), nothing, some, behind_prefix=True)
     assert max(loss.item() for loss in losses) < 1e-6
+
+
+def test_a_layer_that_is_computed_again_gives_the_same_gradients(model, rng):
+    some = exercise(rng)
+    gradients = []
+    for recompute in (False, True):
+        context = torch.randn(3, 2, 2, 4, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        losses = divergences(model, Rotary.of(model, 64), context, some, behind_prefix=True, recompute=recompute)
+        sum(losses).backward()
+        gradients.append(context.grad)
+    assert relative_error(*gradients) < 1e-5
 
 
 def test_gradients_reach_every_number_of_the_context(model, rng):
@@ -120,20 +139,120 @@ def test_the_same_seed_gives_the_same_context_and_training_goes_on_where_it_stop
         train(model, tokenizer, texts(), Settings(tokens=3, steps=6), checkpoint=checkpoint, **SMALL)
 
 
+def test_batches_of_a_step_count_as_one_larger_batch(tmp_path):
+    """Two batches a step, at a learning rate of 0, have the mean of what single batches have."""
+    model, tokenizer = make_model("llama", vocab_size=400), byte_level_bpe()
+    settings = Settings(tokens=2, steps=1, seconds=1e9, learning_rate=0.0)
+    single, double = [], []
+    train(model, tokenizer, texts(), replace(settings, steps=2), on_step=single.append, **SMALL)
+    train(model, tokenizer, texts(), replace(settings, batches=2), on_step=double.append, **SMALL)
+    first = single[0].divergence
+    second = (single[1].divergence - 0.98 * first) / 0.02
+    assert double[0].divergence == pytest.approx((first + second) / 2, rel=1e-4)
+    assert double[0].prompts == single[1].prompts
+
+
+def test_the_context_that_is_best_on_held_out_texts_is_kept_and_training_ends(monkeypatch, tmp_path):
+    model, tokenizer = make_model("llama", vocab_size=400), byte_level_bpe()
+    seen, contexts = iter([3.0, 1.0, 2.0, 2.0, 1.5, 0.5]), []
+
+    def divergence(self, context):
+        contexts.append(context.detach().clone())
+        return next(seen)
+
+    monkeypatch.setattr(HeldOut, "divergence", divergence)
+    settings = Settings(tokens=2, steps=100, seconds=1e9, check_every=2, patience=3)
+    progress = []
+    checkpoint = tmp_path / "c.safetensors"
+    options = {"held_out": texts(2), "on_step": progress.append, "checkpoint": checkpoint} | SMALL
+    best = train(model, tokenizer, texts(), settings, **options)
+    assert len(progress) == 10  # five looks; the second was the best
+    assert (progress[-1].best, progress[-1].waited, progress[-1].held_out) == (1.0, 3, 1.5)
+    assert torch.equal(best.layers, contexts[1].to(torch.bfloat16))
+    assert train(model, tokenizer, texts(), settings, **options) == best  # as the checkpoint says, it has ended
+    assert len(contexts) == 5
+
+
+def test_held_out_exercises_are_the_same_at_every_look(tiny):
+    model, tokenizer = tiny
+    documents, _ = notes(4, 24, seed=5, chains=4, hops=1)
+    watched = HeldOut(model, Rotary.of(model, 512), tokenizer, [encode(tokenizer, text) for text in documents], **SMALL)
+    context = torch.zeros(8, 2, 4, 1, 32)
+    assert watched.divergence(context) == watched.divergence(context) > 0
+
+
+def test_texts_shorter_than_the_context_are_refused():
+    with pytest.raises(ValueError, match="no text has 300 tokens, the context's length"):
+        train(make_model("llama", vocab_size=400), byte_level_bpe(), texts(), Settings(tokens=300), **SMALL)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("prompts", "chunks", "tokens"), [(1, 8, 64), (3, 2, 96), (2, 1, 200)])
+def test_planned_operations_and_memory_are_near_what_is_counted(tiny, monkeypatch, prompts, chunks, tokens, recompute):
+    """PyTorch's counter of operations, and the sizes of what autograd saves besides the weights."""
+    model, _ = tiny
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    document = torch.randint(3, 2000, (prompts, chunks, tokens), generator=generator)
+    asked = torch.randint(3, 2000, (prompts, QUESTION), generator=generator)
+    some = Exercise((1, 5, 9, 7), document, asked, 40)
+    context = torch.randn(8, 2, 4, 16, 32, generator=generator).requires_grad_()
+    shape, batch = Shape.of("tiny-llama"), Batch(prompts, chunks * tokens, tokens, front=4)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    def losses():
+        return sum(divergences(model, Rotary.of(model, 1024), context, some, behind_prefix=True, recompute=recompute))
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = losses()
+    kept = sum(storage.nbytes() for storage in saved.values())
+    del loss
+    planned = training_memory(shape, batch, size=4, recompute=recompute)
+    planned -= 4 * (shape.weights + shape.hidden * shape.vocabulary)
+    assert kept < planned  # which also counts what is not saved for going backwards
+    assert recompute or planned < 1.6 * kept
+
+    def attend(query, key, value, positions, scaling):  # the counter does not know masks of this kind
+        key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
+        return (query @ key.transpose(-1, -2) * scaling).softmax(-1) @ value
+
+    monkeypatch.setattr(loss_module, "_attend", attend)
+    with FlopCounterMode(display=False) as counter:
+        losses().backward()
+    assert training_operations(shape, batch, recompute=recompute) == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+def test_a_dry_run_loads_nothing_and_an_8b_model_fits_one_gpu_with_checkpointing(monkeypatch):
+    monkeypatch.setattr(command, "load_model", None)
+    words = ["train", "Qwen/Qwen3-8B", "--texts", "no such folder", "--out", "x", "--dry-run"]
+    said = CliRunner().invoke(command.context, words)
+    assert said.exit_code == 0, said.output
+    plain, recomputed = (float(found) for found in re.findall(r"about ([\d.e+]+) GB", said.output))
+    assert recomputed < 80 < plain
+
+
 def test_exercises_depend_on_the_seed_alone_and_quote_their_chunks():
     tokenizer = byte_level_bpe()
     first, again = (Exercises(tokenizer, texts(), seed=4, **SMALL) for _ in range(2))
-    kinds = set()
-    for _ in range(30):
+    kinds, lengths = set(), set()
+    for _ in range(40):
         one, other = first.draw(), again.draw()
         assert torch.equal(one.chunks, other.chunks) and torch.equal(one.question, other.question)
         assert one.prefix == other.prefix and one.answer == other.answer
         kinds.add(one.open)
+        lengths.add(one.chunks.shape[1] > 1)
         if not one.open:  # the answer stands in a chunk, word for word
             for chunks, question in zip(one.chunks.tolist(), one.question.tolist(), strict=True):
                 answer = " ".join(map(str, question[one.answer :]))
                 assert any(answer in " ".join(map(str, chunk)) for chunk in chunks)
-    assert kinds == {False, True}
+    assert kinds == lengths == {False, True}  # open questions, and documents of a single chunk
 
 
 def test_texts_that_are_all_too_short_are_refused():
