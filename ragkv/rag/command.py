@@ -18,6 +18,12 @@ def answer_command(
     ratio: Annotated[float | None, typer.Option(help="The share of the chunks' tokens to recompute.")] = None,
     k: Annotated[int | None, typer.Option(help="How many chunks to retrieve; all of them by default.")] = None,
     store: Annotated[str | None, typer.Option(help="A folder or URL that keeps keys and values for next time.")] = None,
+    context: Annotated[
+        str | None, typer.Option(help="Compute chunks behind a learned context: learned (comes with ragkv), or a file.")
+    ] = None,
+    behind_prefix: Annotated[
+        bool, typer.Option("--behind-prefix", help="Compute chunks behind the prompt's prefix, too.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     temperature: Annotated[
         float, typer.Option(min=0, help="Above 0, draw each token at random; 0 takes the likeliest one.")
@@ -34,6 +40,8 @@ def answer_command(
         store=store,
         selector=get_selector(selector, **options),
         k=k,
+        context=context,
+        behind_prefix=behind_prefix,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         on_token=lambda text: typer.echo(text, nl=False),

@@ -10,6 +10,7 @@ from weakref import finalize
 
 from tqdm import tqdm
 
+from ragkv.contexts import LearnedContext, find_context
 from ragkv.fusion.clock import Clock
 from ragkv.fusion.decoding import decode, text_stream
 from ragkv.fusion.prefill import Prefill, fused_prefill
@@ -51,6 +52,11 @@ class Rag:
     retriever
         Finds the chunks for a question: a function of (question, k) that returns indices of `Rag.chunks`, or texts,
         the best first; or a vector store with ``similarity_search``. None ranks the documents' chunks by BM25.
+    context
+        A learned context that chunks are computed behind: ``"learned"`` for the one that comes with ragkv for this
+        model, the path of a file, or a `ragkv.contexts.LearnedContext`. None computes them behind BOS alone.
+    behind_prefix
+        Compute chunks behind the prompt's prefix, too, which is the same for every question.
     instruction
         The text before the chunks in every prompt.
     chunk_tokens, chunk_by
@@ -68,7 +74,8 @@ class Rag:
     Raises
     ------
     ValueError
-        There are no documents, something is not text, or the model or selector is unknown.
+        There are no documents, something is not text, the model or selector is unknown, or the learned context does
+        not exist or is another model's.
     """
 
     def __init__(
@@ -79,6 +86,8 @@ class Rag:
         store: KVStore | str | Path | None = None,
         selector: Selector | str = "a3",
         retriever: Retriever | VectorStore | None = None,
+        context: LearnedContext | str | Path | None = None,
+        behind_prefix: bool = False,
         instruction: str = INSTRUCTION,
         chunk_tokens: int = 256,
         chunk_by: By = "paragraphs",
@@ -88,6 +97,8 @@ class Rag:
         texts = [] if documents is None else read_documents(documents)
         self.selector = get_selector(selector) if isinstance(selector, str) else selector
         self.model, self.tokenizer = load(model)
+        self.context = None if context is None else find_context(context, self.model)
+        self.behind_prefix = behind_prefix
         self.instruction = instruction
         self.max_new_tokens = max_new_tokens
         self.sampling = sampling
@@ -242,7 +253,10 @@ class Rag:
 
     def _prompt(self, question: str, *chunks: Chunk) -> Prompt:
         prefix, after = chat_parts(self.tokenizer, self.instruction, f"\n{question}")
-        return Prompt(prefix, [chunk.ids for chunk in chunks], after)
+        prompt = Prompt(prefix, [chunk.ids for chunk in chunks], after)
+        if self.behind_prefix:
+            prompt = prompt.behind_prefix()
+        return prompt if self.context is None else prompt.behind(self.context)
 
     def _compute_missing(self, prompt: Prompt) -> float:
         """Compute the segments that are not stored, and return the share that was."""
@@ -260,35 +274,3 @@ class Rag:
             )
         text = self.tokenizer.decode(generation.ids, skip_special_tokens=True)
         return {"text": text, "prefill": prefill, "generation": generation}
-
-
-def answer(
-    question: str,
-    documents: Documents,
-    model: Model,
-    *,
-    store: KVStore | str | Path | None = None,
-    selector: Selector | str = "a3",
-    k: int | None = None,
-    on_token: OnToken | None = None,
-    **options: Any,
-) -> Answer:
-    """Answer one question from documents: ``answer(question, texts).text``.
-
-    Parameters
-    ----------
-    k
-        The number of chunks to retrieve; None gives the model all of them.
-    on_token
-        As in `Rag.ask`.
-    documents, model, store, selector, options
-        As in `Rag`.
-
-    Raises
-    ------
-    ValueError
-        As `Rag` and `Rag.ask`.
-    """
-    check_question(question)  # before a model is loaded
-    rag = Rag(documents, model, store=store, selector=selector, **options)
-    return rag.ask(question, k, on_token=on_token)

@@ -9,7 +9,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import BOS, fuse, make_model, memory_store, plain, random_ids, random_prompt, relative_error
+from helpers import (
+    BOS,
+    fuse,
+    make_model,
+    memory_store,
+    plain,
+    random_context,
+    random_ids,
+    random_prompt,
+    relative_error,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TextStreamer
@@ -52,6 +62,29 @@ def test_one_call_answers_and_streams_its_text(tiny, tmp_path):
     assert again.hit_rate == 1
     assert again.chunks[again.retrieved[0]].document == "3"
     assert [int(chunk.document) for chunk in again.chunks] == sorted(int(chunk.document) for chunk in again.chunks)
+
+
+@pytest.mark.parametrize("behind_prefix", [False, True])
+def test_chunks_are_computed_behind_a_learned_context(tiny, tmp_path, behind_prefix):
+    context = random_context(tiny[0])
+    context.save(tmp_path / "c.safetensors")
+    found = []
+    for where in (context, tmp_path / "c.safetensors", str(tmp_path / "c.safetensors")):
+        reuse = get_selector("full_reuse")
+        rag = Rag(TEXTS, tiny, store=tmp_path / "kv", selector=reuse, context=where, behind_prefix=behind_prefix)
+        found.append(rag.ask("Find VAR REDA?"))
+    assert [answer.hit_rate for answer in found] == [0, 1, 1]  # one context, so the same segments
+    prompt = found[0].prompt
+    assert prompt.learned == context
+    assert prompt.contexts == ((prompt.prefix,) * 3 if behind_prefix else None)
+    store = memory_store()
+    precompute(tiny[0], [prompt], store)
+    expected = fused_prefill(tiny[0], prompt, store, reuse).logits
+    assert relative_error(found[0].prefill.logits, expected) < 1e-5
+    with pytest.raises(ValueError, match="the context is of type int"):
+        Rag(TEXTS, tiny, context=3)
+    with pytest.raises(ValueError, match="there is no learned context no-such-file"):
+        Rag(TEXTS, tiny, context="no-such-file")
 
 
 def test_only_retrieved_chunks_are_computed(tiny):
