@@ -16,7 +16,7 @@ from ragkv.contexts import command
 from ragkv.contexts import loss as loss_module
 from ragkv.contexts.exercises import Exercise, Exercises
 from ragkv.contexts.held_out import HeldOut
-from ragkv.contexts.learned import LearnedContext
+from ragkv.contexts.learned import LearnedContext, metadata_of
 from ragkv.contexts.loss import divergences
 from ragkv.contexts.owner import owner
 from ragkv.contexts.training import Settings, train
@@ -26,6 +26,7 @@ from ragkv.models.fingerprint import fingerprint
 from ragkv.models.rotary import Rotary
 from ragkv.prompt import encode
 from ragkv.selectors import get_selector
+from ragkv.tiny.texts import make_text, write_texts
 
 SMALL = {"chunk_tokens": (24, 32), "document_tokens": (60, 90), "batch_tokens": 200, "answer_tokens": 6}
 
@@ -236,6 +237,26 @@ def test_a_dry_run_loads_nothing_and_an_8b_model_fits_one_gpu_with_checkpointing
     assert said.exit_code == 0, said.output
     plain, recomputed = (float(found) for found in re.findall(r"about ([\d.e+]+) GB", said.output))
     assert recomputed < 80 < plain
+
+
+def test_the_command_trains_on_a_folder_of_texts_and_says_in_the_file_how(tmp_path, tiny):
+    write_texts(tmp_path / "texts", 21)
+    out = tmp_path / "c.safetensors"
+    words = ["train", "tiny-llama", "--texts", str(tmp_path / "texts"), "--out", str(out), "--device", "cpu"]
+    words += ["--tokens", "3", "--minutes", "0.02", "--batches", "2", "--recompute", "--batch-tokens", "200"]
+    words += ["--chunk-tokens", "24", "32", "--document-tokens", "60", "90"]
+    done = CliRunner().invoke(command.context, words)
+    assert done.exit_code == 0, done.output
+    assert LearnedContext.load(out, tiny[0]).tokens == 3
+    assert metadata_of(out)["trained_on"].startswith("19 texts of ")  # two of them are held out
+
+
+def test_texts_of_the_small_language_are_the_same_every_time_and_have_no_questions(tmp_path):
+    write_texts(tmp_path, 3)
+    found = [path.read_text().strip() for path in sorted(tmp_path.iterdir())]
+    assert found == [make_text(number) for number in range(3)]
+    assert len(set(found)) == 3
+    assert not any(word in text for text in found for word in ("Find", "?", "<|"))
 
 
 def test_exercises_depend_on_the_seed_alone_and_quote_their_chunks():
