@@ -1,14 +1,15 @@
 """What a learned context belongs to: a model's weights, in whichever data type they are loaded.
 
 A model's fingerprint (`ragkv.models.fingerprint`) is another one in float32 than in bfloat16, but one context serves
-both. So a context belongs to a hash of the first row of every layer's key and value projections, rounded to bfloat16.
-Models that were trained apart, or trained further, differ in these rows. Loading in float32 or bfloat16 does not change
-them, nor do adapters; loading in float16 may, where weights are tiny.
+both. So a context belongs to a hash of the first row of every projection of attention, rounded to bfloat16. Models that
+were trained apart, or trained further, differ in these rows. They are the same in float32 and bfloat16, and behind
+adapters; in float16 they may differ, where weights are tiny.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,34 +17,30 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-_PROJECTIONS = ("k_proj", "v_proj")
+_PROJECTION = re.compile(r"model\.layers\.\d+\.self_attn\.\w+_proj\.weight")
 
 
 def owner(model: PreTrainedModel) -> str:
     """What the contexts of this model belong to: a hash."""
-    attention = [layer.self_attn for layer in model.model.layers]
-    return _hash(getattr(module, name).weight[0] for module in attention for name in _PROJECTIONS)
+    weights = {name.replace(".base_layer", ""): weight for name, weight in model.named_parameters()}  # of adapters
+    return _hash({name: weight[0] for name, weight in weights.items() if _PROJECTION.fullmatch(name)})
 
 
 def owner_of_folder(folder: Path) -> str | None:
     """The same, read from a model's files; None if they are not safetensors files that name these projections."""
-    files = _files_of_tensors(folder)
-    rows = []
-    layer = 0
-    while (names := [f"model.layers.{layer}.self_attn.{name}.weight" for name in _PROJECTIONS])[0] in files:
-        for name in names:
-            if name not in files:
-                return None
-            with safe_open(files[name], "pt") as file:
-                rows.append(file.get_slice(name)[:1][0])
-        layer += 1
+    rows = {}
+    for name, path in _files_of_tensors(folder).items():
+        if _PROJECTION.fullmatch(name):
+            with safe_open(path, "pt") as file:
+                rows[name] = file.get_slice(name)[:1][0]
     return _hash(rows) if rows else None
 
 
-def _hash(rows: Iterable[Tensor]) -> str:
+def _hash(rows: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(row.detach().to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes())
+    for name in sorted(rows):
+        digest.update(name.encode())
+        digest.update(rows[name].detach().to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
