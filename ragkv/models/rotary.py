@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from ragkv.kernels import kernels_run
 from ragkv.models.families import family_of
+from ragkv.models.limits import is_longrope, position_count
 
 
 class Rotary:
@@ -27,6 +28,8 @@ class Rotary:
         """The rotary embedding of each layer for the first `tokens` positions; equal ones are one object."""
         embedding, layers, family = model.model.rotary_emb, model.model.layers, family_of(model)
         positions = torch.arange(tokens, device=next(embedding.buffers()).device)[None]
+        if is_longrope(model.config):  # no position may switch to the other frequencies; only padding stands beyond
+            positions = positions.clamp(max=position_count(model.config) - 1)
         dtype = torch.empty(0, device=positions.device)  # which float32 angles are returned in
         if family.rotary_kinds is not None:
             kinds = getattr(model.config, family.rotary_kinds)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from adapters import Int8Linear, Lora
-from helpers import BOS, FAMILIES, fuse, make_model, memory_store, plain, random_prompt, relative_error
+from helpers import BOS, FAMILIES, fuse, make_model, memory_store, plain, random_ids, random_prompt, relative_error
 from torch import nn
 from transformers import Gemma3TextConfig
 
@@ -14,8 +14,9 @@ from ragkv.fusion.workspace import Workspace
 from ragkv.models import families
 from ragkv.models.checks import check_config
 from ragkv.models.fingerprint import fingerprint
+from ragkv.models.pass_shape import PassShape
 from ragkv.models.rotary import Rotary
-from ragkv.models.segment_pass import compute_segment
+from ragkv.models.segment_pass import compute_segment, compute_segments
 from ragkv.prompt import Segment
 from ragkv.selectors import get_selector
 
@@ -119,6 +120,18 @@ def test_longrope_is_exact_up_to_where_its_frequencies_change(rng, longrope, roo
 def test_longrope_is_refused_where_its_frequencies_change(rng, longrope):
     with pytest.raises(ValueError, match="has 65 tokens, more than the model's 64 positions before its LongRoPE"):
         fuse(longrope, random_prompt(rng, chunks=(55,)), "a3")
+
+
+def test_padding_does_not_change_longropes_frequencies(rng, longrope):
+    """A pass over several segments is padded, here to 67 positions."""
+    segments = [Segment(tuple(random_ids(rng, 60)), (BOS, 5, 6)) for _ in range(2)]
+    shape = PassShape.shared(segments[0], 200)
+    assert shape.rows == 2
+    assert shape.context + shape.tokens > 64
+    for segment, (layers, surprisal) in zip(segments, compute_segments(longrope, segments, shape), strict=True):
+        expected, expected_surprisal = compute_segment(longrope, segment)
+        assert relative_error(layers, expected) <= 1e-5
+        assert relative_error(surprisal, expected_surprisal) <= 1e-5
 
 
 def test_long_and_short_frequencies_of_longrope_are_of_one_model(rng, longrope):
