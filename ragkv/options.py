@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from numbers import Integral, Real
+from typing import Any, TypeVar, get_args, get_type_hints
 
 T = TypeVar("T")
 
@@ -54,6 +55,10 @@ class Registry(dict[str, type[T]]):
         if unknown := sorted(set(options) - set(allowed)):
             takes = ", ".join(allowed) or "none"
             raise ValueError(f"{self.kind} {name!r} has no option {', '.join(unknown)}: it takes {takes}")
+        hints = get_type_hints(kind)
+        for option, value in options.items():
+            if wanted := _other_type(hints[option], value):
+                raise ValueError(f"{self.kind} {name!r}: the option {option} is {_short(value)}, expected {wanted}")
         return kind(**options)
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
@@ -92,6 +97,27 @@ def _full_name(kind: type) -> tuple[str, str]:
 def option_names(kind: type) -> list[str]:
     """The options that a dataclass takes."""
     return [field.name for field in fields(kind) if field.init]
+
+
+# What numbers of each kind may be: bool is a kind of int in Python, and would count as 0 or 1.
+_SIMPLE: dict[type, tuple[type, ...]] = {bool: (bool,), int: (Integral,), float: (Real,), str: (str,)}
+
+
+def _other_type(hint: Any, value: object) -> str | None:
+    """What an option takes, if the value is something else; None if it fits, or if the hint is not of simple types."""
+    kinds = [kind for kind in get_args(hint) or [hint] if kind is not type(None)]
+    optional = len(kinds) < len(get_args(hint))
+    if not all(kind in _SIMPLE for kind in kinds) or (value is None and optional):
+        return None
+    fits = [
+        kind for kind in kinds if isinstance(value, _SIMPLE[kind]) and (kind is bool or not isinstance(value, bool))
+    ]
+    return None if fits else " or ".join([kind.__name__ for kind in kinds] + ["nothing"] * optional)
+
+
+def _short(value: object) -> str:
+    """A value as it is written, if that is not long."""
+    return f"a {type(value).__name__}" if isinstance(value, (list, dict, tuple, set)) else repr(value)[:80]
 
 
 def choose(kind: str, name: str, known: Mapping[str, Any]) -> Any:

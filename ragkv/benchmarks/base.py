@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import ClassVar
 
@@ -50,6 +51,8 @@ class Example:
         return self.document if isinstance(self.document, str) else "".join(self.document)
 
 
+# Columns that tell rows of results apart, or that are compared; labels become columns too.
+COLUMNS = {"prompt", "method", "selector", "ratio", "prediction", "answers", "score", "share", "recomputed"}
 Scores = Callable[[str, Sequence[str], Sequence[str]], dict[str, float]]
 
 
@@ -73,6 +76,22 @@ class Task:
     max_new_tokens: int
     chat: bool = True
     stop: str | None = None
+
+    def score(self, prediction: str, answers: Sequence[str], classes: Sequence[str]) -> dict[str, float]:
+        """The prediction's scores.
+
+        Raises
+        ------
+        ValueError
+            There is no score, or one is not a number from 0 to 1.
+        """
+        scores = self.scores(prediction, answers, classes)
+        if not isinstance(scores, dict) or not scores:
+            raise ValueError(f"the task's scores are {scores!r:.80}: they must be numbers from 0 to 1 by name")
+        for name, score in scores.items():
+            if not isinstance(score, Real) or not 0 <= score <= 1:
+                raise ValueError(f"the task's score {name!r} is {score!r:.80}: it must be a number from 0 to 1")
+        return {name: float(score) for name, score in scores.items()}
 
     def ended(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], bool] | None:
         """Says of an answer's ids whether it ends there (`ragkv.decode`'s ``ended``); None where nothing ends it."""
@@ -165,14 +184,34 @@ class Benchmark(Parameters, ABC):
             What relative paths are relative to.
         """
         texts = [value for name, value in self if name != "tasks" and isinstance(value, str) and value]
-        return [root / text for text in texts if _exists(root / text)]
+        return [root / text for text in texts if exists(root / text)]
 
     @abstractmethod
     def sizes(self, name: str) -> list[tuple[int, int]]:
         """(prompts, tokens) of the task, at most: for planning, before any data is read."""
 
 
-def _exists(path: Path) -> bool:
+def check_examples(where: str, examples: Sequence[Example]) -> None:
+    """Check what is taken from a benchmark as it is.
+
+    Raises
+    ------
+    ValueError
+        Two examples share an id, by which rows of results are found, or an id or an answer is not a text.
+    """
+    seen = set()
+    for number, example in enumerate(examples, 1):
+        if not isinstance(example.id, str) or example.id in seen:
+            raise ValueError(f"{where}: example {number} has the id {example.id!r}: ids are texts, each different")
+        seen.add(example.id)
+        if isinstance(example.answers, str) or not all(isinstance(answer, str) for answer in example.answers):
+            raise ValueError(f"{where}, {example.id}: the answers are {example.answers!r:.80}, not several texts")
+        if taken := example.labels.keys() & COLUMNS:
+            raise ValueError(f"{where}, {example.id}: tables have a column {min(taken)!r}: give the label another name")
+
+
+def exists(path: Path) -> bool:
+    """Whether a path leads to something; one that cannot be a path leads to nothing."""
     try:
         return path.exists()
     except (OSError, ValueError):  # too long for a path, or with a null character

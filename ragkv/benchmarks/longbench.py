@@ -15,8 +15,10 @@ from ragkv.benchmarks.longbench_tasks import (
     LONGBENCH_E,
     TASKS,
     WORDINGS,
+    WORDS,
     Wording,
 )
+from ragkv.benchmarks.metrics import qa_f1
 from ragkv.benchmarks.records import HUB, read_json, read_records, require, require_texts
 from ragkv.options import choose
 
@@ -139,6 +141,8 @@ def _check_answers(task: str, where: str, answers: Sequence[str], classes: Seque
         for answer in answers:
             if answer not in classes:
                 raise ValueError(f"{where}: the answer {answer!r} is none of the record's classes (all_classes)")
+    if task in WORDS and not any(qa_f1(answer, answer) for answer in answers):
+        raise ValueError(f"{where}: no prediction matches the answer {answers[0]!r}: it has no words but articles")
     if task in ANSWER_FORMS:
         form, example = ANSWER_FORMS[task]
         for answer in answers:

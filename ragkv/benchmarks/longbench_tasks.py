@@ -85,6 +85,7 @@ TASKS: dict[str, Task] = {
     "passage_retrieval_zh": _task(metrics.retrieval_zh, 32),
 }
 CLASSIFICATION = ("trec", "lsht")  # their answers are among the record's classes
+WORDS = ("qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "triviaqa", "narrativeqa", "musique")  # compared by words
 # Answers that a prediction can match at all, where that takes a certain form; and an example.
 ANSWER_FORMS = {
     "passage_count": (re.compile(r"\A\d+\Z"), "3"),

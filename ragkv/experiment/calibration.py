@@ -20,7 +20,7 @@ from ragkv.loading.segments import Segments
 from ragkv.models.load import embedded_models
 from ragkv.prompt import Prompt
 from ragkv.results.fidelity import kl_divergence
-from ragkv.results.files import read_json, write_json
+from ragkv.results.files import DamagedError, read_json, write_json
 from ragkv.results.provenance import provenance
 from ragkv.selectors import get_selector
 
@@ -130,13 +130,17 @@ def read_calibration(path: Path, weights: str) -> dict:
     """
     if not path.exists():
         raise ValueError(no_calibration(path))
-    calibration = read_json(path, "")
-    made_for = calibration["provenance"]["model"]
+    try:
+        calibration = read_json(path, "")
+        options = dict(calibration["options"])
+        made_for = str(calibration["provenance"]["model"])
+    except (DamagedError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is not a calibration: {_advice(path)}") from None
     if made_for != weights:
         raise ValueError(
             f"{path} was made for another model ({made_for[:12]}..., this one is {weights[:12]}...): {_advice(path)}"
         )
-    return calibration["options"]
+    return options
 
 
 def no_calibration(path: Path) -> str:

@@ -1,5 +1,6 @@
 """A profile and one of its models: its prompts, its store, and where its results lie."""
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -8,6 +9,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.benchmarks import TaskParameters
+from ragkv.benchmarks.base import check_examples, exists
 from ragkv.experiment.calibration import no_calibration, read_calibration
 from ragkv.experiment.contexts import ProfileContexts
 from ragkv.experiment.inputs import check_model, find_model, model_state, state_of
@@ -90,8 +92,8 @@ class Experiment(Parameters):
         except (ValueError, ImportError) as error:
             lines.append(str(error))
         for name, benchmark in self.profile.benchmarks.items():
-            absent = [path for path in benchmark.files(self.root) if not path.exists()]
-            lines += [f"{name}: there is no file or folder {path.resolve()}" for path in absent]
+            absent = [path for path in benchmark.files(self.root) if not exists(path)]
+            lines += [f"{name}: there is no file or folder {os.path.abspath(path)}" for path in absent]
         if any(method.calibrated for method in self.profile.methods) and not self.calibration.exists():
             lines.append(no_calibration(self.calibration))
         return lines
@@ -115,7 +117,8 @@ class Experiment(Parameters):
     @property
     def benchmark_state(self) -> str:
         """Changes when the files of benchmarks do."""
-        return state_of(path for benchmark in self.profile.benchmarks.values() for path in benchmark.files(self.root))
+        files = [path for benchmark in self.profile.benchmarks.values() for path in benchmark.files(self.root)]
+        return state_of(files, without=self.root / "outputs")
 
     @property
     def contexts(self) -> ProfileContexts:
@@ -145,10 +148,10 @@ class Experiment(Parameters):
         parameters = self.profile.store
         url = parameters.url or self.outputs.store
         if parameters.url is not None and "://" not in parameters.url:
-            url = str(self.root / parameters.url)
+            url = str(self.root / Path(parameters.url).expanduser())
         cache = None
         if parameters.cache:
-            cache = Cache(self.root / parameters.cache, parameters.cache_gigabytes * 1e9)
+            cache = Cache(self.root / Path(parameters.cache).expanduser(), parameters.cache_gigabytes * 1e9)
         return KVStore(url, format=format, cache=cache)
 
     def precompute(self, model: PreTrainedModel, *, shard: str | None = None, progress: bool = False) -> Precomputed:
@@ -240,6 +243,7 @@ class Experiment(Parameters):
             examples, skipped = benchmark.examples(task, tokenizer, self.root)
             if not examples:
                 raise ValueError(f"{name}, task {task}: no prompt is left; skipped were {'; '.join(skipped[:3])}")
+            check_examples(f"{name}, task {task}", examples)
             items = [
                 make_item(tokenizer, example, benchmark.task(task), self.profile, benchmark.max_tokens)
                 for example in examples

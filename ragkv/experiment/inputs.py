@@ -1,14 +1,19 @@
 """What a run depends on besides its profile, models and files of benchmarks: whether it exists, and has changed."""
 
-from collections.abc import Iterable
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import xxhash
 from huggingface_hub import HfApi, try_to_load_from_cache
 
+from ragkv.benchmarks.base import exists
 from ragkv.models.load import embedded_models, model_source
 
 SECONDS = 10  # to wait for the hub
+ADAPTER = "adapter_config.json"
 SMALL = 2**20  # bytes of a file up to which its content is compared, instead of its size and time
 
 
@@ -23,7 +28,7 @@ def find_model(name: str, root: Path) -> str:
     if name in embedded_models():
         return name
     path = root / Path(name).expanduser()
-    if name and path.exists():
+    if name and exists(path):
         return str(path)
     parts = name.split("/")
     if len(parts) == 1 and str(model_source(name)) != name:  # a name that ragkv knows
@@ -32,7 +37,7 @@ def find_model(name: str, root: Path) -> str:
         return name
     raise ValueError(
         f"model {name!r} could not be loaded: it is none of the embedded ones ({', '.join(embedded_models())}), there "
-        f"is no folder {path.resolve()}, and ids on the hub have an owner: owner/name"
+        f"is no folder {os.path.abspath(path)}, and ids on the hub have an owner: owner/name"
     )
 
 
@@ -47,6 +52,14 @@ def check_model(name: str, root: Path) -> None:
     source = find_model(name, root)
     if _on_hub(source):
         _revision(source, root)
+        return
+    path = Path(model_source(source))
+    if not (path / ADAPTER).is_file():
+        if not (path / "config.json").is_file():
+            what = "the folder has no config.json" if path.is_dir() else "it is neither a folder nor a .gguf file"
+            raise ValueError(f"model {name!r} could not be loaded: {path} is not a model: {what}")
+    elif base := _base_of(path):
+        check_model(base, Path())
 
 
 def model_state(name: str, root: Path) -> str:
@@ -58,7 +71,19 @@ def model_state(name: str, root: Path) -> str:
     if _on_hub(source):
         return _revision(source, root)
     path = Path(model_source(source))
-    return state_of([path] if path.is_file() else [*_visible(path), *path.glob("additional_chat_templates/*")])
+    files = [path] if path.is_file() else [*_visible(path), *path.glob("additional_chat_templates/*")]
+    base = _base_of(path)
+    return state_of(files) + (model_state(base, Path()) if base else "")
+
+
+def _base_of(folder: Path) -> str | None:
+    """The model that an adapter of peft was trained on; transformers looks for it in the current folder."""
+    if (folder / "config.json").exists() or not (folder / ADAPTER).is_file():
+        return None
+    try:
+        return json.loads((folder / ADAPTER).read_text()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):  # whoever loads it will say so
+        return None
 
 
 def _on_hub(source: str) -> bool:
@@ -81,27 +106,50 @@ def _revision(source: str, root: Path) -> str:
         ) from None
 
 
-def state_of(paths: Iterable[Path]) -> str:
-    """Changes when one of these files does, or a file in one of these folders.
+def state_of(paths: Iterable[Path], *, without: Path | None = None) -> str:
+    """Changes when one of these files does, or a file in one of these folders; links are followed.
 
-    Small files are compared by content, larger ones by size and modification time.
+    Small files are compared by content, larger ones by size and times: that of the last write, which can be set, and
+    that of the last change of any kind, which cannot. Hidden files and folders are left out.
+
+    Parameters
+    ----------
+    without
+        A folder that does not count.
     """
     digest = xxhash.xxh3_128()
     for path in paths:
-        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        for file in inside:
-            digest.update(f"\n{file.relative_to(path.parent)}\0".encode(errors="surrogateescape"))
-            digest.update(_state(file))
+        for file in sorted(_inside(path, without)) if path.is_dir() else [path]:
+            name = str(file.relative_to(path.parent)).encode(errors="surrogateescape")
+            state = _state(file)
+            digest.update(f"{len(name)} {len(state)} ".encode() + name + state)
     return digest.hexdigest()
 
 
+def _inside(folder: Path, without: Path | None) -> Iterator[Path]:
+    """The files below a folder; one that links lead to more than once is listed once."""
+    left_out = None if without is None else os.path.realpath(without)
+    seen = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen or real == left_out:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(path, name) for name in names if not name.startswith("."))
+
+
 def _state(file: Path) -> bytes:
-    if not file.is_file():
-        return b"missing"
-    about = file.stat()
-    if about.st_size <= SMALL:
-        return file.read_bytes()
-    return f"{about.st_size} bytes, {about.st_mtime_ns}".encode()
+    try:
+        about = file.stat()
+        if not stat.S_ISREG(about.st_mode):
+            return b"no file"
+        if about.st_size <= SMALL:
+            return file.read_bytes()
+        return f"{about.st_size} bytes, {about.st_mtime_ns}, {about.st_ctime_ns}".encode()
+    except OSError as error:  # whoever reads it will say so
+        return f"{type(error).__name__}".encode()
 
 
 def _visible(folder: Path) -> list[Path]:

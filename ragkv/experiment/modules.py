@@ -9,6 +9,8 @@ import importlib
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from importlib.machinery import PathFinder
 from importlib.util import module_from_spec, resolve_name, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -37,16 +39,17 @@ def import_modules(modules: Iterable[str], root: Path) -> list[Path]:
     ValueError
         A file or module does not exist, or its code raises an error.
     """
-    imported: dict[Path, ModuleType] = {}
+    files: list[Path] = []
     for name in modules:
-        _add_with_imports(_import_one(name, root), imported)
-    return list(imported)
+        module = _import_one(name, root)
+        _add_with_imports(Path(module.__file__ or ""), module.__package__ or "", files)
+    return files
 
 
 def _import_one(name: str, root: Path) -> ModuleType:
     try:
         module = _import_file(root / name) if name.endswith(".py") else importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # SystemExit: of a script without `if __name__ == "__main__"`
         raise ValueError(f"modules: {name} cannot be imported: {type(error).__name__}: {error}") from error
     if not module.__file__:
         raise ValueError(f"modules: {name} is not a module with a file: name a .py file or an importable module")
@@ -72,29 +75,56 @@ def _import_file(path: Path) -> ModuleType:
     return sys.modules[name]
 
 
-def _add_with_imports(module: ModuleType, imported: dict[Path, ModuleType]) -> None:
-    """Add a module, and all that it imports except of installed packages, by the path of its file."""
-    file = Path(module.__file__ or "")
-    if file in imported:
+def _add_with_imports(file: Path, package: str, files: list[Path]) -> None:
+    """Add a file, and all that it imports except of installed packages, also what only its functions import.
+
+    Parameters
+    ----------
+    package
+        What the file's relative imports start from.
+    """
+    if file in files:
         return
-    imported[file] = module
-    for name in _imports(file, module.__package__ or "") if file.suffix == ".py" else []:
-        other = sys.modules.get(name)
-        source = getattr(other, "__file__", None)
-        if other and source and not any(Path(source).is_relative_to(folder) for folder in INSTALLED):
-            _add_with_imports(other, imported)
+    files.append(file)
+    for imported in _imports(file, package):
+        for source, parent in _files_of(imported):
+            if not any(source.is_relative_to(folder) for folder in INSTALLED):
+                _add_with_imports(source, parent, files)
 
 
-def _imports(file: Path, package: str) -> Iterator[str]:
+def _imports(file: Path, package: str) -> list[str]:
     """The dotted names that a file imports; some may be names within modules."""
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    try:
+        tree = ast.parse(file.read_bytes()) if file.suffix == ".py" else ast.Module([], [])
+    except (SyntaxError, ValueError):  # nobody has imported it yet
+        return []
+    names: list[str] = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            name = "." * node.level + (node.module or "")
-            base = resolve_name(name, package) if node.level else name
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            base = node.module or ""
+            if node.level:
+                with suppress(ImportError):  # beyond the outermost package, in a function that nobody has called
+                    base = resolve_name("." * node.level + base, package)
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return names
+
+
+def _files_of(name: str) -> Iterator[tuple[Path, str]]:
+    """The files of a module and of the packages around it, each with its own package; nothing is imported."""
+    folders = None
+    parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        inner = ".".join(parts[:count])
+        spec = getattr(sys.modules.get(inner), "__spec__", None) or PathFinder.find_spec(inner, folders)
+        if spec is None:
+            return
+        folders = spec.submodule_search_locations
+        if spec.has_location and spec.origin:
+            yield Path(spec.origin), inner if folders is not None else inner.rpartition(".")[0]
+        if folders is None:
+            return
 
 
 def code_of(files: Iterable[Path]) -> str:

@@ -54,7 +54,7 @@ class MethodParameters(Parameters):
     options: dict[str, Any] = Field(default_factory=dict)
     options_by_model: dict[str, dict[str, Any]] = Field(default_factory=dict)
     calibrated: bool = False
-    ratios: list[float] | None = None
+    ratios: list[float] | None = Field(default=None, min_length=1)
     offline: Offline = Offline()
     eviction: dict[str, Any] | None = None
 

@@ -156,7 +156,7 @@ class PromptLoop:
             else:
                 answer, fidelity = self.compared(method, prefill, reference)
             prediction = self.tokenizer.decode(answer.ids, skip_special_tokens=True)
-            scores = self.task.scores(prediction, item.answers, item.classes)
+            scores = self.task.score(prediction, item.answers, item.classes)
             size = sizes[method.offline]
             yield make_row(item, method, prefill, prediction, scores, fidelity, ttft=ttft, tpot=answer.tpot, size=size)
 

@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.models.checks import check_model, check_tokenizer
@@ -64,18 +65,31 @@ def load_model(
     precision = DTYPES.get(dtype, torch.float32 if on_cpu else "auto")
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     with _explaining_failures(name):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             model_source(name),
             dtype=precision,
             device_map=device_map,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,  # never pickle
+            ignore_mismatched_sizes=True,  # they are refused below
+            output_loading_info=True,
         )
+        _check_complete(report)
     if device_map is None:
         with explained(f"the model {name!r}", torch.device(device), "use a larger GPU, or several by device_map"):
             model = model.to(device)
     check_model(model)
     return model.eval(), tokenizer
+
+
+def _check_complete(report: dict) -> None:
+    """Check that all weights were in the files: transformers fills the others with random numbers."""
+    absent = sorted(report["missing_keys"])
+    for key, found, expected in sorted(report["mismatched_keys"]):
+        absent.append(f"{key} (its shape is {tuple(found)}, not {tuple(expected)})")
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise ValueError(f"its files lack weights that its config.json asks for: {absent[0]}{more}")
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -106,7 +120,7 @@ def _explaining_failures(name: str | Path) -> Iterator[None]:
         raise ValueError(f"{known}, no folder here has that name, and ids on the hub have an owner: owner/name")
     try:
         yield
-    except (OSError, ValueError) as error:
-        lines = str(error).splitlines()
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
         reason = lines[0] if isinstance(error, OSError) else " ".join(map(str.strip, lines))
         raise ValueError(f"{known}, and as a local folder or hub id it failed: {reason}") from error

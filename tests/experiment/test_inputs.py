@@ -1,7 +1,10 @@
 """What a profile names: paths are relative to its project, what is missing is said at once, changes are noticed."""
 
+import importlib
+import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,8 +133,99 @@ def test_large_files_are_compared_by_size_and_time(tmp_path, monkeypatch):
     before = state_of([path])
     monkeypatch.setattr(Path, "read_bytes", None)  # they are not read
     assert state_of([path]) == before
-    os.utime(path, ns=(1, 1))
+    about = path.stat()
+    path.write_bytes(bytes(99) + b"1")
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))  # as `cp -p` and archives do
     assert state_of([path]) != before
+
+
+def test_a_model_behind_a_link_that_leads_elsewhere_is_another(tmp_path):
+    """Two checkpoints whose weights have the same size and time."""
+    for name in ("a", "b"):
+        shutil.copytree(MODEL, tmp_path / name)
+        os.utime(tmp_path / name / "model.safetensors", ns=(1, 1))
+    states = []
+    for name in ("a", "b"):
+        (tmp_path / "mine").unlink(missing_ok=True)
+        (tmp_path / "mine").symlink_to(name)
+        states.append(model_state("mine", tmp_path))
+    assert states[0] != states[1]
+
+
+def test_an_adapter_depends_on_the_model_that_it_was_trained_on(tmp_path):
+    shutil.copytree(MODEL, tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    config = {"base_model_name_or_path": str(tmp_path / "base"), "peft_type": "LORA"}
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
+    experiment = write_profile(tmp_path, models=["adapter"])
+    assert experiment.missing() == []
+    before = experiment.model_state
+    with (tmp_path / "base/model.safetensors").open("r+b") as file:
+        file.write(b"1")
+    assert experiment.model_state != before
+    (tmp_path / "base/config.json").unlink()
+    assert "base is not a model: the folder has no config.json" in experiment.missing()[0]
+
+
+def test_files_in_folders_are_told_apart_however_they_lie_there(tmp_path):
+    """Each of these changes is noticed; links are followed, once, and hidden files do not count."""
+    folder, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (folder / "a").write_text("1")
+    (folder / "b").write_text("2")
+    states = [state_of([folder])]
+    (folder / "b").unlink()
+    (folder / "a").write_bytes(b"1\ndata/b\x002")  # the name and the content of the other file
+    states.append(state_of([folder]))
+    (elsewhere / "4096.jsonl").write_text("1")
+    (folder / "linked").symlink_to(elsewhere)
+    states.append(state_of([folder]))
+    (elsewhere / "4096.jsonl").write_text("2")
+    states.append(state_of([folder]))
+    os.mkfifo(folder / "pipe")
+    states.append(state_of([folder]))
+    assert len(set(states)) == 5
+    (elsewhere / "circle").symlink_to(folder)
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints/a").write_text("3")
+    (folder / ".DS_Store").write_text("4")
+    assert state_of([folder]) == states[-1]
+
+
+def test_results_do_not_count_as_files_of_a_benchmark_whose_folder_is_the_project(tmp_path):
+    experiment = files_of(tmp_path, {"ruler": {"source": ".", "tasks": {"vt": {}}}})
+    before = experiment.benchmark_state
+    (tmp_path / "outputs/p").mkdir(parents=True)
+    (tmp_path / "outputs/p/report.html").write_text("new")
+    assert experiment.benchmark_state == before
+    (tmp_path / "4096/vt.jsonl").write_text("new")
+    assert experiment.benchmark_state != before
+
+
+@pytest.mark.parametrize("source", ["x" * 300, "a\0b", "../no such folder", "~"])
+def test_a_source_that_can_be_no_path_is_missing(tmp_path, source):
+    (line,) = profile_with(tmp_path, {"longbench": {"source": source, "tasks": {"2wikimqa": {}}}}).missing()
+    assert line.startswith("longbench: there is no file or folder /")
+
+
+def test_a_folder_or_file_that_is_no_model_is_said_before_anything_is_loaded(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "weights.bin").write_text("")
+    for name, said in (
+        ("empty", "the folder has no config.json"),
+        ("weights.bin", "neither a folder nor a .gguf file"),
+    ):
+        (line,) = write_profile(tmp_path, models=[name]).missing()
+        assert line.startswith(f"model '{name}' could not be loaded: {tmp_path / name} is not a model: ")
+        assert said in line
+
+
+def test_a_store_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    experiment = write_profile(tmp_path, store={"url": "~/kv", "cache": "~/copies", "cache_gigabytes": 1})
+    assert str(experiment.store().url) == str(tmp_path / "home/kv")
+    assert not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json", "chat_template.jinja"])
@@ -177,6 +271,32 @@ def test_code_that_a_plug_in_imports_is_part_of_it(tmp_path, monkeypatch):
     assert experiment.modules_code() != before
 
 
+def test_what_functions_of_a_plug_in_import_is_part_of_it_before_and_after_they_ran(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "lazy_words.py").write_text("WORDS = 1\nprint('this does not run')\n")
+    (tmp_path / "plug.py").write_text(
+        "def words():\n    import no_such_module\n    from lazy_words import WORDS\n    from . import broken\n"
+    )
+    experiment = write_profile(tmp_path, modules=["plug.py"])
+    before = experiment.modules_code()
+    assert {path.name for path in experiment.module_files} == {"plug.py", "lazy_words.py"}
+    assert "lazy_words" not in sys.modules
+    importlib.import_module("lazy_words")
+    assert experiment.modules_code() == before
+    del sys.modules["lazy_words"]
+    (tmp_path / "lazy_words.py").write_text("WORDS = 2\n")
+    assert experiment.modules_code() != before
+    (tmp_path / "lazy_words.py").write_text("WORDS = (\n")  # being edited
+    assert experiment.modules_code() != before
+
+
+def test_a_plug_in_that_ends_the_program_is_an_error(tmp_path):
+    """A script whose last line is `sys.exit(main())`: a run would end at once, with exit code 0."""
+    (tmp_path / "plug.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ValueError, match=r"modules: plug\.py cannot be imported: SystemExit: 0"):
+        write_profile(tmp_path, modules=["plug.py"])
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -196,6 +316,10 @@ def test_code_that_a_plug_in_imports_is_part_of_it(tmp_path, monkeypatch):
         ('models: ["\\e[2J"]\n', "cannot be shown"),
         ('methods: [{selector: a3, label: "a\\nb"}]\n', "cannot be shown as a name"),
         ("methods: [{selector: a3, label: _hidden}]\n", "do not begin with '_'"),
+        ("methods: [{selector: a3, ratios: []}]\n", "methods.0.ratios: List should have at least 1 item"),
+        ('methods: [{selector: a3, options: {per_head: "no"}}]\n', "per_head is 'no', expected bool"),
+        ("methods: [{selector: a3, options: {layer: &a [*a, *a]}}]\n", "layer is a list, expected int"),
+        ("methods: [{selector: a3, eviction: {name: snapkv, capacity_ratio: 1h}}]\n", "expected float or nothing"),
         (f"methods: [{{selector: a3, label: {'x' * 101}}}]\n", "up to 100 characters"),
     ],
 )

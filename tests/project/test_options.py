@@ -1,7 +1,9 @@
 """The registry that selectors, evictions and benchmarks share."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import pytest
 
 from ragkv.options import Registry
@@ -15,6 +17,14 @@ class Circle:
 @dataclass(frozen=True)
 class Square:
     side: float = 1.0
+
+
+@dataclass(frozen=True)
+class Polygon:
+    corners: int = 3
+    side: float | None = None
+    filled: bool = False
+    colour: Literal["red", "blue"] = "red"
 
 
 @pytest.fixture
@@ -49,3 +59,32 @@ def test_errors_list_what_there_is(shapes):
         shapes.build("circle", {"side": 3})
     with pytest.raises(ValueError, match=r"unknown shape 'oval': choose one of circle$"):
         Registry("shape", {"circle": Circle}).find("oval")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"corners": np.int64(5)}, {"side": 2}, {"side": np.float32(2)}, {"side": None}, {"filled": True}, {"colour": "x"}],
+)
+def test_values_of_the_right_type_are_taken(options):
+    """Those of other types than numbers, texts and booleans are for the class to check."""
+    assert Registry("shape", {"polygon": Polygon}).build("polygon", options) == Polygon(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"corners": "5"}, "corners is '5', expected int"),
+        ({"corners": 5.0}, "corners is 5.0, expected int"),
+        ({"corners": True}, "corners is True, expected int"),
+        ({"corners": None}, "corners is None, expected int"),
+        ({"corners": [5]}, "corners is a list, expected int"),
+        ({"side": "2"}, "side is '2', expected float or nothing"),
+        ({"side": True}, "side is True, expected float or nothing"),
+        ({"filled": "no"}, "filled is 'no', expected bool"),
+        ({"filled": 1}, "filled is 1, expected bool"),
+    ],
+)
+def test_values_of_another_type_are_not_coerced(options, message):
+    """A text such as "no" would count as true, and true as 1."""
+    with pytest.raises(ValueError, match=f"^shape 'polygon': the option {message}$"):
+        Registry("shape", {"polygon": Polygon}).build("polygon", options)

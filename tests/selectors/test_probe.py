@@ -143,3 +143,13 @@ def test_a_calibration_is_for_one_model_only(llama, rng, tmp_path):
     )
     with pytest.raises(ValueError, match="was made for another model"):
         read_calibration(path, fingerprint(make_model("llama", seed=1)))
+    for content in (
+        "",
+        "[]",
+        "{}",
+        '{"options": {}, "provenance": {}}',
+        '{"options": 1, "provenance": {"model": "a"}}',
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"llama\.json is not a calibration: run `python -m ragkv\.calibrate"):
+            read_calibration(path, fingerprint(llama))
