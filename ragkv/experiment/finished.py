@@ -101,7 +101,7 @@ def _problem_of_task(experiment: Experiment, benchmark: str, task: str) -> str |
     content = read_json(summary, "")
     if read_attrs(rows).get("identity") != content.get("identity"):
         return f"it does not belong to {summary.name}"
-    made_with = content.get("depends", {})
+    made_with = content.get("depends", {})  # an older version's summary has none
     try:
         present = depends_on(experiment, benchmark, task, made_with.get("model", ""), made_with.get("dtype", ""))
     except (ValueError, OSError) as error:

@@ -12,7 +12,7 @@ from ragkv.experiment.profile import Profile
 from ragkv.prompt import Prompt
 from ragkv.prompt.chunking import chunk_document, encode_with_spans
 from ragkv.prompt.templates import chat_parts
-from ragkv.results.files import read_json, write_json
+from ragkv.results.files import DamagedError, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,16 @@ def read_items(path: Path) -> list[Item]:
     ------
     FileNotFoundError
         The prompts were not made yet.
+    DamagedError
+        The file is damaged, or another version wrote it.
     """
-    return [_item(**fields) for fields in read_json(path, "01_chunking.ipynb")["items"]]
+    content = read_json(path, "01_chunking.ipynb")
+    try:
+        return [_item(**fields) for fields in content["items"]]
+    except (KeyError, TypeError):
+        raise DamagedError(
+            f"{path} was written by another version: make the prompts again, by 01_chunking.ipynb"
+        ) from None
 
 
 def _item(prompt: dict, answers: list[str], classes: list[str], evidence: list[int], **others: Any) -> Item:

@@ -63,7 +63,8 @@ def _write_precompute(path: Path, done: Precomputed) -> None:
     """Write what was done, unless nothing was, and an earlier run's file is about the same segments."""
     if not done.written and path.exists() and not damage(path):
         earlier = read_json(path, "")
-        if (earlier["segments"], earlier["shared"]) == (done.segments, done.shared):
+        same = {"segments": done.segments, "shared": done.shared}
+        if earlier.keys() == asdict(done).keys() and earlier | same == earlier:
             return
     write_json(path, asdict(done), checked=True)
 

@@ -8,9 +8,10 @@ the same time, or are killed while they write it, always leave a result that is 
 import errno
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +26,10 @@ LEFTOVER = 24 * 3600  # seconds after which another process's temporary file is 
 
 class DamagedError(ValueError):
     """A result's file does not match its checksum, or cannot be read."""
+
+
+class IrregularError(OSError):
+    """There is a folder, a pipe or a device in place of a file."""
 
 
 def write_json(
@@ -43,6 +48,11 @@ def write_json(
     content = (json.dumps(value, indent=indent) + "\n").encode()
     if not (keep_unchanged and _holds(path, content, checked)):
         _replace(path, content, checked)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a figure."""
+    _replace(path, content, checked=False)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -106,28 +116,42 @@ def damage(path: Path) -> str | None:
     FileNotFoundError
         There is no such file.
     """
-    known = _checksums(path)
-    if not known:
-        return f"it has no checksum ({path.name}{CHECKSUM})"
-    return _mismatch(path, path.read_bytes(), known)
+    try:
+        known = _checksums(path)
+        content = read_regular(path)
+    except IrregularError as error:
+        return str(error)
+    return _mismatch(path, content, known) if known else f"it has no checksum ({path.name}{CHECKSUM})"
 
 
 def _holds(path: Path, content: bytes, checked: bool) -> bool:
-    return path.is_file() and path.read_bytes() == content and (not checked or damage(path) is None)
+    return path.is_file() and read_regular(path) == content and (not checked or damage(path) is None)
 
 
 def _content(path: Path, made_by: str) -> bytes:
     """The bytes of an existing file, checked if it has a checksum (recorded results have none)."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
+        known = _checksums(path)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is not there yet: run the notebook {made_by} first, or `make reproduce`"
         ) from None
-    known = _checksums(path)
+    except IrregularError as error:
+        raise _damaged(path, str(error)) from None
     if known and (problem := _mismatch(path, content, known)):
         raise _damaged(path, problem)
     return content
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file; a pipe or a device, which could be read for ever, is refused, and so is a folder."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise IrregularError(f"{path.name} is not a regular file: remove it")
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
 
 
 def _mismatch(path: Path, content: bytes, known: set[str]) -> str | None:
@@ -147,7 +171,7 @@ def _checksum(content: bytes) -> str:
 def _checksums(path: Path) -> set[str]:
     """The checksums of all versions of a result; none if it has no file of checksums."""
     try:
-        return set(_beside(path).read_text(errors="replace").split())
+        return set(read_regular(_beside(path)).decode(errors="replace").split())
     except FileNotFoundError:
         return set()
 
@@ -165,7 +189,8 @@ def _replace(path: Path, content: bytes, checked: bool) -> None:
         try:
             append(temporary, content, os.O_EXCL)
             if checked and _checksum(content) not in _checksums(path):
-                append(_beside(path), f"{_checksum(content)}\n".encode())
+                # On a line of its own, also behind one that a full disk cut short.
+                append(_beside(path), f"\n{_checksum(content)}\n".encode())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -173,7 +198,8 @@ def _replace(path: Path, content: bytes, checked: bool) -> None:
 
 def append(path: Path, content: bytes, flags: int = 0) -> None:
     """Add bytes to the end of a file, which is made if need be; a symbolic link is not followed."""
-    flags |= os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    flags |= os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe that nobody reads is an error
     with os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0) as file:
         rest = memoryview(content)
         while rest:
@@ -183,8 +209,9 @@ def append(path: Path, content: bytes, flags: int = 0) -> None:
 def _remove_leftovers(path: Path) -> None:
     """Remove temporary files of `path` that killed processes left behind."""
     for file in path.parent.glob(f"{escape(path.name)}.*.partial"):
-        if time.time() - file.lstat().st_mtime > LEFTOVER:
-            file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process may just have put it in its place
+            if time.time() - file.lstat().st_mtime > LEFTOVER:
+                file.unlink()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import xxhash
 
-from ragkv.results.files import append, explained
+from ragkv.results.files import IrregularError, append, explained, read_regular
 
 
 def append_rows(path: Path, rows: Iterable[dict]) -> None:
@@ -23,8 +23,12 @@ def append_rows(path: Path, rows: Iterable[dict]) -> None:
 
 def rows_so_far(path: Path) -> list[dict]:
     """The complete and undamaged lines of a file that another process may be writing; the file is only read."""
-    rows = []
-    for line in path.read_bytes().splitlines():
+    rows: list[dict] = []
+    try:
+        content = read_regular(path)
+    except IrregularError:
+        return rows
+    for line in content.splitlines():
         with suppress(ValueError, KeyError, TypeError, RecursionError):
             entry = json.loads(line)
             if entry["checksum"] == _checksum(entry["row"]):

@@ -142,6 +142,20 @@ def test_other_versions_and_other_prompts_are_noticed(finished, monkeypatch):
     assert unfinished(finished)[rows] == "it was made with other prompts"
 
 
+def test_results_of_another_layout_are_made_again(finished, tiny):
+    """As an older or a newer version wrote them, with checksums that fit."""
+    outputs = finished.outputs
+    whole = values(finished.rows(*TASK))
+    for content in ([], {"prompts": []}, {"items": [{"ids": [1]}]}, {"items": [[1]]}):
+        write_json(outputs.prompts(*TASK), content, checked=True)
+        assert "was written by another version: make the prompts again" in unfinished(finished)[outputs.rows(*TASK)]
+    for path in (outputs.chunking, outputs.precompute, outputs.tokens, outputs.oracle, outputs.summary(*TASK)):
+        write_json(path, {"version": 0}, checked=True)
+    run_profile("p", root=finished.root, say=lambda line: None)
+    assert unfinished(finished) == {}
+    assert values(finished.rows(*TASK)) == whole
+
+
 def turned(folder, tiny):
     """A model like the embedded one, but with its output embeddings turned around, saved in a folder."""
     for part in tiny:

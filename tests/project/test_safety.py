@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import make_model
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from ragkv import load_model
 from ragkv.cli import app, printable
+from ragkv.figures import save
 from ragkv.results.files import write_json
 from ragkv.results.outputs import Outputs
 from ragkv.results.partial import append_rows
@@ -135,6 +137,9 @@ def test_results_are_not_written_through_links(tmp_path):
     rows.symlink_to(outside)
     with pytest.raises(OSError, match=r"cannot write .*rows\.jsonl"):
         append_rows(rows, [{"a": 1}])
+    for name in ("figure.png", "figure.pdf"):
+        (tmp_path / name).symlink_to(outside)
+    save(Figure(), tmp_path / "figure.png", {})
     assert outside.read_text() == "mine"
 
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import time
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -169,3 +170,65 @@ def test_rows_so_far_are_those_whose_lines_are_whole(tmp_path, rows, data):
     found = rows_so_far(path)
     assert len(found) - whole in (0, 1)  # a line may lack its line break alone
     assert json.dumps(found) == json.dumps(rows[: len(found)])
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.json.checksum"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_file_is_named_and_not_read(tmp_path, name, kind):
+    """Reading a pipe or a device could take for ever."""
+    path, place = tmp_path / "t.json", tmp_path / name
+    write_json(path, {"a": 1}, checked=True)
+    place.unlink()
+    put = {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda place: os.symlink("/dev/zero", place)}
+    put[kind](place)
+    assert damage(path) == f"{name} is not a regular file: remove it"
+    with pytest.raises(DamagedError, match=rf"{name} is not a regular file: remove it"):
+        read_json(path, "")
+    if kind == "folder" or place != path:
+        with pytest.raises(OSError, match=r"cannot write .*t\.json: "):
+            write_json(path, {"a": 1}, checked=True)
+    else:
+        write_json(path, {"a": 1}, checked=True)
+        assert read_json(path, "") == {"a": 1}
+        assert damage(path) is None
+
+
+def test_rows_so_far_are_not_read_from_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "t.jsonl")
+    assert rows_so_far(tmp_path / "t.jsonl") == []
+    with pytest.raises(OSError, match="cannot write"):
+        append_rows(tmp_path / "t.jsonl", [{"a": 1}])
+
+
+def test_a_checksum_that_was_cut_short_does_not_spoil_the_next_one(tmp_path, monkeypatch):
+    """A disk that is full in the middle of it."""
+    path = tmp_path / "t.json"
+    write_json(path, {"a": 1}, checked=True)
+    append = files.append
+
+    def half(path, content, *flags):
+        append(path, content[: len(content) // 2] if path.suffix == ".checksum" else content, *flags)
+        if path.suffix == ".checksum":
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "append", half)
+        with pytest.raises(OSError, match="the disk is full"):
+            write_json(path, {"a": 2}, checked=True)
+    assert read_json(path, "") == {"a": 1}
+    write_json(path, {"a": 3}, checked=True)
+    assert damage(path) is None
+
+
+def test_a_temporary_file_may_vanish_while_leftovers_are_looked_for(tmp_path, monkeypatch):
+    """Another writer has put it in its place."""
+    (tmp_path / "t.json.0123.partial").touch()
+    lstat = Path.lstat
+
+    def vanished(path):
+        path.unlink(missing_ok=True)
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", vanished)
+    write_json(tmp_path / "t.json", {"a": 1})
+    assert read_json(tmp_path / "t.json", "") == {"a": 1}
