@@ -1,5 +1,6 @@
 """The report of a profile: one page for all its models, with figures (PNG, PDF) and tables (CSV, LaTeX) as files."""
 
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -48,6 +49,8 @@ def write_report(profile: str, root: str | Path) -> Path:
         "report.html.jinja",
         outputs.report,
         profile=profile,
+        assignment=shlex.quote(f"PROFILE={profile}".replace("$", "$$")),
+        program=shlex.quote(f"from ragkv.report import write_report; write_report({profile!r}, '.')"),
         at=outputs.report_folder.name,
         overview=overview,
         fidelity=fidelity,
@@ -63,10 +66,11 @@ def _check_finished(experiments: list[Experiment]) -> None:
     """Check that every result is of the profile's present parameters, so that no row is shown under a wrong name."""
     problems = [f"{path}: {why}" for experiment in experiments for path, why in unfinished(experiment).items()]
     if problems:
+        name = shlex.quote(experiments[0].name)
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
             f"the report is not written, because results are not finished: {'; '.join(problems[:3])}{more}. "
-            f"Run `make reproduce PROFILE={experiments[0].name}` or `ragkv run {experiments[0].name}`"
+            f"Run `make reproduce PROFILE={name}` or `ragkv run {name}`"
         )
 
 

@@ -1,7 +1,9 @@
 """`make reproduce`'s graph, headless: it runs to the report, does nothing twice, stops with the notebook's error."""
 
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,11 +39,12 @@ def project(tmp_path_factory):
     return root
 
 
-def run(root, parameters, *options, profile="p", shards=1):
+def run(root, parameters, *options, profile="p", shards=1, environment=None):
     (root / "params" / f"{profile}.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False))
     command = [sys.executable, "-m", "snakemake", "-s", "workflow/Snakefile", "--cores", "2", *options]
     command += ["--config", f"profile={profile}", f"shards={shards}"]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    environment = os.environ | (environment or {})
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_the_report_is_made_once_and_again_when_parameters_change(project):
@@ -104,11 +107,34 @@ def test_what_a_profile_says_never_runs_in_a_shell(tmp_path):
     assert (outputs / "notebooks/01_chunking.ipynb").exists()
     assert not list(tmp_path.rglob("pwned"))
 
+    # Through Slurm too: here with programs in place of Slurm's, of which sbatch refuses the job.
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    refuse = f"cat > '{tmp_path}/script'; exit 1"
+    for name, answer in {
+        "sbatch": refuse,
+        "sacct": "echo mine",
+        "sacctmgr": "echo mine",
+        "sinfo": "echo 'mine*'",
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (programs / name).chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    executor = ["--workflow-profile", "workflow/profiles/slurm", "--retries", "0", "--slurm-status-command", "squeue"]
+    done = run(root, parameters, outputs / "precompute.json", *executor, profile=profile, environment={"PATH": path})
+    assert done.returncode != 0
+    assert "SLURM sbatch failed" in done.stdout + done.stderr, done.stderr[-3000:]
+    script = (tmp_path / "script").read_text()
+    assert model in " ".join(shlex.split(script, comments=True))
+    assert not list(tmp_path.rglob("pwned"))
+
 
 def test_a_name_that_snakemake_cannot_have_is_refused(project):
     refused = run(project, PROFILE, "--dry-run", profile="a {model}")
     assert refused.returncode != 0
     assert "'a {model}' must not have a word in braces" in refused.stderr + refused.stdout
+    refused = run(project, PROFILE | {"\x1b]0;title\x07": 1}, "--dry-run")
+    assert r"\x1b]0;title\x07: there is no such parameter" in refused.stderr + refused.stdout
 
 
 def test_shards_merge_to_the_table_of_one_run(project):

@@ -1,5 +1,6 @@
 """The report and the index: every number, link and anchor is right, and text from prompts is never markup."""
 
+import ast
 import csv
 import re
 import shlex
@@ -323,6 +324,24 @@ def test_the_command_of_a_number_reaches_snakemake_with_the_profiles_name(tmp_pa
     words = shlex.split(section._command(section.outputs.report))
     config = parse_config([words[words.index("--config") + 1]])
     assert config == {"profile": name}
+
+
+@pytest.mark.parametrize(
+    "name", ["it's; touch pwned", "$(touch pwned)", '")); import os; os.abort(); (("', "{{ 1 }} <b>"]
+)
+def test_the_pages_own_commands_hold_the_profiles_name_as_text(root, tmp_path, name):
+    """Copied from the page to a shell, they run nothing else."""
+    shutil.copytree(root / "params", tmp_path / "params")
+    shutil.copy(root / "params/p.yaml", tmp_path / f"params/{name}.yaml")
+    shutil.copytree(root / "outputs/p", tmp_path / "outputs" / name, ignore=shutil.ignore_patterns("store", "report"))
+    text = unescape(write_report(name, tmp_path).read_text())
+    (program,) = re.findall(r"<pre>(python -c .*?)</pre>", text)
+    python, option, code = shlex.split(program)
+    assert (python, option) == ("python", "-c")
+    call = ast.parse(code).body[1].value
+    assert [ast.literal_eval(argument) for argument in call.args] == [name, "."]
+    (assignment,) = re.findall(r"<code>make reproduce (.*?)</code> runs", text)
+    assert shlex.split(assignment) == [f"PROFILE={name}".replace("$", "$$")]  # make reads $$ as $
 
 
 @pytest.mark.parametrize("label", ["$x_{$", "$$", "\\$a$b_{", "%", "\\frac{", "^{", "<b>", "=1", "模型"])
