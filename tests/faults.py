@@ -31,7 +31,8 @@ from ragkv import StoreError, fused_prefill, load_model
 from ragkv.bench.store import s3_server
 from ragkv.experiment.evaluation import evaluate
 from ragkv.experiment.experiment import Experiment
-from ragkv.results.files import damage, read_rows, write_json
+from ragkv.results import files
+from ragkv.results.files import DamagedError, damage, read_json, read_rows, write_json
 from ragkv.results.partial import append_rows, rows_so_far
 from ragkv.results.provenance import provenance
 from ragkv.selectors import get_selector
@@ -72,6 +73,7 @@ class Subject:
         self.precompute(self.reference)
         self.rows = self.evaluate(self.reference)
         self.segments = stored(self.reference)
+        self.writes_left = 0  # until a child kills itself, see `evaluate_until_a_write`
 
     def experiment(self, name: str, **store: object) -> Experiment:
         """The experiment in a new root, with the reference's prompts."""
@@ -100,6 +102,31 @@ class Subject:
     def evaluate(self, experiment: Experiment) -> pd.DataFrame:
         rows = evaluate(experiment, *TASK, self.model, self.tokenizer, progress=False)
         return rows.drop(columns=TIMES).map(lambda cell: cell.tolist() if isinstance(cell, np.ndarray) else cell)
+
+    def evaluate_until_a_write(self, experiment: Experiment) -> None:
+        """`evaluate` in a child that kills itself before or within a write, after `writes_left` others."""
+        append, replace = files.append, os.replace
+
+        def count() -> None:
+            self.writes_left -= 1
+
+        def append_and_count(path: Path, content: bytes, *flags: int) -> None:
+            if self.writes_left == 0:
+                append(path, content[: Random(str(path)).randrange(len(content))], *flags)
+                os.kill(os.getpid(), signal.SIGKILL)
+            append(path, content, *flags)
+            count()
+
+        def replace_and_count(source: Path, path: Path) -> None:
+            result = Path(path).parent == experiment.outputs.rows(*TASK).parent  # others are the store's
+            if result and self.writes_left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, path)
+            if result:
+                count()
+
+        files.append, os.replace = append_and_count, replace_and_count
+        self.evaluate(experiment)
 
     @cached_property
     def seconds(self) -> dict[str, float]:
@@ -466,7 +493,7 @@ def stopped_collectors(subject: Subject, count: int, random: Random) -> dict[str
 
 
 def damaged_results(subject: Subject, count: int, random: Random) -> dict[str, int]:
-    """Flip bits in a finished table or its summary, and cut them short: it is noticed, and the table made again."""
+    """Flip bits in a finished table, its summary or their checksums, cut them short, put pipes in their place."""
     experiment, done = subject.experiment("results"), Counter()
     subject.precompute(experiment)
     outputs = experiment.outputs
@@ -474,9 +501,14 @@ def damaged_results(subject: Subject, count: int, random: Random) -> dict[str, i
         subject.evaluate(experiment)
         path = random.choice([outputs.rows(*TASK), outputs.summary(*TASK)])
         beside = path.with_name(path.name + ".checksum")
-        kind = random.choice(["flipped", "cut", "checksum"])
+        kind = random.choice(["flipped", "cut", "checksum", "no checksum", "pipe"])
         if kind == "cut":
             os.truncate(path, random.randrange(path.stat().st_size))
+        elif kind == "no checksum":
+            beside.unlink()
+        elif kind == "pipe":
+            path.unlink()
+            os.mkfifo(path)
         else:
             changed = path if kind == "flipped" else beside
             flip(changed, random.randrange(8 * changed.stat().st_size))
@@ -492,6 +524,57 @@ def damaged_results(subject: Subject, count: int, random: Random) -> dict[str, i
         done[kind] += 1
     subject.agrees(experiment)
     return dict(done)
+
+
+def damaged_prompts(subject: Subject, count: int, random: Random) -> dict[str, int]:
+    """Flip bits in prompts and cut them short: nothing is computed from them, and they are made again."""
+    experiment, done = subject.experiment("prompts"), Counter()
+    experiment.chunk(subject.tokenizer)
+    prompts = experiment.outputs.prompts(*TASK)
+    before = prompts.read_bytes()
+    for _ in range(count):
+        kind = random.choice(["flipped", "cut"])
+        if kind == "cut":
+            os.truncate(prompts, random.randrange(prompts.stat().st_size))
+        else:
+            flip(prompts, random.randrange(8 * prompts.stat().st_size))
+        for job in (subject.precompute, subject.evaluate):
+            try:
+                job(experiment)
+                raise AssertionError("damaged prompts were used")
+            except DamagedError as error:
+                assert str(prompts) in str(error)
+        experiment.chunk(subject.tokenizer)
+        assert prompts.read_bytes() == before
+        done[kind] += 1
+    subject.agrees(experiment)
+    return dict(done)
+
+
+def killed_writes(subject: Subject, count: int, random: Random) -> dict[str, int]:
+    """Kill evaluations before or within each single write of a table, its summary and their checksums."""
+    experiment, done = subject.experiment("writes"), Counter()
+    subject.precompute(experiment)
+    subject.evaluate(experiment)
+    outputs = experiment.outputs
+    paths = [outputs.rows(*TASK), outputs.summary(*TASK)]
+    for number in range(count):
+        changed = with_another_method(experiment, f"again {number}")
+        subject.writes_left = number % 6  # table: temporary file, checksum, replaced; and the same for the summary
+        assert wait(subject.start("evaluate_until_a_write", changed)) == -signal.SIGKILL
+        assert all(damage(path) is None for path in paths)
+        same = read_rows(paths[0], "").attrs["identity"] == read_json(paths[1], "")["identity"]
+        assert same == (number % 6 < 3), "only a kill between the two leaves a new table with an old summary"
+        assert len(subject.evaluate(changed)) == len(subject.rows) // 2 * 3
+        done["table" if same else "summary"] += 1
+    subject.agrees(experiment)
+    return dict(done)
+
+
+def with_another_method(experiment: Experiment, label: str) -> Experiment:
+    """The experiment with one more method, so that its tables have to be made again."""
+    methods = [*experiment.profile.methods, experiment.profile.methods[0].model_copy(update={"label": label})]
+    return experiment.model_copy(update={"profile": experiment.profile.model_copy(update={"methods": methods})})
 
 
 def evaluations_at_once(subject: Subject, count: int, random: Random) -> dict[str, int]:
@@ -524,9 +607,7 @@ def kills_over_a_finished_table(subject: Subject, count: int, random: Random) ->
     rows = experiment.outputs.rows(*TASK)
     before = rows.read_bytes()
     while done.total() < count:
-        methods = [*experiment.profile.methods, *experiment.profile.methods[:1]]
-        methods[-1] = methods[-1].model_copy(update={"label": f"again {done['replaced']}"})
-        changed = experiment.model_copy(update={"profile": experiment.profile.model_copy(update={"methods": methods})})
+        changed = with_another_method(experiment, f"again {done['replaced']}")
         child = subject.start("evaluate", changed)
         time.sleep(random.uniform(0, 1.5 * subject.seconds["evaluate"]))
         os.kill(child, signal.SIGKILL)
@@ -554,7 +635,9 @@ FAULTS: dict[str, tuple[Callable[[Subject, int, Random], dict[str, int] | None],
     "silent_servers": (silent_servers, 1, 3),
     "unlistable_folders": (unlistable_folders, 6, 40),
     "stopped_collectors": (stopped_collectors, 4, 40),
-    "damaged_results": (damaged_results, 20, 1500),
+    "damaged_results": (damaged_results, 20, 600),
+    "damaged_prompts": (damaged_prompts, 3, 60),
+    "killed_writes": (killed_writes, 6, 60),
     "evaluations_at_once": (evaluations_at_once, 3, 40),
     "kills_over_a_finished_table": (kills_over_a_finished_table, 4, 60),
 }
@@ -566,6 +649,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=FAULTS, nargs="*", default=list(FAULTS))
     parser.add_argument("--short", action="store_true", help="as in the tests")
+    parser.add_argument("--share", type=float, default=1.0, help="of the long form, on a machine that is busy")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="ragkv-faults-"))
     folder.chmod(0o755)
@@ -574,7 +658,8 @@ def main() -> None:
         for name in arguments.only:
             cause, few, many = FAULTS[name]
             start = time.perf_counter()
-            outcome = cause(subject, few if arguments.short else many, Random(f"{arguments.seed} {name}"))
+            count = few if arguments.short else max(few, round(many * arguments.share))
+            outcome = cause(subject, count, Random(f"{arguments.seed} {name}"))
             outcomes[name] = outcome and outcome | {"seconds": round(time.perf_counter() - start, 1)}
             print(name, outcomes[name], flush=True)
         if arguments.json:

@@ -112,7 +112,42 @@ def segments(run, header, rows):
             yield label, cell.removesuffix(" ms"), value
 
 
-CHECKS = [(scores, 100), (prefills, 70), (attention, 24), (on_a_cpu, 12), (checking, 6), (segments, 16)]
+# What the table of faults counts, and where the recorded run has it.
+FAULTS = {
+    "precompute killed": "kills precompute",
+    "evaluation killed": "kills evaluate",
+    "bits of files flipped: data, headers, length fields": "flips data, flips header, flips length",
+    "bits of manifests flipped": "flips manifest",
+    "bits of rows so far flipped": "flips rows",
+    "files cut short": "truncations files",
+    "jobs stopped by a full disk": "full_disks stopped",
+    "jobs stopped by permissions taken away": "permissions stopped",
+    "jobs stopped by a broken connection": "broken_connections stopped",
+    "jobs stopped by a server that never answers": "silent_servers stopped",
+    "collections and checks stopped by a folder that cannot be listed": "unlistable_folders stopped",
+    "segments kept from a collector that was stopped midway": "stopped_collectors kept",
+    "bits of results flipped, and of their checksums": "damaged_results flipped, damaged_results checksum",
+    "results cut short, without a checksum, or pipes": "damaged_results cut, damaged_results no checksum, "
+    "damaged_results pipe",
+    "bits of prompts flipped, prompts cut short": "damaged_prompts flipped, damaged_prompts cut",
+    "evaluations killed within the writes of a table, of its summary": "killed_writes table, killed_writes summary",
+    "evaluations finished beside others": "evaluations_at_once finished",
+    "finished tables kept, replaced by evaluations that were killed": "kills_over_a_finished_table kept, "
+    "kills_over_a_finished_table replaced",
+}
+
+
+def faults(run, header, rows):
+    if run != "faults.json" or header != ["Caused", "How often"]:
+        return
+    recorded = json.loads((RECORDED / run).read_text())["faults"]
+    for label, shown in rows:
+        for count, place in zip(shown.split(", "), FAULTS[label].split(", "), strict=True):
+            kind, _, name = place.partition(" ")
+            yield label, count, recorded[kind][name]
+
+
+CHECKS = [(faults, 11), (scores, 100), (prefills, 70), (attention, 24), (on_a_cpu, 12), (checking, 6), (segments, 16)]
 
 
 @pytest.mark.parametrize(("check", "least"), CHECKS)
