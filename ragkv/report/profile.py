@@ -98,7 +98,8 @@ def _fidelity_overview(
 ) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """The divergence and the share of its gap that is recovered, over all prompts of a benchmark, for each model.
 
-    The first table has columns for both, the second, for the page, has them in one cell. None without a full prefill.
+    The first table has columns for both and for the ends of their intervals; the second, for the page, has both in one
+    cell. None without a full prefill.
     """
     numbers, cells = {}, {}
     for experiment in experiments:
@@ -107,10 +108,13 @@ def _fidelity_overview(
             name = f"{experiment.outputs.folder.name}, {benchmark}"
             if "kl" not in table:
                 continue
-            numbers[f"{name}, KL"] = table["kl"]
+            shown_as = {"kl": "KL", "recovered_kl": "recovered"}
+            for column in ("kl", "recovered_kl"):
+                for end in ("", "_low", "_high"):
+                    if column + end in table:
+                        numbers[f"{name}, {shown_as[column]}{end.replace('_', ' ')}"] = table[column + end]
             cells[name] = table["kl"].map("{:.3f}".format)
             if "recovered_kl" in table:
-                numbers[f"{name}, recovered"] = table["recovered_kl"]
                 cells[name] += table["recovered_kl"].map(" ({:.0%})".format, na_action="ignore").fillna("")
     if not cells:
         return None

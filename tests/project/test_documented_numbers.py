@@ -48,6 +48,24 @@ def scores(run, header, rows):
             yield label, cell, found["score"].item()
 
 
+def fidelities(run, header, rows):
+    """`method`, or `method` at a ratio; the share recomputed; KL and gap recovered, with their intervals."""
+    if header[1:] != ["recomputed", "KL (95 % interval)", "gap recovered (95 % interval)"]:
+        return
+    table = pd.read_csv(RECORDED / run / "overview-fidelity.csv")
+    (name,) = {column.removesuffix(", KL") for column in table if column.endswith("ruler, KL")}
+    for label, share, *cells in rows:
+        method, ratio = re.fullmatch(r"`([^`]+)`(?: at (\d+) %)?", label).groups()
+        found = table[table["method"] == method]
+        row = found[(found["ratio"] - float(ratio) / 100).abs() < 1e-9].squeeze() if ratio else found.squeeze()
+        yield label, share.removesuffix(" %"), 100 * row["recomputed"]
+        for cell, measure, scale in zip(cells, ("KL", "recovered"), (1, 100), strict=True):
+            shown = re.findall(r"-?[\d.]+", cell.replace("−", "-"))
+            ends = ("", " low", " high")[: len(shown)]
+            for number, end in zip(shown, ends, strict=True):
+                yield label, number, scale * row[f"{name}, {measure}{end}"]
+
+
 def prefills(run, header, rows):
     if not re.fullmatch(r"bench-h\d+-.*json", run or "") or header[0] != "tokens" or "ms" in rows[0][1]:
         return
