@@ -14,6 +14,8 @@ from ragkv.models.load import embedded_models, model_source
 
 SECONDS = 10  # to wait for the hub
 ADAPTER = "adapter_config.json"
+BLOCKS = 64  # that are compared of a larger file,
+BLOCK = 4096  # bytes each
 SMALL = 2**20  # bytes of a file up to which its content is compared, instead of its size and time
 
 
@@ -109,8 +111,8 @@ def _revision(source: str, root: Path) -> str:
 def state_of(paths: Iterable[Path], *, without: Path | None = None) -> str:
     """Changes when one of these files does, or a file in one of these folders; links are followed.
 
-    Small files are compared by content, larger ones by size and times: that of the last write, which can be set, and
-    that of the last change of any kind, which cannot. Hidden files and folders are left out.
+    Small files are compared by content, larger ones by size, modification time and some of their content, since copies
+    and archives may keep a time. Hidden files and folders are left out.
 
     Parameters
     ----------
@@ -147,7 +149,12 @@ def _state(file: Path) -> bytes:
             return b"no file"
         if about.st_size <= SMALL:
             return file.read_bytes()
-        return f"{about.st_size} bytes, {about.st_mtime_ns}, {about.st_ctime_ns}".encode()
+        state = f"{about.st_size} bytes, {about.st_mtime_ns} ".encode()
+        with file.open("rb") as content:
+            for number in range(BLOCKS):  # from the beginning to the end
+                content.seek(max(0, about.st_size - BLOCK) * number // (BLOCKS - 1))
+                state += content.read(BLOCK)
+        return state
     except OSError as error:  # whoever reads it will say so
         return f"{type(error).__name__}".encode()
 

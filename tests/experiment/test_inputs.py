@@ -143,7 +143,11 @@ def test_a_model_behind_a_link_that_leads_elsewhere_is_another(tmp_path):
     """Two checkpoints whose weights have the same size and time."""
     for name in ("a", "b"):
         shutil.copytree(MODEL, tmp_path / name)
-        os.utime(tmp_path / name / "model.safetensors", ns=(1, 1))
+        weights = tmp_path / name / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= name == "b"
+        weights.write_bytes(content)
+        os.utime(weights, ns=(1, 1))
     states = []
     for name in ("a", "b"):
         (tmp_path / "mine").unlink(missing_ok=True)
