@@ -84,7 +84,7 @@ record:  ## keep a profile's report, tables, figures and summaries under outputs
 	mkdir -p "outputs/reference/$$PROFILE"
 	cp "outputs/$$PROFILE/report/"* "outputs/reference/$$PROFILE/"
 	sed -e '/href="..\/index.html"/d' -e 's,"report/,",g' "outputs/$$PROFILE/report.html" > "outputs/reference/$$PROFILE/report.html"
-	cd "outputs/$$PROFILE" && for file in */*.json */*/*.json; do case "$$file" in report/*) continue ;; esac; case $$(basename "$$file") in tokens.json|*.*.json) ;; \
+	cd "outputs/$$PROFILE" && for file in */*.json */*/*.json; do case "$$file" in report/*|store/*) continue ;; esac; case $$(basename "$$file") in tokens.json|*.*.json) ;; \
 	  *) install -D -m 644 "$$file" "../reference/$$PROFILE/$$file" ;; esac; done
 
 bench: .venv/.setup  ## time a fused prefill against a full one, and precompute against a plain forward, on this machine

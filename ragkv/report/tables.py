@@ -19,6 +19,7 @@ SHOWN = {  # columns of `ragkv.results.fidelity.fidelity_by_method`: their headi
     "recovered_kl": ("KL gap recovered", 2),
     "recovered_score": ("score gap recovered", 2),
 }
+TWO_DIGITS = "{:.2f}".format
 BREAK = "\u2028"  # a line break within a cell; names cannot contain it
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what formulas begin with
 
@@ -59,7 +60,8 @@ def write_table(
     shown = _turned(shown) if turned else _flat(shown)
     write_text(csv, _safe(table).to_csv(float_format="%.4f"))
     comment = " ".join(f"{key} {' '.join(str(value).split())}" for key, value in source.items())  # on one line
-    latex = shown.replace(BREAK, " ", regex=True).to_latex(index=turned, na_rep="", float_format="%.2f", escape=True)
+    plain = shown.replace(BREAK, " ", regex=True)
+    latex = plain.to_latex(index=turned, na_rep="", float_format=TWO_DIGITS, escape=True)
     write_text(tex, f"% {comment}\n{latex}")
     return Table(as_html(shown, index=turned), csv.name, tex.name)
 
@@ -78,7 +80,7 @@ def _safe(table: pd.DataFrame) -> pd.DataFrame:
 
 def as_html(table: pd.DataFrame, *, index: bool = False) -> Markup:
     """A table's HTML, with all cells and headings escaped."""
-    html = table.to_html(index=index, na_rep="", float_format="%.2f", border=0)
+    html = table.to_html(index=index, na_rep="", float_format=TWO_DIGITS, border=0)
     return Markup(html.replace(BREAK, "<br>"))
 
 

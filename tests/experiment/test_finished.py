@@ -282,7 +282,7 @@ def test_two_models_that_end_in_the_same_name_both_run(tmp_path, tiny):
     assert first.calibration != second.calibration
     assert first.rows(*TASK)["prediction"].tolist() != second.rows(*TASK)["prediction"].tolist()
     overview = pd.read_csv(tmp_path / "outputs/p/report/overview.csv")
-    assert list(overview.columns) == ["method", "ratio", "a--final, ruler", "b--final, ruler"]
+    assert list(overview.columns) == ["method", "ratio", "recomputed", "a--final, ruler", "b--final, ruler"]
     assert page.count('<h2 id="a--final">') == page.count('<h2 id="b--final">') == 1
     index = (tmp_path / "outputs/index.html").read_text()
     assert "a--final" in index

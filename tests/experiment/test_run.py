@@ -167,7 +167,7 @@ def test_a_benchmark_of_ones_own_runs_up_to_the_report(tmp_path):
     assert set(rows.columns) >= {"metric_exact", "score"}
     assert rows.loc[rows["method"] == "full_prefill", "score"].mean() == 1  # the model reads such statements
     scores = pd.read_csv(tmp_path / "outputs/p/report/tiny-llama-lookup-scores.csv")
-    assert list(scores.columns) == ["method", "ratio", "a, 4", "a, 12", "b, 4", "b, 12", "average"]
+    assert list(scores.columns) == ["method", "ratio", "recomputed", "a, 4", "a, 12", "b, 4", "b, 12", "average"]
     text = page.read_text()
     assert "tiny-llama: lookup" in text
     assert "all tasks and sizes" in text

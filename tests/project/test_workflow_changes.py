@@ -241,5 +241,5 @@ def test_a_killed_run_needs_no_unlocking(project):
         os.killpg(alive.pid, signal.SIGKILL)
         alive.wait()
     assert any(locks.iterdir())
-    assert planned(project)[0] >= {"chunking"}
+    assert "report" in planned(project)[0]
     assert not locks.exists() or not any(locks.iterdir())
