@@ -97,7 +97,7 @@ def test_an_answer_from_files(tmp_path):
     assert list((tmp_path / "kv").glob("*/*.safetensors"))
     foreign = invoke(*asked, str(tmp_path), "--context", "no-such-file", "--behind-prefix")
     assert foreign.exit_code == 2
-    assert "\nerror: there is no learned context no-such-file: train one with `ragkv context" in foreign.output
+    assert "error: there is no learned context no-such-file: train one with `ragkv context" in foreign.output
     missing = invoke(*asked, str(tmp_path / "c.txt"))
     assert missing.exit_code == 2
     assert missing.output.startswith("error: there is no folder or file")
