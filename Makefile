@@ -64,6 +64,7 @@ dry-run: $(NEEDED)  ## say what `make reproduce` would run, in how many GPU-hour
 
 test: .venv/.test  ## the tests, then the notebooks on a few prompts
 	$(ONE_THREAD) python -m pytest tests -n $(CORES) --dist worksteal
+	$(ONE_THREAD) ragkv run smoke  # notebooks run side by side, and each finds what those before it would have made
 	$(ONE_THREAD) python -m pytest notebooks --nbval-lax -n $(CORES) --dist loadfile
 
 lint: .venv/.lint  ## ruff (notebooks too) and mypy
