@@ -81,6 +81,8 @@ class ProfileContexts:
             A file is missing or damaged, or it is another model's.
         """
         contexts = {offline: self.find(offline) for offline in self.ways}
-        for context in filter(None, contexts.values()):
-            context.check(owner(model))
+        if any(contexts.values()):
+            this_model = owner(model)
+            for context in filter(None, contexts.values()):
+                context.check(this_model)
         return contexts

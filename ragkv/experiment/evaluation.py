@@ -37,8 +37,8 @@ def evaluate(
     stopped, and a task that was finished with the same parameters is only read. A finished table stays until its
     successor is whole; one that is damaged is named in a warning and computed again. With a `shard` (``"0/2"``) the
     call answers its part of the prompts; the same call without a shard then finds all answers and writes them as one
-    table. While a prompt's answers are decoded, the next prompt's keys and values are read into memory, once for all
-    methods, so TTFT is measured from host memory. On a GPU all methods run in one workspace.
+    table. A prompt's keys and values are read into memory ahead of time, once for all methods and while nothing is
+    timed, so TTFT is measured from host memory. On a GPU all methods run in one workspace.
 
     Returns
     -------

@@ -54,7 +54,8 @@ def read_documents(documents: Documents) -> list[Document]:
     Parameters
     ----------
     documents
-        A folder (see `text_files`), a file, or a list: a `str` in it is a text, a `Path` in it is a folder or a file.
+        A folder (without what `text_files` leaves out), a file, or a list: a `str` in it is a text, a `Path` in it is a
+        folder or a file.
         Files are read by `ragkv.prompt.formats.read_file`; a warning counts those of other formats in a folder.
 
     Raises
@@ -95,15 +96,16 @@ def _read(source: object, number: int) -> list[Document]:
         return [Document(printable(source.name), read_file(source))]
     if not source.is_dir():
         raise ValueError(f"there is no folder or file {source}")
-    files = text_files(source, FORMATS)
+    every = _files(source, subfolders=True)
+    files = _with_suffix(every, FORMATS)
     if not files:
         raise ValueError(f"no {', '.join(FORMATS)} files in the folder {source}")
-    _tell_what_is_left_out(source)
+    _tell_what_is_left_out(source, every)
     return [Document(printable(file.relative_to(source).as_posix()), read_file(file)) for file in files]
 
 
-def text_files(folder: Path, suffixes: tuple[str, ...] = TEXT, *, subfolders: bool = True) -> list[Path]:
-    """The files of a folder with these suffixes, in order of name.
+def text_files(folder: Path, *, subfolders: bool = True) -> list[Path]:
+    """The .txt and .md files of a folder, in order of name.
 
     Hidden files and editors' backups are left out, and so is what lies in such folders: names that begin with ``.``,
     ``~`` or ``#``, or end with ``~`` before or after the suffix (``.ipynb_checkpoints``, ``~$notes.md``).
@@ -113,7 +115,11 @@ def text_files(folder: Path, suffixes: tuple[str, ...] = TEXT, *, subfolders: bo
     ValueError
         A folder cannot be listed.
     """
-    return [file for file in _files(folder, subfolders=subfolders) if file.suffix.lower() in suffixes]
+    return _with_suffix(_files(folder, subfolders=subfolders), TEXT)
+
+
+def _with_suffix(files: list[Path], suffixes: tuple[str, ...]) -> list[Path]:
+    return [file for file in files if file.suffix.lower() in suffixes]
 
 
 def _files(folder: Path, *, subfolders: bool) -> list[Path]:
@@ -129,9 +135,9 @@ def _files(folder: Path, *, subfolders: bool) -> list[Path]:
     return sorted(file for file in files if file.is_file())
 
 
-def _tell_what_is_left_out(folder: Path) -> None:
+def _tell_what_is_left_out(folder: Path, files: list[Path]) -> None:
     """Warn of files of other formats: an answer that is only in them cannot be found."""
-    others = Counter(file.suffix.lower() for file in _files(folder, subfolders=True))
+    others = Counter(file.suffix.lower() for file in files)
     counts = [
         f"{count} {printable(suffix) or 'without a suffix'}"
         for suffix, count in sorted(others.items())
