@@ -66,6 +66,22 @@ def fidelities(run, header, rows):
                 yield label, number, scale * row[f"{name}, {measure}{end}"]
 
 
+def contexts(run, header, rows):
+    if run != "contexts.json" or "chunks behind" not in header:
+        return
+    recorded = json.loads((RECORDED / run).read_text())
+    model = task = ""
+    for *place, behind, reuse, a3, first, second in rows:
+        if place and place[0]:
+            model, task = place[0].strip("`").split("`, ")
+        kind = "embedded" if place else "smollm2"
+        same = [row for row in recorded[kind]["rows"] if row["behind"] == behind.lower()]
+        (row,) = [row for row in same if (row.get("model", ""), row.get("task", "")) == (model, task) or not place]
+        for method, cell in zip(header[len(place) + 1 :], (reuse, a3, first, second), strict=True):
+            for shown, measure in zip(cell.split(", "), ("kl", "right"), strict=True):
+                yield behind, shown, row[method][measure]
+
+
 def prefills(run, header, rows):
     if not re.fullmatch(r"bench-h\d+-.*json", run or "") or header[0] != "tokens" or "ms" in rows[0][1]:
         return
@@ -169,6 +185,7 @@ CHECKS = [
     (faults, 11),
     (scores, 90),
     (fidelities, 300),
+    (contexts, 220),
     (prefills, 70),
     (attention, 24),
     (on_a_cpu, 12),
