@@ -182,7 +182,7 @@ def faults(run, header, rows):
 
 
 CHECKS = [
-    (faults, 11),
+    (faults, 24),
     (scores, 90),
     (fidelities, 300),
     (contexts, 220),
