@@ -72,7 +72,8 @@ def plan(experiment: Experiment, tflops: float, bandwidth: float) -> pd.DataFram
             online = sum(operations(shape, selector, tokens) for selector in selectors)
             decoding = machine.moving(shape.weights * number_bytes) * answer_tokens * len(selectors)
             seconds += prompts * (machine.computing(offline + online) + decoding)
-            stored += prompts * tokens * shape.bytes_per_token(stored_bytes)
+            if profile.store.keep:
+                stored += prompts * tokens * shape.bytes_per_token(stored_bytes)
         prompts = sum(count for count, _ in sizes)
         table.append(
             {

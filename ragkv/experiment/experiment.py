@@ -11,11 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ragkv.benchmarks import TaskParameters
 from ragkv.benchmarks.base import check_examples, exists
 from ragkv.experiment.calibration import no_calibration, read_calibration
+from ragkv.experiment.computed import ComputedSegments
 from ragkv.experiment.contexts import ProfileContexts
 from ragkv.experiment.inputs import check_model, find_model, model_state, state_of
 from ragkv.experiment.items import Item, make_item, read_items, write_items
 from ragkv.experiment.modules import code_of, import_modules
 from ragkv.experiment.profile import MethodParameters, Profile, load_profile
+from ragkv.loading.prefetch import PrefetchingStore
 from ragkv.models.load import load_model, load_tokenizer
 from ragkv.options import choose
 from ragkv.parameters import Parameters
@@ -154,11 +156,20 @@ class Experiment(Parameters):
             cache = Cache(self.root / Path(parameters.cache).expanduser(), parameters.cache_gigabytes * 1e9)
         return KVStore(url, format=format, cache=cache)
 
+    def read_ahead(self, model: PreTrainedModel, format: str = "model") -> PrefetchingStore | ComputedSegments:
+        """The segments of an evaluation's prompts: read from the store ahead of time, or computed if it keeps none."""
+        if not self.profile.store.keep:
+            return ComputedSegments(model)
+        return PrefetchingStore(self.store(format), Layout.of(model, format))
+
     def precompute(self, model: PreTrainedModel, *, shard: str | None = None, progress: bool = False) -> Precomputed:
         """Compute and store what all prompts need, in every way that some method wants it; or a `shard` (``"0/2"``).
 
-        The store's manifest lists it afterwards. Segments that exist already are not evicted meanwhile.
+        The store's manifest lists it afterwards. Segments that exist already are not evicted meanwhile. Nothing is done
+        where the profile stores no segments.
         """
+        if not self.profile.store.keep:
+            return Precomputed(0, 0, 0, 0, 0.0)
         part = Shard.parse(shard)
         prompts = [item.prompt for task in self.tasks for item in self.items(*task)]
         manifest = self.manifest(model)
@@ -192,6 +203,9 @@ class Experiment(Parameters):
     @contextmanager
     def holding(self, model: PreTrainedModel, prompts: Iterable[Prompt], job: str) -> Iterator[None]:
         """While a job runs, the segments that these prompts need are not evicted, and count as used."""
+        if not self.profile.store.keep:
+            yield
+            return
         store = self.store()
         with store.hold(self.keys(model, prompts), f"{job}, {self.name}, {self.model}"):
             with suppress(ReadOnlyError):

@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 
 from ragkv.experiment.experiment import Experiment
 from ragkv.fusion.prefill import fused_prefill
+from ragkv.loading.segments import Segments
 from ragkv.prompt import Prompt
 from ragkv.results.files import read_json, write_json
 from ragkv.selectors.a3 import question_attention
 from ragkv.selectors.base import Observation, Selector
-from ragkv.store import KVStore
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class _Watch(Selector):
         return seen.candidates
 
 
-def attention_by_layer(model: PreTrainedModel, prompt: Prompt, store: KVStore) -> Tensor:
+def attention_by_layer(model: PreTrainedModel, prompt: Prompt, store: Segments) -> Tensor:
     """The question's attention to the document in a full prefill, ``(layers, document)``.
 
     It is summed over heads and over the question's tokens. Each head has a softmax of its own, over the tokens that
@@ -85,7 +85,7 @@ def look_at(
             row.method: [int(position) - span.start for position in row.recomputed if position in span]
             for row in rows.itertuples()
         },
-        "attention": attention_by_layer(model, item.prompt, experiment.store()).tolist(),
+        "attention": attention_by_layer(model, item.prompt, experiment.read_ahead(model)).tolist(),
     }
     write_json(experiment.outputs.tokens, view, checked=True)
     return read_json(experiment.outputs.tokens, "06_selected_tokens.ipynb")

@@ -11,17 +11,17 @@ from transformers import PreTrainedModel
 from ragkv.experiment.experiment import Experiment
 from ragkv.experiment.inspection import attention_by_layer
 from ragkv.fusion.prefill import fused_prefill
+from ragkv.loading.segments import Segments
 from ragkv.prompt import Prompt
 from ragkv.results.comparison import GROUP
 from ragkv.results.files import write_json
 from ragkv.selectors import get_selector
-from ragkv.store import KVStore
 
 ORACLES = ("change", "effect")
 OVERLAP = [*GROUP, *ORACLES, "evidence"]
 
 
-def deviations(model: PreTrainedModel, prompt: Prompt, store: KVStore) -> tuple[Tensor, Tensor]:
+def deviations(model: PreTrainedModel, prompt: Prompt, store: Segments) -> tuple[Tensor, Tensor]:
     """How far each document token's stored keys and values are from those of a full prefill.
 
     Returns
@@ -67,7 +67,7 @@ def oracle_overlap(
     table = []
     for item in experiment.items(benchmark, task)[:prompts]:
         span = item.prompt.document_span
-        oracles = dict(zip(ORACLES, deviations(model, item.prompt, experiment.store()), strict=True))
+        oracles = dict(zip(ORACLES, deviations(model, item.prompt, experiment.read_ahead(model)), strict=True))
         for row in rows[rows["prompt"] == item.id].itertuples():
             chosen = {int(position) - span.start for position in row.recomputed if position in span}
             if not 0 < len(chosen) < len(span):

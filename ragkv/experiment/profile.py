@@ -115,8 +115,12 @@ class StoreParameters(Parameters):
         outputs/.
     cache, cache_gigabytes
         A local folder that caches a remote store, and the most that the cache may hold.
+    keep
+        Whether segments are stored. If not, precompute does nothing, and an evaluation computes the segments of each
+        prompt in memory before it answers it: for many prompts whose chunks no other prompt has.
     """
 
+    keep: bool = True
     url: str | None = None
     cache: str | None = None
     cache_gigabytes: float = Field(default=20.0, ge=0)
@@ -182,6 +186,11 @@ class Profile(Parameters):
                 for task in benchmark.tasks.values():
                     for model in self.models:
                         method.selectors(task.ratios, model)
+            if not self.store.keep and method.offline.format != "model":
+                raise ValueError(
+                    f"{method.name}: a profile that keeps no segments (store: {{keep: false}}) cannot store them as "
+                    f"{method.offline.format}: take out the format, or keep them"
+                )
         names = [method.name for method in self.methods]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -18,10 +18,8 @@ from ragkv.experiment.rows import Row, make_row, row_key
 from ragkv.fusion.decoding import Generation, decode
 from ragkv.fusion.prefill import Prefill, fused_prefill
 from ragkv.fusion.workspace import Workspace
-from ragkv.loading.prefetch import PrefetchingStore
 from ragkv.prompt import Prompt
 from ragkv.results.partial import append_rows
-from ragkv.store import Layout
 
 Prompts = dict[Offline, Prompt]  # one prompt, for every way in which its methods want its chunks computed
 Work = tuple[Item, list[Method]]  # a prompt, and the methods that answer it
@@ -59,9 +57,7 @@ class PromptLoop:
         self.bos = model.config.bos_token_id
         self.contexts = experiment.contexts.load(model)
         formats = dict.fromkeys(offline.format for offline in experiment.profile.offline)
-        self.layouts = {format: Layout.of(model, format) for format in formats}
-        self.stores = {format: experiment.store(format) for format in formats}
-        self.ahead = {format: PrefetchingStore(self.stores[format], self.layouts[format]) for format in formats}
+        self.ahead = {format: experiment.read_ahead(model, format) for format in formats}
 
     def rows(
         self, items: list[Item], methods: list[Method], known: list[Row], partial: Path, *, name: str, progress: bool
@@ -117,18 +113,17 @@ class PromptLoop:
         )
 
     def fetch(self, prompts: Prompts) -> None:
-        """Start to read the segments of these prompts into memory, once for all methods."""
+        """Start to read the segments of these prompts into memory, or compute them there, once for all methods."""
         for format, ahead in self.ahead.items():
             for_format = [prompt for offline, prompt in prompts.items() if offline.format == format]
             ahead.prefetch(segment for prompt in for_format for segment in prompt.segments(self.bos))
 
     def stored_bytes(self, prompts: Prompts) -> dict[Offline, int]:
-        """The size of the files from which each of these prompts is fused."""
+        """The size of the files, or of what is in memory instead, from which each of these prompts is fused."""
         sizes = {}
         for offline, prompt in prompts.items():
-            store = self.stores[offline.format]
-            layout = self.layouts[offline.format]
-            sizes[offline] = sum(store.size(layout, segment) for segment in set(prompt.segments(self.bos)))
+            ahead = self.ahead[offline.format]
+            sizes[offline] = sum(ahead.size(segment) for segment in set(prompt.segments(self.bos)))
         return sizes
 
     def answers(self, item: Item, methods: list[Method], prompts: Prompts, next_prompts: Prompts) -> Iterator[Row]:

@@ -73,6 +73,10 @@ class PrefetchingStore:
     def other_model(self, layout: Layout) -> str | None:
         return self._store.other_model(layout)
 
+    def size(self, segment: Segment) -> int:
+        """The size of the segment's file in bytes; errors as in `KVStore.size`."""
+        return self._store.size(self._layout, segment)
+
     def _layer_shape(self, segment: Segment) -> tuple[int, ...]:
         return 2, self._layout.kv_heads, len(segment.ids), self._layout.head_dim
 

@@ -1,6 +1,8 @@
 """Profiles, evaluation and results on disk."""
 
 import json
+from pathlib import Path
+from shutil import rmtree
 
 import pandas as pd
 import pytest
@@ -16,6 +18,7 @@ from ragkv.experiment.profile import MethodParameters, StoreParameters
 from ragkv.fusion.decoding import decode
 from ragkv.fusion.workspace import Workspace
 from ragkv.models.fingerprint import fingerprint
+from ragkv.models.segment_pass import compute_segment
 from ragkv.results.comparison import interval, scores_by_task, summarise
 from ragkv.results.files import read_rows, write_json, write_rows
 from ragkv.results.partial import append_rows, rows_so_far
@@ -420,6 +423,37 @@ def test_methods_with_chunks_computed_and_stored_otherwise(tmp_path, tiny):
         row = rows[(rows["method"] == method.name) & (rows["prompt"] == experiment.items("ruler", "vt_1")[0].id)]
         text = tiny[1].decode(decode(tiny[0], prefill, max_new_tokens=4).ids, skip_special_tokens=True)
         assert text.startswith(row["prediction"].iloc[0])
+
+
+def test_segments_that_are_not_kept_give_the_same_rows(tmp_path, tiny):
+    """They are computed before each prompt is answered, and no store is made."""
+    methods = [
+        {"selector": "full_prefill"},
+        {"selector": "full_reuse", "label": "reuse", "offline": {"context": "prefix"}},
+        {"selector": "full_reuse", "label": "similar", "offline": {"context": "similar"}},
+        {"selector": "surprisal"},
+    ]
+    kept = write_profile(tmp_path, methods=methods)
+    kept.chunk(tiny[1])
+    kept.precompute(tiny[0])
+    expected = without_times(run(kept, tiny)).drop(columns="stored_bytes")  # files have headers, too
+    rmtree(kept.outputs.store)
+
+    experiment = write_profile(tmp_path, methods=methods, store={"keep": False})
+    assert experiment.precompute(tiny[0]).segments == 0
+    rows = without_times(run(experiment, tiny))
+    pd.testing.assert_frame_equal(rows.drop(columns="stored_bytes"), expected)
+    assert not Path(experiment.outputs.store).exists()
+    prompt = experiment.items("ruler", "vt_1")[0].prompt
+    ahead = experiment.read_ahead(tiny[0])
+    sizes = [ahead.size(segment) for segment in set(prompt.segments(1))]
+    assert sizes == [compute_segment(tiny[0], segment)[0].nbytes for segment in set(prompt.segments(1))]
+
+
+def test_segments_that_are_not_kept_have_no_format(tmp_path):
+    methods = [{"selector": "full_reuse", "offline": {"format": "fp8"}}]
+    with pytest.raises(ValueError, match=r"full_reuse: a profile that keeps no segments .* as fp8"):
+        write_profile(tmp_path, methods=methods, store={"keep": False})
 
 
 def test_a_profile_that_extends_another_changes_what_it_says(tmp_path):
