@@ -40,8 +40,8 @@ def english_texts() -> dict[str, str]:
     texts = {f"essay-{Path(name).stem}": text for name, text in read_essays("training").items()}
     texts |= {f"python-{name}": prose(text) for name, text in topics.items()}
     for package in distributions():
-        name, description = package.metadata["Name"], package.metadata.get_payload()
-        texts[f"package-{name}"] = prose(description if isinstance(description, str) else "")
+        about = package.metadata.json
+        texts[f"package-{about['name']}"] = prose(str(about.get("description", "")))
     return {name: texts[name] for name in sorted(texts) if len(texts[name]) >= SHORTEST}
 
 

@@ -17,7 +17,7 @@ def operations(shape: Shape, selector: Selector, tokens: int, question: int = QU
     question
         How many of them, at the end, are the question.
     """
-    layers_for_all = min(selector.layer, shape.layers)  # those below the selection layer
+    layers_for_all = min(selector.layers[0], shape.layers)  # those below the selection layer
     asked = min(tokens, question) if selector.recomputes_question else 1
     recomputed = selector.ratio * (tokens - asked) + asked
     attention = 4 * shape.heads * shape.head_dim * recomputed * tokens / 2  # half of the keys stand before a token
@@ -80,5 +80,5 @@ def bytes_loaded(shape: Shape, selector: Selector, tokens: int, stored: float = 
     """
     if not selector.reuses:
         return 0.0
-    computed = selector.layer + (selector.observes and not selector.compares)  # layers
+    computed = selector.layers[0] + (selector.observes and not selector.compares)  # layers
     return max(0.0, 1 - computed / shape.layers) * tokens * shape.bytes_per_token(stored)

@@ -1,7 +1,6 @@
 """One prompt looked at closely: the question's attention layer by layer, and the tokens that each method selects."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +23,9 @@ class _Watch(Selector):
     depth: int = 1
     seen: list[Tensor] = field(default_factory=list)
 
-    observes: ClassVar[bool] = True
+    @property
+    def observes(self) -> bool:
+        return True
 
     @property
     def layers(self) -> tuple[int, ...]:

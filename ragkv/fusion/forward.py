@@ -139,6 +139,35 @@ class Forward:
         active = torch.cat((positions, self.positions(self.prompt.question_span)))
         return self._weights(self.embed(active), active, power)[:, :, document.start : document.stop]
 
+    def ask(self, index: int) -> tuple[Tensor, Tensor, float]:
+        """The question at a layer, if only it is computed.
+
+        Returns
+        -------
+        queries
+            Of the question, rotated, ``(1, heads, question, head_dim)``.
+        keys
+            Of document and question, rotated, ``(1, kv_heads, document + question, head_dim)``.
+        scaling
+            The factor by which the model multiplies their products.
+
+        Raises
+        ------
+        ValueError
+            The model has no such layer.
+        """
+        if index not in self.layers:
+            raise ValueError(f"selection layer {index}: this model's layers are 0 to {self.layers[-1]}")
+        active = self.positions(self.prompt.question_span)
+        hidden = self.through(self.layers[:index], self.embed(active), active)
+        seen: list[tuple[Tensor, Tensor, float]] = []
+
+        def watch(_: int, queries: Tensor, fused: KV, positions: Tensor, scaling: float) -> None:
+            seen.append((queries, fused[0][:, :, self.prompt.document_span.start :], scaling))
+
+        self.layer(index, hidden, active, watch=watch)
+        return seen[0]
+
     def evict(self, index: int, remaining: KV) -> None:
         """Replace a layer's keys and values, which no layer needs any more, by what remains of them."""
         self._evicted[index] = remaining

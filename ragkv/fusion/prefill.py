@@ -155,7 +155,7 @@ def _run_layers(forward: Forward, selector: Selector, choices: Choices, watch: W
         return forward.through(layers, forward.embed(active), active, watch), active
 
     # Stored keys and values are on their way while the layers below are computed.
-    first_fused = selector.layer + selector.observes  # below it, all tokens behind the prefix are computed
+    first_fused = selector.layers[0] + selector.observes  # below it, all tokens behind the prefix are computed
     forward.place_stored(layers[first_fused:])
     forward.place_stored(layers[:first_fused], prefix_only=True)
 

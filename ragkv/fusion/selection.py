@@ -38,10 +38,15 @@ class Selection:
             hidden, active = self._forward.layer(index, hidden, active, choose=choose, watch=watch)
             return hidden, active, index + 1
         with self._forward.clock("select"):
-            seen = Observation(self._prompt, self._forward.reused.surprisal, look=self._forward.look)
+            surprisal = self._forward.reused.surprisal
+            seen = Observation(self._prompt, surprisal, look=self._forward.look, ask=self._ask)
             kept = self._choices.rows(self._selector, seen, active)
         kept = kept.to(active.device, non_blocking=active.is_cuda)
         return hidden[:, kept.to(hidden.device)], active[kept], index
+
+    def _ask(self, index: int) -> Observation:
+        queries, keys, scaling = self._forward.ask(index)
+        return Observation(self._prompt, self._forward.reused.surprisal, queries=queries, keys=keys, scaling=scaling)
 
     def _observe(self, index: int, attention: nn.Module, normed: Tensor, fresh: KV, active: Tensor) -> Tensor:
         """The rows that go on, chosen by what the layer computed. Stored keys are loaded only if they are asked for."""

@@ -1,7 +1,7 @@
 """A^3: the tokens that the question attends to (arXiv 2511.17560)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,24 +21,44 @@ class A3(ScoringSelector):
     per_head
         Take a softmax per head and sum the weights. By default all heads are laid side by side, as one head of
         ``heads * head_dim`` dimensions, before one softmax.
+    keys
+        ``"fresh"``, as in the paper: the layers up to the selection layer are computed for all tokens. ``"stored"``:
+        only the question is, over the reused keys and values, and it is compared with the stored keys of the selection
+        layer. No layer takes all tokens then, and a deeper selection layer costs next to nothing.
     """
 
     layer: int = 1
     kernel: int = 5
     per_head: bool = False
-
-    observes: ClassVar[bool] = True
+    keys: Literal["fresh", "stored"] = "fresh"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"kernel is {self.kernel}: use an odd width of at least 1")
+        if self.keys not in ("fresh", "stored"):
+            raise ValueError(f"keys is {self.keys!r}: choose 'fresh' or 'stored'")
+
+    @property
+    def observes(self) -> bool:
+        return self.keys == "fresh"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """With stored keys, it chooses before the first layer."""
+        return super().layers if self.observes else (0,)
 
     def operations(self, shape: ModelSizes, tokens: int, question: int) -> float:
-        """Those of the query-key products."""
-        return 2 * shape.heads * shape.head_dim * question * tokens
+        """Those of the query-key products and, with stored keys, of the layers that the question goes through."""
+        products = 2 * shape.heads * shape.head_dim * question * tokens
+        if self.observes:
+            return products
+        return products + self.layer * question * (2 * shape.layer_weights + 4 * shape.heads * shape.head_dim * tokens)
 
     def scores(self, seen: Observation) -> Tensor:
+        if not self.observes:
+            assert seen.ask is not None
+            seen = seen.ask(self.layer)
         attention = question_attention(seen, per_head=self.per_head)
         return avg_pool1d(attention[None], self.kernel, stride=1, padding=self.kernel // 2)[0]
 
@@ -46,7 +66,7 @@ class A3(ScoringSelector):
 def question_attention(seen: Observation, *, per_head: bool) -> Tensor:
     """How much the question attends to each document token, ``(document,)``, in float32.
 
-    The question's queries attend to all fresh keys behind the prefix, causally within the question itself.
+    The question's queries attend to all keys behind the prefix, causally within the question itself.
     """
     assert seen.queries is not None and seen.keys is not None
     kv_heads, tokens = seen.keys.shape[1:3]

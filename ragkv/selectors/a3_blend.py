@@ -30,11 +30,12 @@ class A3Blend(A3):
     alpha: float = 0.5
     gap: Literal["v", "k"] = "v"
 
-    observes: ClassVar[bool] = True
     compares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.keys != "fresh":
+            raise ValueError(f"keys is {self.keys!r}: a3_blend compares fresh keys and values with stored ones")
         if self.combine not in ("mul", "sum", "rank"):
             raise ValueError(f"combine is {self.combine!r}: choose 'mul', 'sum' or 'rank'")
         if not 0 <= self.alpha <= 1:

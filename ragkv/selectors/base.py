@@ -40,6 +40,10 @@ class Observation:
         the reused keys and values. It returns their attention to the document, ``(layers, heads, document)``: the
         weights raised to `power`, summed over these tokens. For selectors that choose before the first layer. Tokens
         passed as `rows` must be among those that are finally chosen.
+    ask
+        ``ask(layer)`` runs the question, and nothing else, through the layers below `layer` over the reused keys and
+        values. It returns what is to be seen at `layer` then: the question's ``queries``, the ``keys`` of the document
+        (as stored) and of the question, and ``scaling``. For selectors that choose before the first layer.
     """
 
     prompt: Prompt
@@ -52,6 +56,7 @@ class Observation:
     reused: Callable[[], tuple[Tensor, Tensor]] | None = None
     scaling: float = 1.0
     look: Callable[..., Tensor] | None = None
+    ask: Callable[[int], "Observation"] | None = None
 
     @property
     def candidates(self) -> Tensor:
@@ -97,7 +102,6 @@ class Selector(ABC):
     ratio: float = 0.15
     layer: int = 0
 
-    observes: ClassVar[bool] = False  # needs the selection layer's fresh queries, keys and values
     compares: ClassVar[bool] = False  # needs that layer's stored keys and values as well
     reuses: ClassVar[bool] = True  # False: takes nothing from the store
     recomputes_question: ClassVar[bool] = True  # False: recomputes only the question's last token
@@ -107,6 +111,11 @@ class Selector(ABC):
             raise ValueError(f"ratio is {self.ratio}: it is a share of the document's tokens, from 0 to 1")
         if self.layer < 0:
             raise ValueError(f"layer is {self.layer}: layers count from 0")
+
+    @property
+    def observes(self) -> bool:
+        """Whether it needs the selection layer's fresh queries, keys and values."""
+        return False
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -25,7 +25,6 @@ class CacheBlend(ScoringSelector):
     gap: Literal["v", "k"] = "v"
     checks: int = 1
 
-    observes: ClassVar[bool] = True
     compares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -34,6 +33,10 @@ class CacheBlend(ScoringSelector):
             raise ValueError(f"gap is {self.gap!r}: choose 'v' (values) or 'k' (keys)")
         if self.checks < 1:
             raise ValueError(f"checks is {self.checks}: at least one layer must choose")
+
+    @property
+    def observes(self) -> bool:
+        return True
 
     @property
     def layers(self) -> tuple[int, ...]:
