@@ -1,7 +1,9 @@
 """BM25 similarity: between a question and chunks, and between chunks that are precomputed after one another
 (FusionRAG, arXiv 2601.12904)."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from unicodedata import normalize
@@ -25,12 +27,26 @@ def bm25(documents: Sequence[Sequence[str]]) -> Scores:
     """
     if not any(documents):
         return lambda query: [0.0] * len(documents)
-    with extra("rag", "BM25"):
-        import bm25s  # imported only when needed: it imports JAX where that is installed, which reserves most of a GPU
+    with extra("rag", "BM25"), _gpu_left_alone():
+        import bm25s  # imported only when needed: it starts JAX where that is installed
 
     retriever = bm25s.BM25()
     retriever.index(documents, show_progress=False)
     return lambda query: retriever.get_scores(list(query)).tolist() if query else [0.0] * len(documents)
+
+
+@contextmanager
+def _gpu_left_alone() -> Iterator[None]:
+    """Keep JAX, if it starts meanwhile, from reserving three quarters of a GPU's memory."""
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
 def words(texts: Sequence[str]) -> list[list[str]]:

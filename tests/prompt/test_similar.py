@@ -1,7 +1,9 @@
 """Chunks computed after their most similar ones: BM25 compared with its formula, and the resulting contexts."""
 
 import math
+import os
 import re
+import sys
 from itertools import chain, combinations
 from unicodedata import normalize
 
@@ -135,3 +137,22 @@ def test_the_document_that_shares_its_words_is_found(question, documents):
     scores = bm25_scores(words(documents))(words([question])[0])
     (right,) = [i for i, text in enumerate(documents) if any(w in text for w in ("GPT4", "서울", "トウ", "caf"))]
     assert best_first(scores)[0] == right and scores[right] > 0
+
+
+@pytest.mark.parametrize("set_before", [None, "true"])
+def test_jax_reserves_no_gpu_memory_because_of_bm25(monkeypatch, tmp_path, set_before):
+    """bm25s starts JAX when it is imported, and JAX reads this variable when it starts."""
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    monkeypatch.delenv(name, raising=False)
+    if set_before is not None:
+        monkeypatch.setenv(name, set_before)
+    (tmp_path / "bm25s.py").write_text(
+        f"import os\nseen = os.environ.get({name!r})\n"
+        "class BM25:\n    def index(self, *args, **options): pass\n    def get_scores(self, query): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "bm25s", None)  # so that it is what it was afterwards
+    del sys.modules["bm25s"]
+    bm25_scores([["word"]])
+    assert sys.modules["bm25s"].seen == (set_before or "false")
+    assert os.environ.get(name) == set_before
