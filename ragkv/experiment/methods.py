@@ -78,7 +78,7 @@ def depends_on(experiment: Experiment, benchmark: str, task: str, weights: str, 
         "versions": versions(),
         "model": weights,
         "dtype": dtype,
-        "profile": _hash(profile.model_dump_json(exclude={"benchmarks", "models", "store", "methods"})),
+        "profile": _hash(profile.model_dump_json(exclude={"benchmarks", "models", "store", "methods", "note"})),
         "benchmark": _hash(profile.benchmark(benchmark).model_dump_json(exclude={"tasks"})),
         "task": _hash(parameters.model_dump_json()),
         "methods": _hash(*map(repr, methods_of(experiment, parameters, weights))),  # with calibrated options

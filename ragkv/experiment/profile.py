@@ -131,6 +131,8 @@ class Profile(Parameters):
 
     Attributes
     ----------
+    note
+        What readers of the results should know, for the top of the report. It decides nothing.
     modules
         Python files (relative to the root) or importable modules with benchmarks, selectors or evictions of your own.
         They are imported, so their code runs, whenever the profile is loaded.
@@ -148,6 +150,7 @@ class Profile(Parameters):
         Where and how models run.
     """
 
+    note: str = ""
     modules: list[str] = Field(default_factory=list)
     models: list[str] = Field(min_length=1)
     benchmarks: dict[str, SerializeAsAny[Benchmark]] = Field(min_length=1)

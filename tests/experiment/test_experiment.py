@@ -120,6 +120,14 @@ def test_rows_of_other_parameters_are_not_mixed_in(ready, tiny, monkeypatch):
     assert len({same, *others}) == 1 + len(others)
 
 
+def test_a_note_does_not_make_another_evaluation(ready, tiny, monkeypatch):
+    run(ready, tiny)
+    noted = write_profile(ready.root, note="Two evaluations shared the machine.")
+    assert noted.profile.note != ready.profile.note
+    monkeypatch.setattr(prompt_loop, "fused_prefill", None)  # nothing is computed again
+    assert len(evaluate(noted, "ruler", "vt_1", *tiny, progress=False)) > 0
+
+
 def test_other_options_of_a_calibration_are_another_evaluation(ready):
     probe = MethodParameters(selector="probe", calibrated=True)
     experiment = ready.model_copy(update={"profile": ready.profile.model_copy(update={"methods": [probe]})})
