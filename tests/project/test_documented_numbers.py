@@ -82,6 +82,36 @@ def contexts(run, header, rows):
                 yield behind, shown, row[method][measure]
 
 
+def trainings(run, header, rows):
+    if run != "contexts-h200.json" or header != ["tokens", "steps", "divergence on held-out texts"]:
+        return
+    recorded = json.loads((RECORDED / run).read_text())["trainings"]
+    assert [row["label"] for row in recorded] == [label for label, *_ in rows]
+    for (label, steps, divergence), row in zip(rows, recorded, strict=True):
+        yield label, steps, row["steps"]
+        yield label, divergence, row["held_out"]
+
+
+def trained_anew(run, header, rows):
+    if run != "contexts-h200.json" or header[0] != "context":
+        return
+    recorded = json.loads((RECORDED / run).read_text())["contexts"]
+    kinds = ("reuse", "reuse behind the prefix too", "probe at 2 % behind the prefix too")
+    for label, *cells in rows:
+        for cell, kind in zip(cells, kinds, strict=True):
+            for shown, value in zip(re.findall(r"[\d.]+", cell), recorded[label][kind]["kl"], strict=True):
+                yield label, shown, value
+
+
+def stored_keys(run, header, rows):
+    if run != "contexts-h200.json" or header[0] != "keys of layer":
+        return
+    recorded = json.loads((RECORDED / run).read_text())["layers"]
+    assert header[1:] == list(recorded)
+    for layer, cell in zip(header[1:], rows[0][1:], strict=True):
+        yield layer, cell.removesuffix(" %"), 100 * recorded[layer]["recovered"][0]
+
+
 def prefills(run, header, rows):
     if not re.fullmatch(r"bench-h\d+-.*json", run or "") or header[0] != "tokens" or "ms" in rows[0][1]:
         return
@@ -186,6 +216,9 @@ CHECKS = [
     (scores, 90),
     (fidelities, 300),
     (contexts, 220),
+    (trainings, 12),
+    (trained_anew, 36),
+    (stored_keys, 10),
     (prefills, 70),
     (attention, 24),
     (on_a_cpu, 12),
