@@ -25,16 +25,30 @@ from ragkv.prompt import Prompt
 from ragkv.selectors import Selector, get_selector
 from ragkv.store import KVStore
 
-METHODS: tuple[tuple[str, dict], ...] = (
-    ("full_reuse", {}),
-    ("probe", {"ratio": 0.02, "hops": 1}),
-    ("probe", {"ratio": 0.02, "hops": 2}),
-    ("probe", {"ratio": 0.02}),
-    ("probe", {"ratio": 0.05, "hops": 1}),
-    ("probe", {"ratio": 0.05}),
-    ("a3", {"ratio": 0.15}),
-)
 STAGES = ("open", "load", "select")
+
+
+def methods(layers: int) -> list[tuple[str, dict]]:
+    """The selectors that are measured, with their options, for a model with so many layers.
+
+    `a3` on stored keys chooses in the layer that was best for SmolLM2, at the same depth.
+    """
+    stored = {"keys": "stored", "layer": 22 * layers // 30}
+    return [
+        ("full_reuse", {}),
+        ("probe", {"ratio": 0.02, "hops": 1}),
+        ("probe", {"ratio": 0.02, "hops": 2}),
+        ("probe", {"ratio": 0.02}),
+        ("probe", {"ratio": 0.05, "hops": 1}),
+        ("probe", {"ratio": 0.05}),
+        ("probe", {"ratio": 0.15, "hops": 1}),
+        ("a3", {"ratio": 0.02} | stored),
+        ("a3", {"ratio": 0.05} | stored),
+        ("a3", {"ratio": 0.15} | stored),
+        ("a3", {"ratio": 0.15}),
+        ("cacheblend", {"ratio": 0.15}),
+        ("epic", {"ratio": 0.15}),
+    ]
 
 
 def prefill_rows(
@@ -63,7 +77,7 @@ def prefill_rows(
     DataFrame
         A row per prefill: full prefills first (tier ``""``), then every method from every tier.
 
-        ``tokens, tier, selector, ratio, hops``;
+        ``tokens, tier, selector, ratio, hops, keys, layer`` (the last two only of `a3` on stored keys);
         ``p20, p50, p80`` in milliseconds, and ``speed-up`` over the faster full prefill, by medians;
         ``open, load, select`` and, for the rest, ``compute``: medians of the stages in milliseconds;
         ``flop`` and ``bytes``: what the prefill needs at least (`ragkv.costs.prefill`);
@@ -88,10 +102,20 @@ def prefill_rows(
     fastest = min(times["p50"] for times in full.values())
     table = []
     for name, times in full.items():
-        row = {"tokens": tokens, "tier": "", "selector": name, "ratio": 1.0, "hops": None, **times}
+        row = {
+            "tokens": tokens,
+            "tier": "",
+            "selector": name,
+            "ratio": 1.0,
+            "hops": None,
+            "keys": None,
+            "layer": None,
+            **times,
+        }
         table.append(row | _compared(times["p50"], fastest, machine, shape, FULL, tokens))
 
-    selectors = [get_selector(name, **options) for name, options in METHODS]
+    chosen = methods(model.config.num_hidden_layers)
+    selectors = [get_selector(name, **options) for name, options in chosen]
     from_gpu: list[float | None] = [None] * len(selectors)  # medians, once they are known
     for place in tiers:
         segments, before = tier(place, memory, store, model)
@@ -102,9 +126,16 @@ def prefill_rows(
         loading = None
         if place != "cuda" and one_gpu and model.device.type == "cuda":
             loading = _loading(prompt, segments, workspace, before)
-        for (name, _), selector, times, computing in zip(METHODS, selectors, timed.values(), from_gpu, strict=True):
+        for (name, options), selector, times, computing in zip(
+            chosen, selectors, timed.values(), from_gpu, strict=True
+        ):
             row = {"tokens": tokens, "tier": place, "selector": name, "ratio": selector.ratio}
-            row |= {"hops": selector.passes or None, **times}
+            row |= {
+                "hops": selector.passes or None,
+                "keys": options.get("keys"),
+                "layer": options.get("layer"),
+                **times,
+            }
             row |= _compared(times["p50"], fastest, machine, shape, selector, tokens, loading or 0.0)
             if loading is not None:
                 gbs = tokens * shape.bytes_per_token(BF16_BYTES) / loading / 1e6

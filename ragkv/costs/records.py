@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -32,7 +33,8 @@ def prefills_of(rows: pd.DataFrame) -> list[tuple[Selector, int]]:
 
 def _selector(row: dict) -> Selector:
     known = selector_options(row["selector"])
-    options = {name: row[name] for name in ("ratio", "hops") if name in known and pd.notna(row.get(name))}
-    if "hops" in options:
-        options["hops"] = int(options["hops"])  # a column with missing values holds floats
+    names = [name for name in ("ratio", "hops", "keys", "layer") if name in known and pd.notna(row.get(name))]
+    options: dict[str, Any] = {name: row[name] for name in names}
+    for name in {"hops", "layer"} & options.keys():
+        options[name] = int(options[name])  # a column with missing values holds floats
     return get_selector(row["selector"], **options)

@@ -230,6 +230,7 @@ def check(record: dict) -> pd.DataFrame:
         loads = [size / machine.tiers.get(tier, np.inf) / 1e9 for tier in part["tier"]]
         pairs = zip(prefills_of(part), loads, strict=True)
         predicted = np.array([1e3 * machine.ttft(shape, *prefill, load) for prefill, load in pairs])
-        table = part[["tokens", "tier", "selector", "ratio", "hops"]].assign(measured=part["p50"], predicted=predicted)
+        names = [name for name in ("tokens", "tier", "selector", "ratio", "hops", "keys") if name in part]
+        table = part[names].assign(measured=part["p50"], predicted=predicted)
         tables.append(table.assign(error=table["predicted"] / table["measured"] - 1))
     return pd.concat(tables).reset_index(drop=True)

@@ -5,9 +5,10 @@ import torch
 from helpers import memory_store, random_prompt
 
 from ragkv import fused_prefill, precompute
-from ragkv.bench.prefills import METHODS, prefill_rows
+from ragkv.bench.prefills import methods, prefill_rows
 from ragkv.bench.random_models import random_model
 from ragkv.bench.random_models import random_prompt as prompt_of
+from ragkv.costs.records import prefills_of
 from ragkv.costs.roofline import Machine
 from ragkv.loading.memory import InMemory
 from ragkv.loading.segments import SegmentInMemory
@@ -43,12 +44,18 @@ def test_rows_compare_with_the_faster_full_prefill_and_with_the_limit(llama, tmp
     machine = Machine("made up", tflops=1.0, memory_gbs=1.0)
     tiers = ["page cache", "disk"]
     rows = prefill_rows(llama, 200, tiers, KVStore(tmp_path), chunk_tokens=64, repeats=3, machine=machine)
+    measured = methods(llama.config.num_hidden_layers)
     assert rows["selector"].tolist()[:2] == ["full_prefill", "transformers"]
-    assert rows["tier"].tolist() == ["", ""] + [tier for tier in tiers for _ in METHODS]
+    assert rows["tier"].tolist() == ["", ""] + [tier for tier in tiers for _ in measured]
     fused = rows.iloc[2:]
     assert (fused[["open", "load", "select"]] >= 0).all(axis=None)
     assert fused["compute"].notna().all()
-    assert fused["hops"].fillna(0).tolist() == [0, 1, 2, 3, 1, 3, 0] * 2
+    assert fused["selector"].tolist() == [name for name, _ in measured] * 2
+    assert fused["hops"].fillna(0).tolist() == [0, 1, 2, 3, 1, 3, 1, 0, 0, 0, 0, 0, 0] * 2
+    stored = fused[fused["keys"] == "stored"]
+    assert stored[["ratio", "layer"]].values.tolist() == [[0.02, 2], [0.05, 2], [0.15, 2]] * 2
+    again = [selector for selector, _ in prefills_of(fused)]  # what a record says leads back to the selectors
+    assert again == [get_selector(name, **options) for name, options in measured] * 2
     slower = rows[["flop", "bytes"]].mul([1e-9, 1e-6]).max(axis=1)
     assert rows["limit"].tolist() == pytest.approx(slower.tolist())
     assert rows["reached"].tolist() == pytest.approx((rows["limit"] / rows["p50"]).tolist())

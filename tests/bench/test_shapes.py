@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ragkv.bench import shapes
-from ragkv.bench.prefills import METHODS
+from ragkv.bench.prefills import methods
 from ragkv.bench.shapes import ShapeBench, measure_shape
 from ragkv.costs.records import own_rows
 from ragkv.costs.roofline import Machine
@@ -41,9 +41,10 @@ def test_a_record_is_kept_after_every_step_and_has_all_of_them(llama, tmp_path, 
     assert record["parameters"]["lengths"] == "(200, 150)"
     assert record["ceilings"] == CEILINGS
     rows = pd.DataFrame(record["rows"])
-    assert rows["tokens"].value_counts().to_dict() == {200: 2 + len(METHODS), 150: 2 + 2 * len(METHODS)}
+    measured = methods(llama.config.num_hidden_layers)
+    assert rows["tokens"].value_counts().to_dict() == {200: 2 + len(measured), 150: 2 + 2 * len(measured)}
     assert rows[rows["tokens"] == 200]["tier"].unique().tolist() == ["", "disk"]  # too long for the page cache
-    assert set(own_rows(record)["selector"]) == {"full_prefill", *(name for name, _ in METHODS)}
+    assert set(own_rows(record)["selector"]) == {"full_prefill", *(name for name, _ in measured)}
     machine = Machine("made up", CEILINGS["tflops"], CEILINGS["memory_gbs"])
     weights = 1e3 * machine.moving(2 * Shape.of_config(llama.config).weights)
     decoding = record["decoding"]

@@ -120,6 +120,8 @@ def prefills(run, header, rows):
         name, share = re.match(r"(transformers|`\w+`)(?: at (\d+) %)?", label).groups()
         hops = next((i for i, words in enumerate(("one hop", "two hops", "three hops"), 1) if words in label), 0)
         kept = table[(table["selector"] == name.strip("`")) & (table["hops"].fillna(0) == hops)]
+        if "keys" in kept:
+            kept = kept[kept["keys"].isna() != ("stored keys" in label)]
         if share:
             kept = kept[(kept["ratio"] - float(share) / 100).abs() < 1e-9]
         tier = next((place for place in ("pinned", "page cache", "disk") if place in label), "cuda")
