@@ -30,17 +30,20 @@ BARS = {  # colour and hatching of a stage
 
 
 def bench_names(rows: pd.DataFrame) -> pd.Series:
-    """A name for each of a bench's rows: selector, ratio and hops."""
-    parts = zip(rows["selector"], rows["ratio"], rows["hops"].fillna(0), strict=True)
-    return pd.Series([_name(selector, ratio, int(hops)) for selector, ratio, hops in parts], rows.index)
+    """A name for each of a bench's rows: selector, ratio, hops, and whether it looks at stored keys."""
+    columns = rows.reindex(columns=["selector", "ratio", "hops", "keys"]).fillna({"hops": 0, "keys": ""})
+    names = [_name(selector, ratio, int(hops), keys) for selector, ratio, hops, keys in columns.to_numpy()]
+    return pd.Series(names, rows.index)
 
 
-def _name(selector: str, ratio: float, hops: int) -> str:
+def _name(selector: str, ratio: float, hops: int, keys: str) -> str:
     if ratio in (0, 1):
         return selector
     name = f"{selector} {ratio:.0%}"
     if hops:
         name += ", 1 hop" if hops == 1 else f", {hops} hops"
+    if keys:
+        name += f", {keys} keys"
     return name
 
 
