@@ -31,17 +31,17 @@ BARS = {  # colour and hatching of a stage
 
 def bench_names(rows: pd.DataFrame) -> pd.Series:
     """A name for each of a bench's rows: selector, ratio, hops, and whether it looks at stored keys."""
-    columns = rows.reindex(columns=["selector", "ratio", "hops", "keys"]).fillna({"hops": 0, "keys": ""})
-    names = [_name(selector, ratio, int(hops), keys) for selector, ratio, hops, keys in columns.to_numpy()]
-    return pd.Series(names, rows.index)
+    columns = rows.reindex(columns=["selector", "ratio", "hops", "keys"]).astype(object)
+    columns = columns.where(columns.notna(), None)
+    return pd.Series([_name(*row) for row in columns.itertuples(index=False)], rows.index)
 
 
-def _name(selector: str, ratio: float, hops: int, keys: str) -> str:
+def _name(selector: str, ratio: float, hops: float | None, keys: str | None) -> str:
     if ratio in (0, 1):
         return selector
     name = f"{selector} {ratio:.0%}"
     if hops:
-        name += ", 1 hop" if hops == 1 else f", {hops} hops"
+        name += ", 1 hop" if hops == 1 else f", {hops:g} hops"
     if keys:
         name += f", {keys} keys"
     return name
