@@ -26,7 +26,7 @@ from ragkv.loading.reused import ReusedKV, open_segments
 from ragkv.loading.segments import SegmentInMemory, Segments
 from ragkv.models import decoder
 from ragkv.models.attention import get_backend
-from ragkv.models.checks import check_model, check_prompt, check_type
+from ragkv.models.checks import check_architecture, check_model, check_prompt, check_type
 from ragkv.models.decoder import KV
 from ragkv.models.out_of_memory import explained
 from ragkv.models.segment_pass import compute_segment
@@ -178,10 +178,12 @@ def _check(
     workspace: Workspace | None,
 ) -> None:
     """Refuse what cannot be right, before anything is computed."""
-    if workspace is None:
-        check_model(model)
-    else:  # which checked its model when it was made
+    if workspace is not None:  # which checked its model when it was made
         workspace.memory.check_model(model)
+    elif selector.reuses:  # the fingerprint, which stored segments are found by, includes the rest of the check
+        check_architecture(model)
+    else:
+        check_model(model)
     check_prompt(model, prompt, segments)
     if workspace is not None:
         workspace.memory.check_prompt(prompt)

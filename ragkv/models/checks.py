@@ -22,11 +22,22 @@ def check_model(model: PreTrainedModel) -> None:
         with the length, offloaded weights, or something that changes results and cannot be known, see
         `ragkv.models.refusals`.
     """
+    check_architecture(model)
+    state_of(model)
+
+
+def check_architecture(model: PreTrainedModel) -> None:
+    """The part of `check_model` that looks at no weights and modules; `fingerprint` does the rest of it, too.
+
+    Raises
+    ------
+    ValueError
+        A wrapper around a model, an unsupported architecture or rotary embedding, or a model without a head.
+    """
     check_type(model)
     check_config(model.config)
     if not hasattr(model, "lm_head"):
         raise ValueError(f"the model is a {type(model).__name__}, which predicts no tokens: load a model for causal LM")
-    state_of(model)
 
 
 def check_type(model: PreTrainedModel) -> None:
