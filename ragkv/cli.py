@@ -12,7 +12,10 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
 from ragkv.extras import extra
+from ragkv.terminal import printable, warnings_in_one_line
 from ragkv.version import __version__
+
+LINES = "\n\t"  # a few errors have several lines
 
 
 class Source(NamedTuple):
@@ -52,10 +55,10 @@ COMMANDS = {
         "ragkv.planning",
         "plan_command",
         "evaluation",
-        "Estimate a profile's GPU-hours and gigabytes, task by task, from above.",
+        "Estimate how long a profile takes on this machine, and how much it stores.",
     ),
     "calibrate": Source(
-        "ragkv.calibrate",
+        "ragkv.experiment.command",
         "calibrate_command",
         "evaluation",
         "Find the probe's options for a model, without labels, by comparing with its full prefill.",
@@ -124,19 +127,15 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings_in_one_line():
+                return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             if ctx.params.get("traceback"):
                 raise
-            typer.echo(f"error: {printable(str(error))}", err=True)
+            typer.echo(f"error: {printable(str(error), keep=LINES)}", err=True)
             raise typer.Exit(2) from None
-
-
-def printable(text: str) -> str:
-    """The text with characters that a terminal would act upon, such as escape sequences, written as escapes."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)

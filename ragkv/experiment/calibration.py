@@ -25,8 +25,9 @@ from ragkv.results.provenance import provenance
 from ragkv.selectors import get_selector
 
 OPTIONS = ["first_layer", "following", "hops", "threshold"]
-START = {"hops": 3, "threshold": 0.0}
+DEFAULT = {name: getattr(get_selector("probe"), name) for name in OPTIONS}
 SEED = 1_000_003  # no profile uses it
+ADVICE = "run `ragkv calibrate MODEL` in the folder that holds params/"
 
 
 def calibrate(
@@ -66,7 +67,7 @@ def calibrate(
         {"hops": (2, 3, 4), "threshold": (0.0, 0.05, 0.15)},
     ]
     rows: list[dict] = []
-    best: dict = START
+    best: dict = DEFAULT
     for values in rounds:
         combinations = list(product(*values.values()))
         for combination in tqdm(combinations, "calibrate", unit="option", disable=not progress):
@@ -88,9 +89,21 @@ def calibration_prompts(name: str, tokenizer: PreTrainedTokenizerBase, count: in
         The model's.
     length
         Tokens of a prompt.
+
+    Raises
+    ------
+    ValueError
+        Prompts of this length have fewer than two chunks, so reuse would lose nothing that the probe could repair.
     """
     tiny = name in embedded_models()
     task = "vt_3" if tiny else "vt"
+    chunk_tokens = 64 if tiny else 512
+    too_short = ValueError(
+        f"prompts of {length} tokens do not have two chunks of {chunk_tokens} tokens, so reuse would lose nothing that "
+        f"a probe could find: give a length of at least {4 * chunk_tokens}"
+    )
+    if length < 2 * chunk_tokens:
+        raise too_short
     parameters = {
         "source": TINY if tiny else "generated",
         "tasks": {task: {"prompts": count, "lengths": [length], "seed": SEED}},
@@ -101,11 +114,19 @@ def calibration_prompts(name: str, tokenizer: PreTrainedTokenizerBase, count: in
             "models": [name],
             "benchmarks": {"ruler": parameters},
             "methods": [{"selector": "probe"}],
-            "chunk_tokens": 64 if tiny else 512,
+            "chunk_tokens": chunk_tokens,
         }
     )
     examples, _ = ruler.examples(task, tokenizer, Path())
-    return [make_item(tokenizer, example, ruler.task(task), profile).prompt for example in examples]
+    prompts = [make_item(tokenizer, example, ruler.task(task), profile).prompt for example in examples]
+    if min(len(prompt.chunks) for prompt in prompts) < 2:
+        raise too_short
+    return prompts
+
+
+def calibration_file(root: Path, folder: str) -> Path:
+    """Where profiles look for a model's calibration; `folder` is the name of the model's folder of results."""
+    return root / "params" / "calibration" / f"{folder}.json"
 
 
 def write_calibration(path: Path, model: PreTrainedModel, table: pd.DataFrame) -> None:
@@ -135,18 +156,14 @@ def read_calibration(path: Path, weights: str) -> dict:
         options = dict(calibration["options"])
         made_for = str(calibration["provenance"]["model"])
     except (DamagedError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} is not a calibration: {_advice(path)}") from None
+        raise ValueError(f"{path} is not a calibration: {ADVICE}") from None
     if made_for != weights:
         raise ValueError(
-            f"{path} was made for another model ({made_for[:12]}..., this one is {weights[:12]}...): {_advice(path)}"
+            f"{path} was made for another model ({made_for[:12]}..., this one is {weights[:12]}...): {ADVICE}"
         )
     return options
 
 
 def no_calibration(path: Path) -> str:
     """What to say where a calibration does not exist."""
-    return f"there is no calibration {path}: {_advice(path)}"
-
-
-def _advice(path: Path) -> str:
-    return f"run `python -m ragkv.calibrate MODEL --out {path}`"
+    return f"there is no calibration {path}: {ADVICE}"

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.benchmarks import TaskParameters
 from ragkv.benchmarks.base import check_examples, exists
-from ragkv.experiment.calibration import no_calibration, read_calibration
+from ragkv.experiment.calibration import calibration_file, no_calibration, read_calibration
 from ragkv.experiment.computed import ComputedSegments
 from ragkv.experiment.contexts import ProfileContexts
 from ragkv.experiment.inputs import check_model, find_model, model_state, state_of
@@ -215,7 +215,7 @@ class Experiment(Parameters):
     @property
     def calibration(self) -> Path:
         """The file with the model's calibration."""
-        return self.root / "params" / "calibration" / f"{self.outputs.folder.name}.json"
+        return calibration_file(self.root, self.outputs.folder.name)
 
     def selectors(self, method: MethodParameters, ratios: list[float], weights: str) -> list[Selector]:
         """A method's selector at each ratio, with the model's calibration where the profile wants it.

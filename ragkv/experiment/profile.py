@@ -40,7 +40,7 @@ class MethodParameters(Parameters):
     options_by_model
         Options for single models; they override `options`.
     calibrated
-        Also take the options in the model's own file in params/calibration, see `ragkv.calibrate`.
+        Also take the options in the model's own file in params/calibration, see `ragkv.experiment.calibration`.
     ratios
         Ratios to run instead of the task's.
     offline

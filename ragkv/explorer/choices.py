@@ -26,7 +26,9 @@ class Own(widgets.VBox):
         self.document = widgets.Textarea(NOTES, description="document", rows=6, **options)
         self.file = widgets.FileUpload(accept=".txt,.md", multiple=False, description="open a file")
         self.question = widgets.Text("Find VAR REDA?", description="question", **options)
-        self.answer = widgets.Text("414", description="answer", placeholder="if you know it", **options)
+        self.answer = widgets.Text(
+            description="answer", placeholder="if you know it: gives a score and evidence", **options
+        )
         super().__init__([self.document, self.file, self.question, self.answer])
 
     def source(self) -> OwnText:

@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,6 +14,7 @@ from ragkv.experiment.inputs import find_model
 from ragkv.experiment.inspection import attention_by_layer
 from ragkv.experiment.items import Item
 from ragkv.experiment.profile import Profile
+from ragkv.explorer.background import Progress, ignore
 from ragkv.explorer.sources import Source
 from ragkv.fusion.decoding import decode
 from ragkv.fusion.prefill import fused_prefill
@@ -59,14 +61,14 @@ class Look:
 
 
 class Subject:
-    """A prompt for one model, with its chunks already stored.
+    """A prompt for one model. Once it is prepared, its chunks are stored.
 
     Attributes
     ----------
     item
         The prompt, with its question, answers and evidence.
     attention
-        The question's attention over the document in a full prefill, ``(layers, document)``.
+        The question's attention over the document in a full prefill, ``(layers, document)``; empty until `prepare`.
 
     Raises
     ------
@@ -84,9 +86,22 @@ class Subject:
         self.store = store
         self.max_new_tokens = min(task.max_new_tokens, LONGEST)
         check_room(model, len(item.prompt.ids), self.max_new_tokens, "give a shorter text")
-        precompute(model, [item.prompt], store)
-        self.attention = attention_by_layer(model, item.prompt, store)  # also warms up, so that TTFT is fair
+        self.attention = torch.empty(0)
         self._looks: dict[Selector, Look] = {}
+
+    def prepare(self, progress: Progress = ignore) -> None:
+        """Store the chunks and look at the question's attention, unless that has been done.
+
+        Work that was stopped goes on with the next chunk.
+        """
+        if len(self.attention):
+            return
+        prompt = self.prompt
+        for number, chunk in enumerate(prompt.chunks):
+            progress("reading chunks", number, len(prompt.chunks))
+            precompute(self.model, [Prompt(prompt.prefix, [chunk], prompt.question)], self.store)
+        progress("full prefill", 0, 1)
+        self.attention = attention_by_layer(self.model, prompt, self.store)  # also warms up, so that TTFT is fair
 
     @property
     def prompt(self) -> Prompt:
@@ -141,13 +156,17 @@ class Looks:
         self._cached_model = lru_cache(maxsize=2)(self._load)
         self._cached_subject = lru_cache(maxsize=16)(self._make)
 
-    def subject(self, model: str, source: Source, chunk_tokens: int | None = None) -> Subject:
+    def subject(
+        self, model: str, source: Source, chunk_tokens: int | None = None, progress: Progress = ignore
+    ) -> Subject:
         """A prompt for one model.
 
         Parameters
         ----------
         chunk_tokens
             The chunk size; None uses the profile's.
+        progress
+            Is called before each chunk is read; an error that it raises ends the work.
 
         Raises
         ------
@@ -156,7 +175,10 @@ class Looks:
         StoreError
             The temporary folder cannot be written to.
         """
-        return self._cached_subject(model, source, chunk_tokens or self.profile.chunk_tokens)
+        progress("loading the model", 0, 1)
+        subject = self._cached_subject(model, source, chunk_tokens or self.profile.chunk_tokens)
+        subject.prepare(progress)
+        return subject
 
     def _load(self, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return load_model(find_model(name, self.root), device=self.profile.device, dtype=self.profile.dtype)

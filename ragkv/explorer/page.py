@@ -1,28 +1,61 @@
-"""The explorer's HTML: a table of answers and times, highlighted documents, and messages."""
+"""What the explorer shows, as HTML: a table of answers and times, highlighted documents, and messages."""
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ragkv.explorer.looks import STAGES, Look, Subject
 from ragkv.figures.highlight import highlight
 
 _COLOURS = dict(zip(STAGES, ("#009E73", "#56B4E9", "#E69F00", "#888888"), strict=True))  # Okabe and Ito, and grey
-_CELL = "padding:.2em 1em .2em 0;text-align:left;vertical-align:top"
-_NOTE = "margin:.4em 0;padding:.4em .8em;border-left:4px solid {colour}"
+_WRONG, _TELLING, _QUIET = "#D55E00", "#0072B2", "#888888"
+_LONGEST = 12  # em of the longest time
+_PAGE = (
+    Environment(
+        loader=PackageLoader("ragkv.explorer", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    .get_template("page.html.jinja")
+    .module
+)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the table of answers: `widths` are those of the time's stages, in em."""
+
+    name: str
+    text: str
+    score: str
+    same: bool
+    recomputed: int
+    document: int
+    milliseconds: dict[str, float]
+    widths: dict[str, float]
 
 
 def answers(subject: Subject, looks: Mapping[str, Look]) -> str:
     """The question, and a table of each result's answer, score, recomputed tokens and time to first token by stage."""
-    item = subject.item
     longest = max(look.ttft for look in looks.values())
-    rows = [_row([escape(name), *_cells(subject, look, longest)]) for name, look in looks.items()]
-    head = _row(["", "answer", "score", "vs. full prefill", "recomputed", "time to first token"], "th")
-    expected = f" &nbsp; expected: <b>{escape(', '.join(item.answers))}</b>" if item.answers else ""
-    question = f'<div style="white-space:pre-wrap">question: <b>{escape(item.question)}</b>{expected}</div>'
-    stages = " &nbsp; ".join(f"{_block(_COLOURS[stage], '.8em')} {stage}" for stage in STAGES)
-    return (
-        f'<div style="line-height:1.5">{question}<table style="border-collapse:collapse;margin:.5em 0">{head}'
-        f'{"".join(rows)}</table><div style="font-size:85%;opacity:.75">{stages} &nbsp; (one run each)</div></div>'
+    rows = [_row(subject, name, look, longest) for name, look in looks.items()]
+    return _PAGE.answers(subject.item.question, subject.item.answers, rows, _COLOURS)
+
+
+def _row(subject: Subject, name: str, look: Look, longest: float) -> _Row:
+    span = subject.prompt.document_span
+    return _Row(
+        name=name,
+        text=look.text.strip(),
+        score=f"{next(iter(look.scores.values())):.2f}" if look.scores else "",
+        same=look.text == subject.full.text,
+        recomputed=int(((look.selected >= span.start) & (look.selected < span.stop)).sum()),
+        document=len(span),
+        milliseconds={stage: 1e3 * seconds for stage, seconds in look.seconds.items()},
+        widths={stage: _LONGEST * seconds / longest for stage, seconds in look.seconds.items()},
     )
 
 
@@ -36,10 +69,10 @@ def notes(subject: Subject) -> str:
     """A warning if the model does not know words of the prompt; otherwise empty."""
     if not subject.unknown:
         return ""
-    return _note(
+    return _PAGE.note(
         f"{subject.unknown} of the prompt's {len(subject.prompt.ids)} tokens stand for words that this model does not "
         f"know: it sees {subject.tokenizer.unk_token} instead.",
-        "#0072B2",
+        _TELLING,
     )
 
 
@@ -52,49 +85,14 @@ def message(error: Exception, *, shown: bool) -> str:
         Whether previous results are still visible below the message.
     """
     explained = isinstance(error, ValueError | RuntimeError | OSError)  # these messages say what to do
-    text = escape(str(error) if explained else f"{type(error).__name__}: {error}")
-    stale = " The results below are from before this change." if shown else ""
-    return _note(f"<b>This cannot be computed:</b> {text}.{stale}", "#D55E00")
+    text = str(error) if explained else f"{type(error).__name__}: {error}"
+    return _PAGE.note(f"{text}.{_before(shown)}", _WRONG, title="This cannot be computed:")
 
 
-def computing() -> str:
-    """The message while results are being computed."""
-    return _note("computing ...", "#888888")
+def cancelled(*, shown: bool) -> str:
+    """The message after the user stopped a computation."""
+    return _PAGE.note(f"Cancelled.{_before(shown)}", _QUIET)
 
 
-def _cells(subject: Subject, look: Look, longest: float) -> list[str]:
-    """The cells of a result's row after its name."""
-    span = subject.prompt.document_span
-    selected = look.selected
-    recomputed = int(((selected >= span.start) & (selected < span.stop)).sum())
-    score = f"{next(iter(look.scores.values())):.2f}" if look.scores else ""
-    return [
-        f'<b style="white-space:pre-wrap">{escape(look.text.strip())}</b>',
-        score,
-        "same" if look.text == subject.full.text else "different",
-        f"{recomputed} of {len(span)} tokens",
-        _bar(look, longest),
-    ]
-
-
-def _bar(look: Look, longest: float) -> str:
-    """Seconds by stage as a stacked bar, scaled to the longest of all results, and as numbers in milliseconds."""
-    parts = [_block(_COLOURS[stage], f"{12 * seconds / longest:.3g}em") for stage, seconds in look.seconds.items()]
-    numbers = ", ".join(f"{stage} {1e3 * seconds:.1f}" for stage, seconds in look.seconds.items())
-    return (
-        f'<span style="white-space:nowrap">{"".join(parts)} {1e3 * look.ttft:.1f} ms</span>'
-        f'<div style="font-size:85%;opacity:.75;white-space:nowrap">{numbers}</div>'
-    )
-
-
-def _block(colour: str, width: str) -> str:
-    return f'<span style="display:inline-block;height:.8em;width:{width};background:{colour}"></span>'
-
-
-def _row(cells: Sequence[str], tag: str = "td") -> str:
-    opened = f'<{tag} style="{_CELL}">'
-    return f"<tr>{''.join(f'{opened}{cell}</{tag}>' for cell in cells)}</tr>"
-
-
-def _note(html: str, colour: str) -> str:
-    return f'<div role="status" style="{_NOTE.format(colour=colour)}">{html}</div>'
+def _before(shown: bool) -> str:
+    return " The results below are from before this change." if shown else ""

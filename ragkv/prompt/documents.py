@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from ragkv.prompt import Ids
 from ragkv.prompt.chunking import By, chunk_document
 from ragkv.prompt.encoding import encode
-from ragkv.prompt.formats import FORMATS, TEXT, checked, printable, read_file
+from ragkv.prompt.formats import FORMATS, TEXT, checked, read_file
+from ragkv.terminal import printable
 
 Documents = str | Path | Iterable[str | Path]
 

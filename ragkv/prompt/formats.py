@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ragkv.extras import extra
 from ragkv.prompt.encoding import check_text
+from ragkv.terminal import printable
 
 TEXT = (".txt", ".md")
 HTML = (".html", ".htm")
@@ -63,11 +64,6 @@ def checked(text: str, name: str) -> str:
         line = before.count("\n") + 1
         raise ValueError(f"{name}, line {line}: this is not text, it has a zero byte. Give plain text (.txt, .md)")
     return text
-
-
-def printable(name: str) -> str:
-    """A file's name with escapes for what a terminal would act upon or cannot show."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _opened(file: Path, read: Callable[[], bytes]) -> bytes:

@@ -23,7 +23,7 @@ class Probe(Selector):
     hops
         The number of passes.
     first_layer
-        Attention below this layer does not count. Which layer is best depends on the model; `ragkv.calibrate` finds it.
+        Attention below this layer does not count. Which layer is best depends on the model; `ragkv calibrate` finds it.
     power
         Attention weights are raised to this power before they are summed over queries, heads and layers: above 1, sharp
         attention counts more than the same amount spread thin.

@@ -2,7 +2,7 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import pytest
@@ -11,13 +11,17 @@ from helpers import FAMILIES, ROOT, make_model, memory_store, random_prompt, sha
 from torch.utils.flop_counter import FlopCounterMode
 
 from ragkv import fused_prefill, load_model, precompute
+from ragkv.bench.speed import measure_speed
 from ragkv.costs.prefill import bytes_moved, operations, precompute_operations
 from ragkv.costs.shape import SHAPES, Shape
+from ragkv.costs.speed import Speed
 from ragkv.experiment.experiment import Experiment
 from ragkv.experiment.profile import load_profile
 from ragkv.models import decoder
-from ragkv.planning import plan
+from ragkv.planning import duration, plan, readable_time, steps
 from ragkv.selectors import Selector, get_selector
+
+SLOW = Speed("a GPU", tflops=400, memory_gbs=2500, reuse_gbs=20, layer=0.0)
 
 
 @dataclass(frozen=True)
@@ -141,26 +145,27 @@ def test_every_format_and_context_takes_its_share_of_the_store(tmp_path):
     """On top of two bytes a number, fp8 adds a half, int4 a quarter, and another context in fp8 one more half."""
     (tmp_path / "params").mkdir()
 
-    def gigabytes(*ways):
+    def stored(*ways):
         methods = [{"selector": "full_reuse", "label": str(n), "offline": way} for n, way in enumerate(({}, *ways))]
         profile = {"models": ["tiny-llama"], "methods": methods}
         profile["benchmarks"] = {"ruler": {"source": "tiny", "tasks": {"vt_1": {}}}}
         (tmp_path / "params/p.yaml").write_text(json.dumps(profile))
-        return plan(Experiment.load("p", root=tmp_path), tflops=400, bandwidth=2.5)["gigabytes"].sum()
+        return plan(Experiment.load("p", root=tmp_path), SLOW, size=2)["bytes"].sum()
 
     fp8, int4, prefix = {"format": "fp8"}, {"format": "int4"}, {"format": "fp8", "context": "prefix"}
     for ways, factor in (((), 1), ((fp8,), 1.5), ((fp8, fp8), 1.5), ((fp8, int4), 1.75), ((fp8, prefix), 2)):
-        assert gigabytes(*ways) == pytest.approx(factor * gigabytes())
+        assert stored(*ways) == pytest.approx(factor * stored())
 
 
 @pytest.mark.parametrize("model", load_profile("paper", ROOT / "params").models)
 def test_ready_profiles_can_be_planned_without_their_weights(model):
     experiment = Experiment.load("paper", model=model, root=ROOT)
-    table = plan(experiment, tflops=400, bandwidth=2.5)
+    table = plan(experiment, SLOW, size=2)
     assert list(zip(table["benchmark"], table["task"], strict=True)) == experiment.tasks
-    assert (table[["hours", "gigabytes"]] > 0).all().all()
-    twice = plan(experiment, tflops=800, bandwidth=5)
-    assert twice["hours"].sum() == pytest.approx(table["hours"].sum() / 2)
+    assert (table[["precompute", "answering", "bytes"]] > 0).all().all()
+    faster = plan(experiment, replace(SLOW, tflops=800, memory_gbs=5000, reuse_gbs=40), size=2)
+    assert (faster["answering"] < table["answering"]).all() and (faster["precompute"] < table["precompute"]).all()
+    assert (faster["bytes"] == table["bytes"]).all()
 
 
 def test_precomputing_takes_a_prefill_for_each_chunk():
@@ -202,3 +207,56 @@ def test_what_a_selector_says_of_its_cost_is_counted():
 def test_an_unknown_shape_is_an_error():
     with pytest.raises(ValueError, match=r"the shape of 'no/model' is not known.*plan with one of meta-llama"):
         Shape.of("no/model")
+
+
+def test_a_prefill_takes_its_operations_its_weights_and_its_loading():
+    """At a speed of one each, seconds are the numbers of operations and bytes; then everything twice as fast."""
+    shape, selector = Shape.of("tiny-llama"), get_selector("probe", ratio=0.1, hops=2)
+    speed = Speed("slow", tflops=1e-12, memory_gbs=1e-9, reuse_gbs=1e-9, layer=1.0)
+    passes, reused = 3, 1000 * shape.bytes_per_token(4)
+    expected = operations(shape, selector, 1000) + 4 * shape.weights_read(passes) + reused + passes * shape.layers
+    assert speed.prefill(shape, selector, 1000, size=4) == pytest.approx(expected)
+    assert speed.decoding(shape, size=4) == 4 * shape.weights + shape.layers
+    exact = get_selector("full_prefill")
+    assert speed.prefill(shape, exact, 1000, 4) == pytest.approx(
+        operations(shape, exact, 1000) + 4 * shape.weights + shape.layers
+    )
+
+
+def test_jobs_side_by_side_take_no_longer_than_in_order_and_no_less_than_their_work():
+    seconds = {"environment": 1.0, "chunking": 2.0, "precompute": 4.0, "tokens": 8.0, "frontier": 16.0}
+    seconds |= {"evaluate a": 100.0, "evaluate b": 50.0}
+    work = sum(seconds.values())
+    assert duration([seconds] * 3, report=5.0, jobs=1) == 3 * work + 5
+    assert duration([seconds] * 3, report=5.0, jobs=2) == 1.5 * work + 5
+    assert duration([seconds], report=5.0, jobs=100) == 1 + 2 + 4 + 100 + 16 + 5
+
+
+def test_every_step_of_a_run_is_planned():
+    experiment = Experiment.load("smoke", root=ROOT)
+    table = plan(experiment, SLOW, size=4)
+    seconds = steps(experiment, table, SLOW, size=4)
+    evaluations = {f"evaluate {name}" for name in experiment.profile.benchmarks}
+    assert set(seconds) == {"environment", "chunking", "precompute", "tokens", "frontier"} | evaluations
+    assert min(seconds.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 seconds"),
+        (89, "89 seconds"),
+        (600, "10 minutes"),
+        (5400, "1.5 hours"),
+        (90_000, "25 hours"),
+        (864_000, "10 days"),
+    ],
+)
+def test_times_are_told_in_units_that_people_read(seconds, text):
+    assert readable_time(seconds) == text
+
+
+def test_this_machine_is_measured():
+    speed = measure_speed(torch.device("cpu"), torch.float32)
+    assert min(speed.tflops, speed.memory_gbs, speed.reuse_gbs, speed.layer) > 0
+    assert speed.device.startswith("CPU")

@@ -3,6 +3,8 @@
 import re
 from datetime import UTC, datetime
 from html import unescape
+from threading import Semaphore
+from time import monotonic, sleep
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from helpers import ROOT
 from ragkv import KVStore, fused_prefill, generate, precompute
 from ragkv.experiment.profile import load_profile
 from ragkv.explorer import Explorer, FromBenchmark, Looks, OwnText
+from ragkv.explorer.background import Cancelled, Job
 from ragkv.explorer.choices import ALL, OWN
 from ragkv.selectors import SELECTORS, ScoringSelector, get_selector
+from ragkv.store import precompute as precompute_module
 
 CHAIN = FromBenchmark("ruler", "vt_3", 2)
 TEXT = "Late the cook wrote VAR PIGA 414. Then the poet wrote VAR REDA PIGA."
@@ -23,8 +27,17 @@ def looks():
     return Looks(load_profile("smoke", ROOT / "params"), ROOT)
 
 
+class Waiting(Job):
+    """A job that is done when it has been begun."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.wait()
+
+
 @pytest.fixture
-def explorer():
+def explorer(monkeypatch):
+    monkeypatch.setattr("ragkv.explorer.app.Job", Waiting)
     return Explorer("smoke", root=ROOT, prompt=("ruler", "vt_3", 3))
 
 
@@ -193,7 +206,102 @@ def test_a_file_is_opened_or_its_error_reported(explorer):
     assert own.document.value == TEXT and shown(explorer) == before
 
 
+def test_own_text_has_no_expected_answer_unless_it_is_given(explorer):
+    explorer.choice.task.value = OWN
+    assert "expected" not in text_of(explorer.answers)
+    assert explorer.subject.full.scores == {} and explorer.subject.item.evidence == ()
+    explorer.choice.own.answer.value = "414"
+    assert "expected: 414" in text_of(explorer.answers)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Lets chunks be read one by one: the number of those that were begun, and what lets the next ones pass."""
+    begun, passes = [], Semaphore(0)
+    read = precompute_module.precompute
+
+    def slow(model, prompts, store):
+        begun.append(prompts)
+        assert passes.acquire(timeout=60)
+        return read(model, prompts, store)
+
+    monkeypatch.setattr("ragkv.explorer.looks.precompute", slow)
+    return begun, passes
+
+
+def until(condition):
+    deadline = monotonic() + 60
+    while not condition():
+        assert monotonic() < deadline
+        sleep(0.01)
+
+
+def test_a_long_text_shows_progress_and_can_be_cancelled(held):
+    begun, passes = held
+    passes.release(1000)
+    explorer = Explorer("smoke", root=ROOT, prompt=("ruler", "vt_3", 3))
+    before = shown(explorer)
+    while passes.acquire(blocking=False):
+        pass
+    begun.clear()
+    explorer.choice.chunk_tokens.value = 32
+    until(lambda: len(begun) == 1)
+    passes.release(2)
+    until(lambda: len(begun) == 3)
+    running = explorer.running
+    chunks = len(explorer.subject.prompt.document_span) // 32
+    assert running.layout.display is None and running.what.value == f"reading chunks, 3 of {chunks}"
+    assert running.bar.value == pytest.approx(2 / chunks)
+    running.cancel.click()
+    passes.release()
+    explorer.wait()
+    assert len(begun) == 3 and running.layout.display == "none"
+    assert "Cancelled. The results below are from before this change." in text_of(explorer.message)
+    assert shown(explorer) == before
+    passes.release(1000)
+    explorer.choice.layer.value = 1  # the app still works
+    assert shown(explorer) != before
+
+
+def test_a_later_change_takes_the_place_of_one_that_is_running(held):
+    begun, passes = held
+    passes.release(1000)
+    explorer = Explorer("smoke", root=ROOT, prompt=("ruler", "vt_3", 3))
+    while passes.acquire(blocking=False):
+        pass
+    begun.clear()
+    explorer.choice.chunk_tokens.value = 32
+    until(lambda: len(begun) == 1)
+    explorer.choice.chunk_tokens.value = 16
+    passes.release(1000)
+    explorer.wait()
+    assert max(map(len, explorer.subject.prompt.chunks)) == 16
+    assert not explorer.message.value and explorer.running.layout.display == "none"
+    assert sum(len(chunk) for prompts in begun for prompt in prompts for chunk in prompt.chunks) == 32 + len(
+        explorer.subject.prompt.document_span
+    )
+
+
+def test_cancelled_work_goes_on_where_it_stopped(held):
+    """The chunks that were read are not read again."""
+    begun, passes = held
+    passes.release(1000)
+    looks = Looks(load_profile("smoke", ROOT / "params"), ROOT)
+
+    def stop(what, done, total):
+        if (what, done) == ("reading chunks", 3):
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        looks.subject("tiny-llama", CHAIN, progress=stop)
+    subject = looks.subject("tiny-llama", CHAIN)
+    stored = [precompute_module.precompute(subject.model, prompts, subject.store).written for prompts in begun]
+    assert len(begun) == 3 + len(subject.prompt.chunks) and set(stored) == {0}
+
+
 def test_a_selector_that_fails_is_reported(monkeypatch):
+    monkeypatch.setattr("ragkv.explorer.app.Job", Waiting)
+
     class Broken(ScoringSelector):
         def scores(self, seen):
             return {}["nothing"]

@@ -66,6 +66,19 @@ def fidelities(run, header, rows):
                 yield label, number, scale * row[f"{name}, {measure}{end}"]
 
 
+def times(run, header, rows):
+    """The time to first token of SmolLM2's task with the most prompts."""
+    if run != "smollm2" or header[1:] != ["TTFT", "speed-up over full prefill"]:
+        return
+    table = pd.read_csv(RECORDED / run / "smollm2-ruler-times.csv")
+    for label, time, speed_up in rows:
+        method, ratio = re.fullmatch(r"`([^`]+)`(?: at (\d+) %)?", label).groups()
+        found = table[table["method"] == method]
+        row = found[(found["ratio"] - float(ratio) / 100).abs() < 1e-9].squeeze() if ratio else found.squeeze()
+        yield label, time.removesuffix(" ms"), row["TTFT (ms)"]
+        yield label, speed_up, row["speed-up"]
+
+
 def contexts(run, header, rows):
     if run != "contexts.json" or "chunks behind" not in header:
         return
@@ -217,6 +230,7 @@ CHECKS = [
     (faults, 24),
     (scores, 90),
     (fidelities, 300),
+    (times, 16),
     (contexts, 220),
     (trainings, 12),
     (trained_anew, 36),

@@ -122,7 +122,7 @@ QUICK = {  # a documented command, and one like it that takes seconds
     "make dry-run": "make dry-run PROFILE=smoke",
     "python -m ragkv plan": "python -m ragkv plan llama-3-8b --tflops 400 --bandwidth 2.5",
     "python -m ragkv bench": "python -m ragkv bench --tokens 128 --repeats 2 --out {folder}/bench.json",
-    "python -m ragkv.calibrate": "python -m ragkv.calibrate tiny-llama --prompts 1 --length 512 --out {folder}/c.json",
+    "python -m ragkv calibrate": "python -m ragkv calibrate tiny-llama --prompts 1 --length 512 --out {folder}/c.json",
     "python -m ragkv tiny": "python -m ragkv tiny --steps 1 --tokens 1024 --out {folder}/tiny",
 }
 

@@ -4,7 +4,7 @@ from imports import MODULES, PACKAGE, imports
 
 # Rooms from the ground up. A room imports from the floors below it, never from its own floor or from above.
 FLOORS = (
-    ("version", "extras", "options", "parameters", "shards", "starter"),
+    ("version", "extras", "options", "parameters", "shards", "starter", "terminal"),
     ("kernels", "prompt"),
     ("models",),
     ("selectors", "eviction", "store"),
@@ -15,7 +15,7 @@ FLOORS = (
     ("experiment",),
     ("bench", "figures", "doctor"),
     ("report", "explorer"),
-    ("calibrate", "planning", "run"),
+    ("planning", "run"),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -151,5 +151,5 @@ def test_a_calibration_is_for_one_model_only(llama, rng, tmp_path):
         '{"options": 1, "provenance": {"model": "a"}}',
     ):
         path.write_text(content)
-        with pytest.raises(ValueError, match=r"llama\.json is not a calibration: run `python -m ragkv\.calibrate"):
+        with pytest.raises(ValueError, match=r"llama\.json is not a calibration: run `ragkv calibrate MODEL`"):
             read_calibration(path, fingerprint(llama))

@@ -1,0 +1,50 @@
+"""The speed of this machine, measured in about a second: enough to plan how long a profile takes."""
+
+import platform
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from ragkv.costs.speed import Speed
+
+LAYER_OPERATIONS = 80  # small operations that a layer starts: norms, rotations, reshapes, attention
+REUSE = {"cpu": 0.05, "cuda": 0.01}  # the speed of placing stored keys and values, as a share of the memory's
+REPEATS = 7
+
+
+def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
+    """What one job with one thread reaches: several of them run side by side."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        width = 8192 if device.type == "cuda" else 2048
+        weights = torch.randn(width, width, dtype=dtype, device=device)
+        tokens = torch.randn(width // 4, width, dtype=dtype, device=device)
+        small = torch.randn(64, device=device)
+        product = _seconds(lambda: tokens @ weights, device)
+        reading = _seconds(lambda: tokens[:1] @ weights, device)
+        starting = _seconds(lambda: [small + 1 for _ in range(LAYER_OPERATIONS)], device)
+    finally:
+        torch.set_num_threads(threads)
+    memory_gbs = weights.nbytes / reading / 1e9
+    return Speed(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})",
+        tflops=2 * tokens.numel() * width / product / 1e12,
+        memory_gbs=memory_gbs,
+        reuse_gbs=REUSE[device.type] * memory_gbs,
+        layer=starting,
+    )
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    """The median time of a call, after one that is not counted."""
+    times = []
+    for _ in range(REPEATS + 1):
+        start = perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(perf_counter() - start)
+    return median(times[1:])
