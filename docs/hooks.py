@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "ragkv"
 NOTEBOOKS = ROOT / "notebooks"
+REFERENCE = "---\nsearch: {boost: 0.5}\n---\n\n"  # in the search, behind pages that explain
+LISTING = "---\nsearch: {exclude: true}\n---\n\n"
 LINK = re.compile(r"(?<=\]\()([^()#\s:]+)")  # the target of a relative link, without its anchor
 
 
@@ -88,7 +90,7 @@ def _reference(name: str, module: ast.Module) -> str:
     A package's own section has only what is defined in its ``__init__.py``: names that it imports from its modules are
     documented there.
     """
-    page = f"# ragkv.{name}\n\n::: ragkv.{name}\n"
+    page = f"{REFERENCE}# ragkv.{name}\n\n::: ragkv.{name}\n"
     if not (PACKAGE / name).is_dir():
         return page
     defined = [node.name for node in module.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
@@ -159,6 +161,6 @@ def _copies(target: Path, config: MkDocsConfig) -> Iterator[File]:
     for path in contents:
         link = Path(os.path.relpath(_uri(path), folder)).as_posix()  # a notebook is a page
         lines.append(f"- [{path.relative_to(target).as_posix()}]({link})")
-    yield File.generated(config, _uri(target), content="\n".join(lines) + "\n", **not_in_nav)
+    yield File.generated(config, _uri(target), content=LISTING + "\n".join(lines) + "\n", **not_in_nav)
     for path in contents:
         yield from _copies(path, config)

@@ -25,8 +25,8 @@ from ragkv.models.load import DTYPES
 from ragkv.selectors import get_selector
 from ragkv.store.quantize import number_size
 
-NOTEBOOK_SECONDS = 12.0  # to start a notebook, import everything and load a small model
-FIGURES_SECONDS = 12.0  # of a model and benchmark in the report
+NOTEBOOK_SECONDS = 9.0  # to start a notebook, import everything and load a small model
+FIGURES_SECONDS = 5.0  # of a model and benchmark in the report
 DECODED = 0.5  # the share of `max_new_tokens` that an answer has on average
 
 
@@ -52,7 +52,7 @@ def choosing(experiment: Experiment, benchmark: str, task: str, model: PreTraine
     return pd.DataFrame(table, columns=["method", "ratio", "share"]).query("share > 0").reset_index(drop=True)
 
 
-def plan(experiment: Experiment, speed: Speed, size: float) -> pd.DataFrame:
+def plan(experiment: Experiment, speed: Speed, size: int) -> pd.DataFrame:
     """A row per task of one model.
 
     Parameters
@@ -109,7 +109,7 @@ def _passes_over_chunks(offline: Offline) -> int:
     return 1 + (offline.similar if offline.context == "similar" else 0)
 
 
-def steps(experiment: Experiment, table: pd.DataFrame, speed: Speed, size: float) -> dict[str, float]:
+def steps(experiment: Experiment, table: pd.DataFrame, speed: Speed, size: int) -> dict[str, float]:
     """Seconds of each of a model's steps in `make reproduce`, by the name of its rule; one ``evaluate`` per benchmark.
 
     Parameters

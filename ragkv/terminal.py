@@ -15,7 +15,7 @@ def printable(text: str, keep: str = "") -> str:
 def warnings_in_one_line() -> Iterator[None]:
     """Show warnings on stderr as a line each, without the place in the code that they come from."""
 
-    def show(message: Warning | str, *place: object) -> None:
+    def show(message: Warning | str, *place: object, **more: object) -> None:
         print(f"warning: {printable(str(message))}", file=sys.stderr, flush=True)
 
     with warnings.catch_warnings():

@@ -9,7 +9,8 @@ import torch
 
 from ragkv.costs.speed import Speed
 
-LAYER_OPERATIONS = 80  # small operations that a layer starts: norms, rotations, reshapes, attention
+LAYER_OPERATIONS = 150  # small operations that a layer starts: norms, rotations, reshapes, attention
+WIDTH = 4096
 REUSE = {"cpu": 0.05, "cuda": 0.01}  # the speed of placing stored keys and values, as a share of the memory's
 REPEATS = 7
 
@@ -19,11 +20,11 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        width = 8192 if device.type == "cuda" else 2048
-        weights = torch.randn(width, width, dtype=dtype, device=device)
-        tokens = torch.randn(width // 4, width, dtype=dtype, device=device)
-        small = torch.randn(64, device=device)
-        product = _seconds(lambda: tokens @ weights, device)
+        weights = torch.ones(WIDTH, 4 * WIDTH, dtype=dtype, device=device)  # more than fits into a processor's caches
+        square = weights[:, :WIDTH].contiguous()
+        tokens = torch.ones(WIDTH if device.type == "cuda" else 128, WIDTH, dtype=dtype, device=device)
+        small = torch.ones(64, device=device)
+        product = _seconds(lambda: tokens @ square, device)
         reading = _seconds(lambda: tokens[:1] @ weights, device)
         starting = _seconds(lambda: [small + 1 for _ in range(LAYER_OPERATIONS)], device)
     finally:
@@ -31,7 +32,7 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
     memory_gbs = weights.nbytes / reading / 1e9
     return Speed(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})",
-        tflops=2 * tokens.numel() * width / product / 1e12,
+        tflops=2 * tokens.numel() * WIDTH / product / 1e12,
         memory_gbs=memory_gbs,
         reuse_gbs=REUSE[device.type] * memory_gbs,
         layer=starting,

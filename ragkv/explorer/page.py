@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -11,7 +12,7 @@ from ragkv.figures.highlight import highlight
 _COLOURS = dict(zip(STAGES, ("#009E73", "#56B4E9", "#E69F00", "#888888"), strict=True))  # Okabe and Ito, and grey
 _WRONG, _TELLING, _QUIET = "#D55E00", "#0072B2", "#888888"
 _LONGEST = 12  # em of the longest time
-_PAGE = (
+_PAGE: Any = (
     Environment(
         loader=PackageLoader("ragkv.explorer", "."),
         autoescape=True,

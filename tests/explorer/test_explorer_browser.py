@@ -32,9 +32,13 @@ def lab(tmp_path_factory):
     shutil.copytree(ROOT / "params", home / "params")
     settings(home, "notebook-extension/tracker", {"windowingMode": "none"})  # every cell is on the page
     settings(home, "apputils-extension/notification", {"fetchNews": "false", "checkForUpdates": False})
+    settings(
+        home, "docmanager-extension/plugin", {"autosaveInterval": 1}
+    )  # if it saved on its own, it would do so soon
     folders = {f"JUPYTER_{kind.upper()}_DIR": str(home / kind) for kind in ("config", "data", "runtime")}
     environment = os.environ | folders | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0"]
+    command += [f"--LabApp.app_settings_dir={ROOT / 'workflow/lab'}"]  # as `make lab` does
     command += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={home}", "--ServerApp.ip=127.0.0.1"]
     with (home / "log").open("w") as log:
         server = subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=log)
@@ -90,7 +94,9 @@ def sides(page: Page):
 
 
 def test_a_slider_moves_and_the_highlighted_text_changes(lab):
-    url, _ = lab
+    url, home = lab
+    notebook = home / "notebooks" / NOTEBOOK
+    committed = notebook.read_bytes()
     with opened(url) as page:
         left, right = sides(page).nth(0), sides(page).nth(1)
         recomputed = [pane.locator("p mark").all_inner_texts() for pane in (left, right)]
@@ -117,3 +123,10 @@ def test_a_slider_moves_and_the_highlighted_text_changes(lab):
         if PICTURES:
             page.set_viewport_size({"width": 1260, "height": 2400})  # room for all of it
             app(page).screenshot(path=Path(PICTURES) / "explorer.png")
+        page.wait_for_timeout(3000)
+        assert notebook.read_bytes() == committed  # nothing is saved unless the user says so
+        page.keyboard.press("Control+s")
+        end = monotonic() + PATIENCE / 1000
+        while notebook.read_bytes() == committed:
+            assert monotonic() < end
+            page.wait_for_timeout(100)

@@ -4,13 +4,17 @@ import ast
 import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 from helpers import ROOT
 from pages import run_page
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
 from pymdownx.slugs import slugify
 
 import ragkv
@@ -18,6 +22,7 @@ from ragkv.experiment.experiment import Experiment
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 SLUG = slugify(case="lower")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 def name(path):
@@ -80,6 +85,36 @@ def test_site_links_lead_somewhere(site):
             assert not anchor or target not in pages or anchor in pages[target].anchors, (name_in(site, page), link)
             followed += 1
     assert followed > 1000
+
+
+def test_pictures_open(site):
+    pictures = set()
+    for page in set(site.rglob("*.html")) - {site / "404.html"}:
+        sources = [path for path in _Page(page.read_text()).loaded if re.search(r"\.(png|svg)$", path)]
+        pictures |= {(page.parent / path).resolve() for path in sources}
+    assert len(pictures) > 50
+    for picture in pictures:
+        if picture.suffix == ".svg":
+            assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+        else:
+            with Image.open(picture) as opened:
+                opened.verify()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH: apt-get install chromium")
+def test_the_search_works_from_files(site):
+    """Pages that are opened from a folder, without a server."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            page = browser.new_page()
+            page.goto((site / "guide.html").as_uri())
+            page.get_by_role("textbox", name="Search").click()
+            page.keyboard.type("which method for me")
+            found = page.locator(".md-search-result__item a[href*='which-method.html']")
+            expect(found.first).to_be_attached(timeout=45_000)
+        finally:
+            browser.close()
 
 
 def name_in(site, page):

@@ -39,17 +39,29 @@ def project(tmp_path_factory):
     return root
 
 
-def run(root, parameters, *options, profile="p", shards=1, environment=None):
+SNAKEMAKE = ("-m", "snakemake", "-s", "workflow/Snakefile")
+REPRODUCE = ("workflow/reproduce.py",)  # as `make reproduce` does
+
+
+def run(root, parameters, *options, profile="p", shards=1, environment=None, program=SNAKEMAKE):
     (root / "params" / f"{profile}.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False))
-    command = [sys.executable, "-m", "snakemake", "-s", "workflow/Snakefile", "--cores", "2", *options]
+    command = [sys.executable, *program, "--cores", "2", *options]
     command += ["--config", f"profile={profile}", f"shards={shards}"]
     environment = os.environ | (environment or {})
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_the_report_is_made_once_and_again_when_parameters_change(project):
-    first = run(project, PROFILE)
+    first = run(project, PROFILE, program=REPRODUCE)
     assert first.returncode == 0, first.stderr[-3000:]
+    lines = first.stderr.splitlines()
+    assert [line.split(" took ")[0] for line in lines][:2] == [
+        "1 of 9  tiny-llama, environment",
+        "2 of 9  tiny-llama, chunking",
+    ]
+    assert all(re.fullmatch(r"\d of 9  .* took .*; about .* left", line) for line in lines[:-1])
+    assert re.fullmatch(r"9 of 9  report took \d+ seconds; all done", lines[-1])
+    assert "Executing" in (project / "outputs/p/tiny-llama/notebooks/05_ruler.log").read_text()
     page = (project / "outputs/p/report.html").read_text()
     for model in PROFILE["models"]:
         assert f'<h2 id="{model}">' in page
@@ -60,7 +72,8 @@ def test_the_report_is_made_once_and_again_when_parameters_change(project):
     assert (project / "outputs/p/tiny-llama/notebooks/05_ruler.ipynb").exists()
     assert 'href="p/report.html"' in (project / "outputs/index.html").read_text()
 
-    assert "Nothing to be done" in run(project, PROFILE).stderr
+    again = run(project, PROFILE, program=REPRODUCE)
+    assert again.stderr == "nothing to be done: every step is finished\n"
     changed = {"methods": PROFILE["methods"][:2], "models": ["tiny-llama", "tiny-qwen"]}
     planned = run(project, PROFILE | changed, "--dry-run").stdout
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", planned, re.M))
@@ -133,8 +146,9 @@ def test_a_name_that_snakemake_cannot_have_is_refused(project):
     refused = run(project, PROFILE, "--dry-run", profile="a {model}")
     assert refused.returncode != 0
     assert "'a {model}' must not have a word in braces" in refused.stderr + refused.stdout
-    refused = run(project, PROFILE | {"\x1b]0;title\x07": 1}, "--dry-run")
-    assert r"\x1b]0;title\x07: there is no such parameter" in refused.stderr + refused.stdout
+    refused = run(project, PROFILE | {"\x1b]0;title\x07": 1}, "--dry-run", program=REPRODUCE)
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: ") and r"\x1b]0;title\x07: there is no such parameter" in line
 
 
 def test_shards_merge_to_the_table_of_one_run(project):
