@@ -117,11 +117,12 @@ class LogHandler(LogHandlerBase):
         return [f"failed: {name}: {reason}{where}"]
 
     def _message(self, record: LogRecord) -> list[str]:
-        """Errors and warnings of Snakemake in one line; none behind a failed job, which has been shown already."""
+        """Errors and warnings of Snakemake in one line; not those of a failed job, which has a line of its own."""
         first, *more = [line for line in record.getMessage().splitlines() if line.strip()] or [""]
         if first.startswith("Nothing to be done"):
             return ["nothing to be done: every step is finished"]
-        if record.levelno < WARNING or self.failed:
+        of_a_job = self.failed or any("CalledProcessError" in line for line in (first, *more))
+        if record.levelno < WARNING or of_a_job:
             return []
         explanation = [line.strip() for line in more if not line.startswith("  File ")]
         kind = "error" if record.levelno > WARNING else "warning"

@@ -61,6 +61,8 @@ def test_a_failed_step_names_its_error_and_its_log(handler, tmp_path):
     log = tmp_path / "04_needle.log"
     log.write_text("Executing\n\x1b[31mMemoryError\x1b[0m: out of memory\n\n")
     started(handler, 3, "evaluate_needle", model="m")
+    command = record('RuleException:\nCalledProcessError in file "/a", line 3:', logging.ERROR, event=LogEvent.ERROR)
+    assert handler.lines(command) == []
     failed = record(event=LogEvent.JOB_ERROR, level=logging.ERROR, jobid=3, rule_name="evaluate_needle", log=[str(log)])
     assert handler.lines(failed) == [f"failed: m, evaluate_needle: MemoryError: out of memory (all of it: {log})"]
     assert handler.lines(record("Exiting because a job execution failed.", logging.ERROR)) == []
