@@ -11,7 +11,7 @@ from ragkv.costs.shape import Shape
 from ragkv.selectors import Selector
 
 CHECKED_GBS = 0.5  # files that are written or read and checked, in 1e9 bytes a second
-FILE_SECONDS = 0.005  # to write a file, whatever its size
+FILE_SECONDS = 0.005  # of a file, whatever its size
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,27 @@ class Speed:
         """Seconds of one new token, or of one pass over a short answer."""
         return shape.weights * size / (self.memory_gbs * 1e9) + shape.layers * self.layer
 
-    def precompute(self, shape: Shape, tokens: int, chunk_tokens: int, size: float, stored: float) -> float:
-        """Seconds of computing a document's chunks and writing their files.
+    def chunks(self, shape: Shape, tokens: int, chunk_tokens: int, size: float) -> float:
+        """Seconds of computing a document's chunks, each in a pass of its own.
 
         Parameters
         ----------
         tokens
             Tokens of the document.
-        size, stored
-            Bytes of a number in the model's dtype, and as stored.
+        size
+            Bytes of a number in the model's dtype.
         """
-        files = max(1.0, tokens / chunk_tokens)
+        passes = max(1.0, tokens / chunk_tokens)
         computing = precompute_operations(shape, tokens, chunk_tokens) / (self.tflops * 1e12)
-        return computing + files * (self.decoding(shape, size) + FILE_SECONDS) + self.reading(shape, tokens, stored)
+        return computing + passes * self.decoding(shape, size)
 
-    def reading(self, shape: Shape, tokens: int, stored: float) -> float:
-        """Seconds of reading and checking, or of writing, the files of so many tokens."""
-        return tokens * shape.bytes_per_token(stored) / (CHECKED_GBS * 1e9)
+    def files(self, shape: Shape, tokens: int, chunk_tokens: int, stored: float) -> float:
+        """Seconds of writing the files of a document's chunks, or of reading and checking them.
+
+        Parameters
+        ----------
+        stored
+            Bytes of a number as stored.
+        """
+        size = tokens * shape.bytes_per_token(stored)
+        return max(1.0, tokens / chunk_tokens) * FILE_SECONDS + size / (CHECKED_GBS * 1e9)

@@ -15,10 +15,11 @@ from ragkv.bench.speed import measure_speed
 from ragkv.costs.prefill import bytes_moved, operations, precompute_operations
 from ragkv.costs.shape import SHAPES, Shape
 from ragkv.costs.speed import Speed
+from ragkv.experiment.durations import duration, plan, steps
 from ragkv.experiment.experiment import Experiment
 from ragkv.experiment.profile import load_profile
 from ragkv.models import decoder
-from ragkv.planning import duration, plan, readable_time, steps
+from ragkv.planning import readable_time
 from ragkv.selectors import Selector, get_selector
 
 SLOW = Speed("a GPU", tflops=400, memory_gbs=2500, reuse_gbs=20, layer=0.0)
