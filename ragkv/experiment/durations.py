@@ -70,7 +70,7 @@ def plan(experiment: Experiment, speed: Speed, size: int) -> pd.DataFrame:
 
 
 def _chunks(experiment: Experiment, shape: Shape, speed: Speed, tokens: int, size: int) -> tuple[float, float, float]:
-    """Of a prompt's chunks, in every way that a method wants them: seconds to compute, and to write; bytes of the files."""
+    """Of a prompt's chunks, in every way that a method wants them: seconds to compute and to write, and bytes."""
     chunk_tokens = experiment.profile.chunk_tokens
     computing = files = stored = 0.0
     for offline in experiment.profile.offline:

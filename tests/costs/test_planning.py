@@ -158,6 +158,19 @@ def test_every_format_and_context_takes_its_share_of_the_store(tmp_path):
         assert stored(*ways) == pytest.approx(factor * stored())
 
 
+def test_what_is_not_stored_is_computed_while_answering(monkeypatch):
+    """If files took no time, it would take as long as storing it first."""
+    monkeypatch.setattr("ragkv.costs.speed.FILE_SECONDS", 0.0)
+    monkeypatch.setattr("ragkv.costs.speed.CHECKED_GBS", float("inf"))
+    experiment = Experiment.load("smoke", root=ROOT)
+    kept = plan(experiment, SLOW, size=4)
+    store = experiment.profile.store.model_copy(update={"keep": False})
+    profile = experiment.profile.model_copy(update={"store": store})
+    computed = plan(experiment.model_copy(update={"profile": profile}), SLOW, size=4)
+    assert (computed[["precompute", "bytes"]] == 0).all().all() and (kept["bytes"] > 0).all()
+    assert computed["answering"].tolist() == pytest.approx((kept["precompute"] + kept["answering"]).tolist())
+
+
 @pytest.mark.parametrize("model", load_profile("paper", ROOT / "params").models)
 def test_ready_profiles_can_be_planned_without_their_weights(model):
     experiment = Experiment.load("paper", model=model, root=ROOT)
