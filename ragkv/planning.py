@@ -142,7 +142,7 @@ def plan_command(
     free = "" if assumed or first.profile.store.url else f" ({free_gigabytes(root):.0f} GB are free)"
     typer.echo(
         f"{profile} takes about {readable_time(seconds)} on {speed.device}, {at_once}, and stores about "
-        f"{stored / 1e9:.2g} GB{free}, if nothing of it is finished yet"
+        f"{readable_gigabytes(stored)} GB{free}, if nothing of it is finished yet"
     )
 
 
@@ -150,7 +150,7 @@ def _readable(table: pd.DataFrame) -> pd.DataFrame:
     """The table with times and sizes in units that people read."""
     time = (table["precompute"] + table["answering"]).map(readable_time)
     shown = table.drop(columns=["precompute", "answering", "bytes"])
-    return shown.assign(time=time, GB=(table["bytes"] / 1e9).map("{:.2g}".format))
+    return shown.assign(time=time, GB=table["bytes"].map(readable_gigabytes))
 
 
 def readable_time(seconds: float) -> str:
@@ -160,6 +160,11 @@ def readable_time(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} minutes"
     return f"{seconds / 3600:.2g} hours" if seconds < 360_000 else f"{seconds / 86400:.0f} days"
+
+
+def readable_gigabytes(count: float) -> str:
+    """A number of bytes in units of 1e9 bytes."""
+    return f"{count / 1e9:.2g}" if count < 1e10 else f"{count / 1e9:,.0f}"
 
 
 def free_gigabytes(folder: Path) -> float:

@@ -100,7 +100,7 @@ def calibration_prompts(name: str, tokenizer: PreTrainedTokenizerBase, count: in
     chunk_tokens = 64 if tiny else 512
     too_short = ValueError(
         f"prompts of {length} tokens do not have two chunks of {chunk_tokens} tokens, so reuse would lose nothing that "
-        f"a probe could find: give a length of at least {4 * chunk_tokens}"
+        f"a probe could find: give a length of {8 * chunk_tokens}, say"
     )
     if length < 2 * chunk_tokens:
         raise too_short

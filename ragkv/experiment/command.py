@@ -15,7 +15,7 @@ from ragkv.experiment.calibration import (
     write_calibration,
 )
 from ragkv.experiment.inputs import find_model
-from ragkv.models.load import embedded_models, load_model
+from ragkv.models.load import embedded_models, load_model, load_tokenizer
 from ragkv.results.outputs import model_folders
 from ragkv.store import KVStore
 from ragkv.store.precompute import precompute
@@ -38,9 +38,10 @@ def calibrate_command(
     path = out or calibration_file(root, model_folders([model])[model])
     if out is None and not (root / "params").is_dir():
         raise ValueError(f"there is no folder {root / 'params'} to save to: give --root, or a file with --out")
-    loaded, tokenizer = load_model(find_model(model, root), device=device)
+    source = find_model(model, root)
     tokens = length or (1024 if model in embedded_models() else 4096)
-    made = calibration_prompts(model, tokenizer, prompts, tokens)
+    made = calibration_prompts(model, load_tokenizer(source), prompts, tokens)
+    loaded, _ = load_model(source, device=device)
     store = KVStore("memory://calibration")
     precompute(loaded, made, store)
     table = calibrate(loaded, made, store, ratio=ratio, progress=True)

@@ -105,6 +105,15 @@ def test_an_answer_from_files(tmp_path):
     assert no_model.exit_code == 2 and "--model" in no_model.output
 
 
+def test_a_warning_is_one_line(tmp_path):
+    (tmp_path / "a.txt").write_text("Late the cook wrote VAR PIGA 414.")
+    (tmp_path / "b.xyz").write_text("not read")
+    result = invoke("answer", "Find VAR PIGA?", str(tmp_path), "--model", "tiny-llama", "--max-new-tokens", "1")
+    kinds = ".txt, .md, .html, .htm, .pdf"
+    line = f"warning: files of {tmp_path} that are not read: 1 .xyz (read are {kinds})"
+    assert [each for each in result.stderr.splitlines() if "not read" in each] == [line]
+
+
 def test_an_error_that_a_command_explains_itself_is_told_once():
     result = invoke("store", "verify", "no/such/folder")
     assert result.exit_code == 2
