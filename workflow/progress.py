@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from logging import WARNING, LogRecord
 from pathlib import Path
 from time import monotonic
+from typing import NamedTuple
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
@@ -54,6 +55,14 @@ class Steps:
         return (self.clock() - self.began) * (whole - done) / done
 
 
+class Job(NamedTuple):
+    """A job that was started."""
+
+    rule: str
+    name: str
+    began: float
+
+
 class LogHandler(LogHandlerBase):
     """Turns Snakemake's events into lines on stderr."""
 
@@ -66,8 +75,7 @@ class LogHandler(LogHandlerBase):
     def __post_init__(self) -> None:
         self.expected: Mapping[str, float] = {}
         self.steps = Steps({}, {})
-        self.jobs: dict[int, tuple[str, str]] = {}  # the rule and the name of each job that was started
-        self.began: dict[int, float] = {}
+        self.jobs: dict[int, Job] = {}
         self.failed = False
 
     def emit(self, record: LogRecord) -> None:
@@ -79,39 +87,39 @@ class LogHandler(LogHandlerBase):
 
     def lines(self, record: LogRecord) -> list[str]:
         """What to show of an event."""
-        told = record.__dict__
-        event = told.get("event")
-        if "expected" in told:  # the Snakefile says how long it expects jobs to take
-            self.expected = told["expected"]
+        fields = record.__dict__
+        event = fields.get("event")
+        if "expected" in fields:  # the Snakefile says how long it expects jobs to take
+            self.expected = fields["expected"]
         elif event == LogEvent.RUN_INFO:
-            self.steps = Steps(told["stats"], self.expected)
+            self.steps = Steps(fields["stats"], self.expected)
             if self.common_settings.dryrun:
                 return [f"{count:4} {rule}" for rule, count in self.steps.counts.items()]
         elif event == LogEvent.JOB_INFO:
-            self.jobs[told["jobid"]] = told["rule_name"], _name(told["rule_name"], told["wildcards"] or {})
-            self.began[told["jobid"]] = self.steps.clock()
+            rule = fields["rule_name"]
+            self.jobs[fields["jobid"]] = Job(rule, _name(rule, fields["wildcards"] or {}), self.steps.clock())
         elif event == LogEvent.JOB_FINISHED:
-            return self._finished(told["job_id"])
+            return self._finished(fields["job_id"])
         elif event == LogEvent.JOB_ERROR:
-            return self._failed(told["jobid"], told["rule_name"], told["log"])
+            return self._failed(fields["jobid"], fields["rule_name"], fields["log"])
         elif event is None or event == LogEvent.ERROR:
             return self._message(record)
         return []
 
-    def _finished(self, job: int) -> list[str]:
-        rule, name = self.jobs[job]
-        if rule in NO_STEP:
+    def _finished(self, number: int) -> list[str]:
+        job = self.jobs[number]
+        if job.rule in NO_STEP:
             return []
         steps = self.steps
-        steps.finished.append(rule)
+        steps.finished.append(job.rule)
         done = len(steps.finished)
-        took = readable_time(steps.clock() - self.began[job])
+        took = readable_time(steps.clock() - job.began)
         left = f"about {readable_time(steps.seconds_left())} left" if done < steps.total else "all done"
-        return [f"{done:{len(str(steps.total))}} of {steps.total}  {name} took {took}; {left}"]
+        return [f"{done:{len(str(steps.total))}} of {steps.total}  {job.name} took {took}; {left}"]
 
-    def _failed(self, job: int, rule: str, logs: list[str]) -> list[str]:
+    def _failed(self, number: int, rule: str, logs: list[str]) -> list[str]:
         self.failed = True
-        _, name = self.jobs.get(job, (rule, rule))
+        name = self.jobs[number].name if number in self.jobs else rule
         reason = next(filter(None, map(_last_line, logs)), "see above")
         where = f" (all of it: {', '.join(logs)})" if logs else ""
         return [f"failed: {name}: {reason}{where}"]
