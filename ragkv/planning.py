@@ -22,6 +22,8 @@ from ragkv.experiment.experiment import Experiment
 from ragkv.models.fingerprint import fingerprint
 from ragkv.models.load import DTYPES
 
+TFLOPS, BANDWIDTH = 400, 2.5  # of a GPU that is not measured, in 1e12 operations and bytes a second
+
 
 def choosing(experiment: Experiment, benchmark: str, task: str, model: PreTrainedModel) -> pd.DataFrame:
     """What choosing takes at most in a task's longest prompt, as a share of a full prefill's operations.
@@ -48,12 +50,18 @@ def choosing(experiment: Experiment, benchmark: str, task: str, model: PreTraine
 def expected_seconds(experiments: list[Experiment]) -> dict[str, float]:
     """Seconds of each of a profile's `steps` on this machine, on average over its models, and of its ``report``.
 
+    A GPU's speed is assumed: if this process measured it, it would keep some of the GPU's memory until it ends.
+
     Raises
     ------
     ValueError
-        The profile asks for a GPU, and there is none; or a model's shape is not known.
+        A model's shape is not known.
     """
-    speed, size = speed_here(experiments[0])
+    first = experiments[0]
+    if device_name(first).startswith("cuda"):
+        speed, size = assumed_speed(TFLOPS, BANDWIDTH), number_bytes(first, on_gpu=True)
+    else:
+        speed, size = speed_here(first)
     by_model = pd.DataFrame([steps(each, plan(each, speed, size), speed, size) for each in experiments])
     return {**by_model.mean(), "report": report_seconds(experiments)}
 
@@ -65,6 +73,14 @@ def speed_here(experiment: Experiment) -> tuple[Speed, int]:
     return measure_speed(device, torch.float32 if size == 4 else torch.bfloat16), size
 
 
+def device_name(experiment: Experiment) -> str:
+    """The profile's device; ``auto`` is a GPU if there is one."""
+    name = experiment.profile.device
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
 def device_of(experiment: Experiment) -> torch.device:
     """Where the profile's models run on this machine.
 
@@ -73,13 +89,11 @@ def device_of(experiment: Experiment) -> torch.device:
     ValueError
         The profile asks for a GPU, and there is none.
     """
-    name = experiment.profile.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = device_name(experiment)
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"the profile {experiment.name} asks for the device {name!r}, and PyTorch sees no GPU here: plan for one "
-            "with --tflops 400 --bandwidth 2.5, or set `device: cpu`"
+            f"with --tflops {TFLOPS} --bandwidth {BANDWIDTH}, or set `device: cpu`"
         )
     return torch.device(name)
 
@@ -116,10 +130,11 @@ def plan_command(
         int | None, typer.Option(min=1, help="How many run side by side (default: one per GPU, or CPU core).")
     ] = None,
     tflops: Annotated[
-        float | None, typer.Option(min=0.001, help="Plan for a GPU of this speed in prefill, in TFLOP/s.")
+        float | None,
+        typer.Option(min=0.001, help=f"Plan for a GPU of this speed in prefill, in TFLOP/s (such as {TFLOPS})."),
     ] = None,
     bandwidth: Annotated[
-        float | None, typer.Option(min=0.001, help="And of this memory bandwidth, in TB/s (default: 2.5).")
+        float | None, typer.Option(min=0.001, help=f"And of this memory bandwidth, in TB/s (such as {BANDWIDTH}).")
     ] = None,
 ) -> None:
     """Estimate how long a profile takes on this machine, and how much it stores."""
@@ -127,7 +142,7 @@ def plan_command(
     first = experiments[0]
     assumed = tflops is not None or bandwidth is not None
     if assumed:
-        speed, size = assumed_speed(tflops or 400, bandwidth or 2.5), number_bytes(first, on_gpu=True)
+        speed, size = assumed_speed(tflops or TFLOPS, bandwidth or BANDWIDTH), number_bytes(first, on_gpu=True)
     else:
         speed, size = speed_here(first)
     jobs = jobs or (1 if assumed else jobs_here(first))
