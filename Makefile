@@ -10,7 +10,8 @@ MINUTES ?= 10
 export PROFILE  # recipes use it as the shell's $$PROFILE, so that its text is never part of a command
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS = ignore::DeprecationWarning
-export PYDEVD_DISABLE_FILE_VALIDATION = 1
+# A kernel that tells errors only: the warnings of Jupyter's own one, which it repeats for every notebook, change nothing.
+export JUPYTER_PATH := $(CURDIR)/workflow/jupyter$(if $(JUPYTER_PATH),:$(JUPYTER_PATH))
 # Jobs run side by side, one core each; a small model gains nothing from more.
 ONE_THREAD = OMP_NUM_THREADS=1 TQDM_MININTERVAL=5 JUPYTER_PLATFORM_DIRS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_PROGRESS_BARS=1
 WHERE = $(if $(EXECUTOR),--workflow-profile workflow/profiles/$(EXECUTOR),--cores $(CORES)) --resources gpu=$(GPUS)

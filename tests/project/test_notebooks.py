@@ -1,6 +1,9 @@
 """Committed notebooks are what a run makes of them, whenever and wherever it is: nothing in them changes by itself."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -94,6 +97,23 @@ def test_run_twice_is_the_same_file(tmp_path):
     printed, read = nbformat.read(path, as_version=4).cells
     assert [output.text for output in printed.outputs] == ["0\n1\n2\n"]
     assert read.outputs[0].data["text/plain"] == "'found'"
+
+
+def test_the_kernel_of_make_prints_no_warnings(tmp_path):
+    shown = subprocess.run(
+        ["make", "--eval=path:; @echo $$JUPYTER_PATH", "path"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    path = write(tmp_path / "n.ipynb", "import sys\nprint(1)\nprint('mine', file=sys.stderr)")
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "--no-progress-bar", path, tmp_path / "o.ipynb"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"JUPYTER_PATH": shown.stdout.strip(), "JUPYTER_PLATFORM_DIRS": "1"},
+    )
+    said = [line for line in done.stderr.splitlines() if "Notebook: " not in line]  # papermill's own lines
+    assert said == ["Executing notebook with kernel: python3"]
+    assert nbformat.read(tmp_path / "o.ipynb", as_version=4).cells[-1].outputs[-1].text == "mine\n"
 
 
 def test_a_notebook_that_fails_is_left_as_it_was(tmp_path):
