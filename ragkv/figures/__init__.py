@@ -6,21 +6,20 @@ from ragkv.figures.fidelity import recovered_over_share
 from ragkv.figures.files import save
 from ragkv.figures.latency import stages, ttft_by_method, ttft_over_length
 from ragkv.figures.limits import attention_speed, roofline
-from ragkv.figures.needle import heat_maps
-from ragkv.figures.style import COLOURS, MARKERS, label
+from ragkv.figures.needle import heat_map
+from ragkv.figures.style import label, looks
 from ragkv.figures.tokens import attention_map, recomputed_tokens
 from ragkv.figures.tradeoff import frontier
 
 __all__ = [
-    "COLOURS",
-    "MARKERS",
     "accuracy_over_share",
     "attention_map",
     "attention_speed",
     "break_even_over_length",
     "frontier",
-    "heat_maps",
+    "heat_map",
     "label",
+    "looks",
     "over_corpus",
     "predicted_over_measured",
     "recomputed_tokens",

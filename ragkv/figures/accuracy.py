@@ -5,31 +5,46 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from ragkv.figures.style import BASELINES, REFERENCE, WIDTH, Look, label, looks, shares_across, styled
+from ragkv.figures.style import (
+    BASELINES,
+    WIDTH,
+    Look,
+    baseline,
+    label,
+    legend_below,
+    looks,
+    method_lines,
+    shares_across,
+    styled,
+)
 from ragkv.results.comparison import summarise
 
 
 @styled
 def accuracy_over_share(rows: pd.DataFrame, title: str) -> Figure:
     """Mean score over the share of document tokens that was really recomputed: a line per method, 95 % intervals."""
-    figure = Figure(figsize=(WIDTH, 3.4))
+    figure = Figure(figsize=(WIDTH, 3.2))
     axes = figure.subplots()
     summary = summarise(rows)
-    for method, style in BASELINES.items():
-        for score in summary.loc[summary["method"] == method, "score"]:
-            axes.axhline(score, linestyle=style, label=method, **REFERENCE)
     curves = without_baselines(summary)
-    lines_over(axes, curves, looks(best_first(curves)), curves["share"] * 100)
+    styles = looks(best_first(curves))
+    lines = method_lines(styles)
+    for method in BASELINES:
+        for score in summary.loc[summary["method"] == method, "score"]:
+            axes.axhline(score, **baseline(method))
+            lines.append(Line2D([], [], label=method, **baseline(method)))
+    lines_over(axes, curves, styles, curves["share"] * 100)
     shares_across(axes)
     axes.set(ylabel="accuracy, 95 % interval", ylim=(-0.03, 1.05), title=title)
-    figure.legend(loc="outside right center")
+    legend_below(figure, lines)
     return figure
 
 
 @styled
 def score_by_method(summary: pd.DataFrame, title: str) -> Figure:
-    """Mean score of each method and ratio with its 95 % interval; the full prefill's score is marked.
+    """Mean score of each method and ratio with its 95 % interval; a dashed line marks the full prefill's score.
 
     Parameters
     ----------
@@ -38,11 +53,14 @@ def score_by_method(summary: pd.DataFrame, title: str) -> Figure:
     """
     figure = Figure(figsize=(WIDTH, 0.8 + 0.2 * len(summary)))
     axes = figure.subplots()
+    styles = looks(summary["method"])
     labels = [label(*key) for key in zip(summary["method"], summary["ratio"], summary["share"], strict=True)]
-    whiskers = spread(summary, "score", "low", "high")
-    axes.errorbar(summary["score"], range(len(labels)), xerr=whiskers, fmt="ko", ecolor="#777777", capsize=3)
     for full in summary.loc[summary["method"] == "full_prefill", "score"]:
-        axes.axvline(full, linestyle="--", **REFERENCE)
+        axes.axvline(full, **baseline("full_prefill"))
+    for row, method in enumerate(summary["method"]):
+        point = summary.iloc[[row]]
+        whiskers = spread(point, "score", "low", "high")
+        axes.errorbar(point["score"], [row], xerr=whiskers, capsize=3, elinewidth=0.9, **styles[method])
     axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel="score, 95 % interval", title=title)
     axes.set_xlim(-0.03, 1.03)
     axes.invert_yaxis()
@@ -63,7 +81,9 @@ def lines_over(
     for method, style in styles.items():
         points = table[table["method"] == method].sort_values("ratio")
         whiskers: Look = {"yerr": spread(points, value, low, high), "capsize": 2, "elinewidth": 0.7}
-        axes.errorbar(across[points.index], points[value], label=method, **style, **whiskers)
+        drawn = axes.errorbar(across[points.index], points[value], label=method, **style, **whiskers)
+        for part in (*drawn.lines[1], *drawn.lines[2]):
+            part.set_alpha(0.5)  # the whiskers of other methods at the same share show through
 
 
 def without_baselines(table: pd.DataFrame) -> pd.DataFrame:

@@ -13,10 +13,11 @@ from matplotlib.colors import to_hex
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ragkv.figures.style import EVIDENCE
 from ragkv.prompt import Ids, Prompt
 
 _RECOMPUTED = "background:#F5C77E;color:#1A1A1A;border-radius:2px"
-_EVIDENCE = "font-weight:bold;text-decoration:none;border-bottom:3px solid #0072B2"
+_EVIDENCE = f"font-weight:bold;text-decoration:none;border-bottom:3px solid {EVIDENCE}"
 _CHUNK = "margin:0 0 .8em;padding-left:.6em;border-left:2px solid #888"
 _LEVELS = [to_hex(colormaps["cividis"](level / 15)) for level in range(16)]
 

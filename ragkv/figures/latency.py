@@ -3,29 +3,30 @@
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ragkv.figures.style import (
-    REFERENCE,
     WIDTH,
     Look,
+    baseline,
     check_columns,
     label,
     legend_below,
     lengths_across,
     looks,
+    method_lines,
     styled,
 )
 from ragkv.results.comparison import shares
 
 FROM = {"cuda": "the GPU", "pinned": "pinned memory", "page cache": "the page cache", "disk": "the disk"}
 STAGES = ("open", "load", "select", "compute")
-BARS = {  # colour and hatching of a stage
+FULL: Look = {"linestyle": "--"}  # full prefills load nothing
+BARS = {  # brightness and hatching of a stage; colours stand for methods
     "open": ("#000000", ""),
-    "load": ("#56B4E9", "////"),
-    "select": ("#E69F00", "xxxx"),
-    "compute": ("#999999", ""),
-    "not split": ("#DDDDDD", "...."),
+    "load": ("#666666", "////"),
+    "select": ("#A0A0A0", "xxxx"),
+    "compute": ("#CCCCCC", ""),
+    "not split": ("#E4E4E4", "...."),
 }
 
 
@@ -72,15 +73,15 @@ def ttft_over_length(rows: pd.DataFrame, title: str) -> Figure:
     for panel, tier in zip(panels, tiers or [""], strict=True):
         in_panel = rows[rows["tier"].isin(["", tier])]
         for (own_tier, name), points in in_panel.groupby(["tier", "name"], sort=False):
-            line = "-" if own_tier else "--"
-            panel.plot(points["tokens"], points["p50"], linestyle=line, label=name, **styles[name])
+            style = styles[name] if own_tier else styles[name] | FULL
+            panel.plot(points["tokens"], points["p50"], label=name, **style)
         panel.set(yscale="log", title=f"from {FROM.get(tier, tier)}" if tier else "", xlabel="prompt (tokens)")
         lengths_across(panel, rows["tokens"])
     panels[0].set(ylabel="median TTFT (ms)")
     figure.suptitle(title)
-    lines = rows.groupby("name", sort=False)["tier"].first().map(lambda tier: "-" if tier else "--")
-    handles = [Line2D([], [], linestyle=lines[name], label=name, **style) for name, style in styles.items()]
-    legend_below(figure, handles)
+    for name in rows.loc[rows["tier"] == "", "name"].unique():
+        styles[name] = styles[name] | FULL
+    legend_below(figure, method_lines(styles))
     return figure
 
 
@@ -132,7 +133,7 @@ def ttft_by_method(rows: pd.DataFrame, title: str) -> Figure:
 
 def _stacked(parts: pd.DataFrame, full: pd.Series, title: str) -> Figure:
     """Milliseconds by stage, a bar per row; the full prefill's time is a dashed line."""
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.19 * len(parts)))
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.19 * len(parts)))
     axes = figure.subplots()
     rows, left = range(len(parts)), np.zeros(len(parts))
     for name in (stage for stage in parts if parts[stage].any()):
@@ -141,8 +142,8 @@ def _stacked(parts: pd.DataFrame, full: pd.Series, title: str) -> Figure:
         axes.barh(rows, parts[name], left=left, label=name, **style)
         left += parts[name].to_numpy()
     for value in full:
-        axes.axvline(value, linestyle="--", **REFERENCE)
+        axes.axvline(value, **baseline("full_prefill"))
     axes.set(yticks=rows, yticklabels=list(parts.index), xlabel="median TTFT (ms)", title=title)
     axes.set_ylim(len(parts) - 0.4, -0.6)
-    figure.legend(loc="outside right center")
+    figure.legend(loc="outside lower center", ncols=len(BARS))
     return figure

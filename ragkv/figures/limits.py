@@ -9,7 +9,17 @@ from matplotlib.lines import Line2D
 
 from ragkv.costs.records import ON_GPU
 from ragkv.figures.latency import bench_names
-from ragkv.figures.style import REFERENCE, WIDTH, Look, check_columns, legend_below, lengths_across, looks, styled
+from ragkv.figures.style import (
+    REFERENCE,
+    WIDTH,
+    Look,
+    check_columns,
+    legend_below,
+    lengths_across,
+    looks,
+    method_lines,
+    styled,
+)
 
 
 @styled
@@ -17,8 +27,9 @@ def roofline(rows: pd.DataFrame, ceilings: Mapping[str, float], title: str) -> F
     """The speed that prefills reach over their arithmetic intensity, under the machine's two ceilings.
 
     Speed is the operations that a prefill needs over its median TTFT, intensity the same operations over the bytes that
-    must move through the GPU's memory. Larger markers are longer prompts. Hollow markers are prefills whose keys and
-    values come from outside the GPU: loading them is a third limit, which has no line here.
+    must move through the GPU's memory. A thin line joins prefills of one method and setting. Larger markers are longer
+    prompts. Hollow markers are prefills whose keys and values come from outside the GPU: loading them is a third limit,
+    which has no line here.
 
     Parameters
     ----------
@@ -38,27 +49,24 @@ def roofline(rows: pd.DataFrame, ceilings: Mapping[str, float], title: str) -> F
     sizes = {tokens: 10.0 * 2**place for place, tokens in enumerate(sorted(rows["tokens"].unique()))}  # points^2
     figure = Figure(figsize=(WIDTH, 4.2))
     axes = figure.subplots()
-    styles = looks(rows["name"])
-    for (name, tier), points in rows.groupby(["name", "tier"], sort=False):
-        colour = styles[name]["color"]
+    styles = looks(rows["selector"])
+    for (selector, _, tier), points in rows.groupby(["selector", "name", "tier"], sort=False):
+        colour = styles[selector]["color"]
         fill = colour if tier in ON_GPU else "white"
-        style: Look = {"marker": styles[name]["marker"], "edgecolors": colour, "facecolors": fill}
+        style: Look = {"marker": styles[selector]["marker"], "edgecolors": colour, "facecolors": fill}
         axes.plot(points["intensity"], points["tflops"], color=colour, linewidth=0.5)
         axes.scatter(points["intensity"], points["tflops"], s=points["tokens"].map(sizes), zorder=3, **style)
     _roof(axes, ceilings, rows["intensity"])
     axes.set(xscale="log", yscale="log", title=title)
     axes.set(xlabel="operations per byte moved in the GPU's memory", ylabel="TFLOP/s reached")
     axes.grid()
-    handles = [
-        Line2D([], [], linestyle="", label=name, color=style["color"], marker=style["marker"])
-        for name, style in styles.items()
-    ]
+    handles = method_lines({selector: style | {"linestyle": ""} for selector, style in styles.items()})
     dots: Look = {"color": "#555555", "marker": "o", "linestyle": ""}
     for tokens, size in sizes.items():
         handles.append(Line2D([], [], markersize=size**0.5, label=f"{tokens:,} tokens", **dots))
     if set(rows["tier"]) - set(ON_GPU):
         handles.append(Line2D([], [], markerfacecolor="white", label="from outside the GPU", **dots))
-    legend_below(figure, handles, columns=4)
+    legend_below(figure, handles)
     return figure
 
 
@@ -71,9 +79,9 @@ def _roof(axes: Axes, ceilings: Mapping[str, float], intensity: pd.Series) -> No
     axes.annotate(
         f"matrix products, {speed:.0f} TFLOP/s", (high, speed), (0, 3), textcoords="offset points", ha="right"
     )
-    half = (low * ridge) ** 0.5
+    below = low**0.25 * ridge**0.75
     text = f"memory, {1e3 * bandwidth:,.0f} GB/s"
-    axes.annotate(text, (half, half * bandwidth), (-4, 4), textcoords="offset points", ha="right")
+    axes.annotate(text, (below, below * bandwidth), (-6, 2), textcoords="offset points", ha="right")
 
 
 @styled

@@ -1,40 +1,80 @@
-"""Where needles are found: scores over the needle's depth and the text's length."""
+"""Where needles are found: every method over the needle's depth and the text's length."""
 
-from textwrap import fill
-
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from ragkv.figures.style import WIDTH, label, styled
-from ragkv.results.comparison import grid, shares
+from ragkv.results.comparison import GROUP, shares
 
-ACROSS = 4  # panels in a row
+READABLE = 12  # columns whose cells have room for a number
+FLOOR = 1e-4  # nats: smaller divergences have the darkest colour
+FOUND = 0.5  # a lower score is a needle that was not found
 
 
 @styled
-def heat_maps(rows: pd.DataFrame, title: str) -> Figure:
-    """Scores over depth and length: a panel per method and ratio, with its mean in the title.
+def heat_map(rows: pd.DataFrame, title: str) -> Figure:
+    """A row per method and ratio, the best first, and a column per length and depth of the needle.
+
+    The colour is the KL divergence from full prefill along the answer, which differs between methods that find every
+    needle, too; without a full prefill it is the score. Cells show the score where there is room; a cross marks needles
+    that were not found (a score below 0.5).
 
     Parameters
     ----------
     rows
         Results with a ``depth`` and a ``length`` each.
     """
-    grids, recomputed = grid(rows), shares(rows)
-    across = min(ACROSS, len(grids))
-    down = -(-len(grids) // across)
-    figure = Figure(figsize=(WIDTH * (across + 0.4) / (ACROSS + 0.4), 1.7 * down + 0.6))
-    panels: list = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
-    for panel, (key, table) in zip(panels, grids.items(), strict=False):
-        image = panel.imshow(table, vmin=0, vmax=1, cmap="cividis", aspect="auto")
-        panel.set_title(fill(f"{label(*key, recomputed[key])}: {table.to_numpy().mean():.2f}", 24), fontsize=8)
-        panel.set_xticks(range(table.shape[1]), [f"{length:g}" for length in table.columns], rotation=45)
-        panel.set_yticks(range(table.shape[0]), [f"{depth:g}" for depth in table.index])
-        panel.tick_params(labelsize=7)
-    for panel in panels[len(grids) :]:
-        panel.set_visible(False)
-    figure.supxlabel("length (tokens)")
-    figure.supylabel("depth (%)")
-    figure.suptitle(title)
-    figure.colorbar(image, ax=figure.axes, label="score", shrink=0.8)
+    by_kl = "kl" in rows and rows["kl"].notna().any()
+    shown = rows[rows["method"] != "full_prefill"] if by_kl and (rows["method"] != "full_prefill").any() else rows
+    value = "kl" if by_kl else "score"
+    scores = _table(rows, "score")
+    colours = _table(shown, value)
+    means = colours.mean(axis=1)
+    colours = colours.loc[means.sort_values(ascending=by_kl, kind="stable").index]
+    scores = scores[colours.columns]
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.21 * len(colours)))
+    axes = figure.subplots()
+    if by_kl:
+        lowest = max(colours.min().min(), FLOOR)
+        highest = max(colours.max().max(), 2 * lowest)
+        image = axes.imshow(colours.clip(lower=lowest), norm=LogNorm(lowest, highest), cmap="cividis_r", aspect="auto")
+    else:
+        image = axes.imshow(colours, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    for row, key in enumerate(colours.index):
+        for column, score in enumerate(scores.loc[key]):
+            dark = np.dot(image.cmap(image.norm(colours.iloc[row, column]))[:3], (0.299, 0.587, 0.114)) < 0.5
+            missed = "x" if score < FOUND else ""
+            text = f"{score:.2f} {missed}".strip() if colours.shape[1] <= READABLE else missed
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    recomputed = shares(rows)
+    names = [label(method, ratio, recomputed[method, ratio]) for method, ratio in colours.index]
+    axes.set_yticks(range(len(colours)), names)
+    _columns(axes, list(colours.columns))
+    full = rows.loc[rows["method"] == "full_prefill", "score"]
+    note = f"\nscore of full_prefill: {full.mean():.2f}" if by_kl and len(full) else ""
+    axes.set_title(title + note)
+    figure.colorbar(image, ax=axes, label="KL from full prefill (nats)" if by_kl else "score", shrink=0.9, pad=0.02)
     return figure
+
+
+def _table(rows: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Means, a row per method and ratio and a column per length and depth."""
+    return rows.pivot_table(index=GROUP, columns=["length", "depth"], values=value, sort=True)
+
+
+def _columns(axes: Axes, columns: list[tuple[float, float]]) -> None:
+    """Depths below each column, and below them the lengths, with a line between two lengths."""
+    axes.set_xticks(range(len(columns)), [f"{depth:g}" for _, depth in columns])
+    axes.tick_params(length=0)
+    lengths = [length for length, _ in columns]
+    for start in (place for place in range(1, len(columns)) if lengths[place] != lengths[place - 1]):
+        axes.axvline(start - 0.5, color="white", linewidth=3)
+    below = axes.secondary_xaxis(-0.0)
+    middles = {length: np.mean([place for place, one in enumerate(lengths) if one == length]) for length in lengths}
+    below.set_xticks(list(middles.values()), [f"\n{length:,g} tokens" for length in middles])
+    below.tick_params(length=0)
+    below.spines["bottom"].set_visible(False)
+    axes.set_xlabel("depth of the needle (%), and length of the document", labelpad=14)

@@ -1,13 +1,13 @@
 """What all figures have in common: sizes, fonts, and the colour and marker of each method."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
-from itertools import count
 from typing import Any, ParamSpec
 
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.style import context
@@ -18,12 +18,34 @@ P = ParamSpec("P")
 Look = dict[str, Any]  # keyword arguments of matplotlib
 
 WIDTH = 7.0  # inches: the width of a page's text
-# Okabe and Ito's colours for the colour-blind, with grey instead of yellow, which is too pale on paper.
-COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999"]
-MARKERS = "osD^vP*X"
+CHARACTERS = 92  # of a legend, in this width
+# The colour and marker of every built-in method, in all figures. Eight colours are Okabe and Ito's, the others Paul
+# Tol's: both for the colour-blind.
+METHODS = {
+    "a3": ("#000000", "o"),
+    "probe": ("#E69F00", "s"),
+    "cacheblend": ("#56B4E9", "D"),
+    "epic": ("#009E73", "^"),
+    "surprisal": ("#D55E00", "v"),
+    "random": ("#0072B2", "P"),
+    "full_reuse": ("#CC79A7", "*"),
+    "full_prefill": ("#777777", "X"),
+    "transformers": ("#332288", "p"),
+    "a3_blend": ("#999933", "<"),
+    "tail": ("#44AA99", ">"),
+    "cat": ("#661100", "h"),
+}
+OTHERS = ("#AA4499", "#117733", "#8C564B", "#7F7F00", "#4B0082")  # colours of other methods
+OTHER_MARKERS = "d8HpshD<"  # as many as have no divisor in common with the colours: 40 pairs
+EVIDENCE = "#C2185B"  # not the colour of any method
+CONTEXTS: dict[str, Look] = {  # what a method's line and marker have with each context
+    "behind the prefix": {"linestyle": "--", "fillstyle": "none"},
+    "behind a learned context": {"linestyle": "-.", "fillstyle": "bottom"},
+}
+SETTINGS = (":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 3)))  # a method's lines with other settings, in turn
+FILLS = ("none", "left", "right", "top")  # markers of other settings, in turn
 BASELINES = {"full_prefill": "--", "full_reuse": ":"}  # methods without a ratio: a line across
-REFERENCE: Look = {"color": "#555555", "linewidth": 1.0}  # of lines that methods are compared with
-USUAL = ("a3", "probe", "cacheblend", "epic", "surprisal", "random", "full_reuse", "full_prefill", "transformers")
+REFERENCE: Look = {"color": "#555555", "linewidth": 1.0}  # of lines that are no method
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
     "font.size": 8,
@@ -59,29 +81,58 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return drawn
 
 
-def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """The colour and marker of each method: the usual ones look the same in all figures, others take what is free.
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """The colour, marker and line of each method, the same whatever their order.
 
-    A method with a setting (``"a3 15%"``, ``"a3 after the prefix"``) has the colour of the plain method. It also has
-    its marker, unless the plain method or another setting is in the same figure: then its own marker, and hollow.
+    Built-in methods look the same in all figures. Methods of one's own take the other colours, in alphabetical order.
+    A method with a context or another setting (``"a3 behind the prefix"``, ``"a3 15%"``) has the plain method's colour
+    and marker. The marker is hollow or half filled, and the line is broken. Without the plain method in the figure, the
+    first setting that is not a context looks like it.
     """
-    names = list(dict.fromkeys(methods))
-    found: dict[str, Look] = {}
-    variants: Counter[str] = Counter()
-    for name in sorted(names, key=lambda name: name not in USUAL):  # plain methods first
-        method = name.split(" ")[0]
-        if method in USUAL:
-            found[name] = look(USUAL.index(method), variants[method])
-            variants[method] += 1
-    free = (place for place in count() if place >= len(USUAL) or USUAL[place] not in variants)
-    return {name: found[name] if name in found else look(next(free)) for name in names}
+    shown = list(dict.fromkeys(names))
+    plain = [name for name in shown if _method(name) == name]
+    others = sorted(name for name in plain if name not in METHODS)
+    found = {name: look(name) if name in METHODS else _other(others.index(name)) for name in plain}
+    for method in dict.fromkeys(map(_method, shown)):
+        settings = sorted(
+            name for name in shown if name not in plain and _method(name) == method and _setting(name) not in CONTEXTS
+        )
+        if method not in plain and settings:
+            found[settings.pop(0)] = look(method)
+        for number, name in enumerate(settings):
+            found[name] = look(method) | {
+                "linestyle": SETTINGS[number % len(SETTINGS)],
+                "fillstyle": FILLS[number % len(FILLS)],
+            }
+    for name in shown:
+        if name not in found:
+            found[name] = look(_method(name)) | CONTEXTS[_setting(name)]
+    return {name: found[name] for name in shown}
 
 
-def look(place: int, variant: int = 0) -> Look:
-    """The colour and marker number `place`; no two of the first 64 share both. Variants have hollow markers."""
-    size = len(COLOURS)
-    style: Look = {"color": COLOURS[place % size], "marker": MARKERS[(place + place // size + variant) % size]}
-    return style | {"markerfacecolor": "white"} if variant else style
+def look(method: str) -> Look:
+    """The colour and marker of a built-in method."""
+    colour, marker = METHODS[method]
+    return {"color": colour, "marker": marker}
+
+
+def baseline(method: str) -> Look:
+    """The line across a figure that stands for a method without a ratio: its colour, dashed or dotted."""
+    return {"color": look(method)["color"], "linestyle": BASELINES[method], "linewidth": 1.2}
+
+
+def _method(name: str) -> str:
+    """The built-in method that a name begins with; the whole name of any other method."""
+    first = name.split(" ")[0]
+    return first if first in METHODS else name
+
+
+def _setting(name: str) -> str:
+    return name.removeprefix(_method(name)).strip()
+
+
+def _other(number: int) -> Look:
+    return {"color": OTHERS[number % len(OTHERS)], "marker": OTHER_MARKERS[number % len(OTHER_MARKERS)]}
 
 
 def label(method: str, ratio: float, share: float | None = None) -> str:
@@ -103,9 +154,24 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g}%"
 
 
-def legend_below(figure: Figure, handles: Iterable[Line2D], columns: int = 5) -> None:
-    """One legend for all panels, below them."""
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
+def legend_below(figure: Figure, handles: Iterable[Line2D]) -> None:
+    """One legend for all panels, below them, in as many columns as fit; the figure grows by its height."""
+    lines = list(handles)
+    longest = max((len(str(line.get_label())) for line in lines), default=0)
+    columns = max(1, min(5, CHARACTERS // (longest + 7)))  # a line and its marker take the width of 7 characters
+    rows = -(-len(lines) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.16 * rows)
+    figure.legend(handles=lines, loc="outside lower center", ncols=columns)
+
+
+def shades_of(count: int) -> list[str]:
+    """Colours of things that have an order and are no methods, from dark to light."""
+    return [to_hex(colormaps["cividis"](0.9 * place / max(1, count - 1))) for place in range(count)]
+
+
+def method_lines(styles: Mapping[str, Look]) -> list[Line2D]:
+    """What a legend shows of methods."""
+    return [Line2D([], [], label=method, **style) for method, style in styles.items()]
 
 
 def shares_across(axes: Axes) -> None:

@@ -166,7 +166,7 @@ def set_by_hand(experiment: Experiment) -> str:
 def score_figure(rows: pd.DataFrame, title: str) -> Figure:
     """The figure that suits a task: heat maps over depth and length, curves over ratios, or intervals by method."""
     if has_depths(rows):
-        return figures.heat_maps(rows, title)
+        return figures.heat_map(rows, title)
     if has_ratios(rows):
         return figures.accuracy_over_share(rows, title)
     return figures.score_by_method(summarise(rows), title)

@@ -122,11 +122,3 @@ def scores_by_task(results: dict[str, pd.DataFrame], by: str | None = None) -> p
     order = [key for key in next(iter(columns.values())).index if key in table.index]
     table = table.reindex(order)
     return table.assign(average=table.mean(axis=1))
-
-
-def grid(rows: pd.DataFrame, down: str = "depth", across: str = "length") -> dict[tuple[str, float], pd.DataFrame]:
-    """Mean scores over two labels: one table per method and ratio."""
-    return {
-        key: part.pivot_table(index=down, columns=across, values="score", aggfunc="mean")
-        for key, part in rows.groupby(GROUP, sort=False)
-    }

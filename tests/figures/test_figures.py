@@ -16,7 +16,7 @@ from PIL import Image
 
 from ragkv import figures
 from ragkv.figures.latency import BARS
-from ragkv.figures.style import COLOURS, USUAL, label, look, looks
+from ragkv.figures.style import METHODS, OTHERS, label, look, looks
 from ragkv.results.comparison import summarise
 from ragkv.results.fidelity import fidelity_by_method
 from ragkv.results.frontier import costs
@@ -62,7 +62,7 @@ def bench() -> pd.DataFrame:
 DRAWN = {
     "accuracy_over_share": lambda: figures.accuracy_over_share(results(), "t"),
     "score_by_method": lambda: figures.score_by_method(summarise(results()), "t"),
-    "heat_maps": lambda: figures.heat_maps(results(), "t"),
+    "heat_map": lambda: figures.heat_map(results(), "t"),
     "frontier": lambda: figures.frontier(costs(results()), "t"),
     "recovered_over_share": lambda: figures.recovered_over_share(fidelity_by_method(results()), "t"),
     "recomputed_tokens": lambda: figures.recomputed_tokens(SELECTED, 60, title="t", **PLACES),
@@ -104,12 +104,30 @@ def test_both_files_say_where_they_come_from(name, saved):
     assert b"/FontFile2" in printed or b"/Type0" in printed  # TrueType: its text can be selected
 
 
-@given(st.lists(st.sampled_from([*USUAL, "mine", "a3 at layer 2", "probe on fp8", "other", "third"]), unique=True))
-def test_a_usual_method_looks_the_same_in_any_company(names):
+SETTINGS = ["a3 at layer 2", "a3 at layer 3", "probe on fp8", "probe behind the prefix", "a3 behind a learned context"]
+NAMES = st.lists(st.sampled_from([*METHODS, *SETTINGS, "mine", "other", "third"]), unique=True)
+
+
+@given(NAMES, st.randoms())
+def test_a_method_looks_the_same_in_any_company(names, random):
+    """Built-in methods and contexts in all figures, and all others wherever the same methods are compared."""
     shown = looks(names)
     assert list(shown) == names
-    assert all(shown[name] == look(USUAL.index(name)) for name in names if name in USUAL)
-    assert len({tuple(sorted(style.items())) for style in shown.values()}) == len(names)
+    assert all(shown[name] == look(name) for name in names if name in METHODS)
+    assert all(shown[name] == looks([name])[name] for name in names if "behind" in name)
+    assert shown == looks(random.sample(names, len(names)))
+    assert len({str(sorted(style.items())) for style in shown.values()}) == len(names)
+
+
+@given(NAMES)
+def test_no_two_methods_share_a_colour(names):
+    """Settings have the colour and the marker of their method, and of no other."""
+    methods = {}
+    for name, style in looks(names).items():
+        method = name.split(" ")[0]
+        assert methods.setdefault(style["color"], method) == method
+        if method in METHODS:
+            assert (style["color"], style["marker"]) == METHODS[method]
 
 
 def luminance(colour) -> float:
@@ -118,12 +136,12 @@ def luminance(colour) -> float:
 
 def test_neighbours_differ_in_grey():
     """Eight methods by marker, adjacent stages by hatching or brightness, scores by brightness."""
-    assert len({style["marker"] for style in looks(USUAL[:8]).values()}) == 8
+    assert len({marker for _, marker in METHODS.values()}) == len(METHODS)
     for (one, hatch), (other, next_hatch) in pairwise(BARS.values()):
         assert hatch != next_hatch or abs(luminance(one) - luminance(other)) > 0.15
     greys = [luminance(matplotlib.colormaps["cividis"](value)) for value in np.linspace(0, 1, 50)]
     assert np.all(np.diff(greys) > 0)
-    assert len(set(COLOURS)) == 8
+    assert len({colour for colour, _ in METHODS.values()} | set(OTHERS)) == len(METHODS) + len(OTHERS)
 
 
 def curves_of(axes) -> dict[str, np.ndarray]:
@@ -144,11 +162,12 @@ def test_accuracies_stand_at_what_was_recomputed():
 
 
 def test_the_gap_is_drawn_at_what_was_recomputed():
-    table = fidelity_by_method(results())
+    rows = results()
+    better = rows["method"] == "full_prefill"
+    rows["score"] = rows["score"].mask(better, 1.0).mask(rows["method"] == "full_reuse", 0.0)
+    table = fidelity_by_method(rows)
     by_kl, by_score = figures.recovered_over_share(table, "t").axes
     for panel, column in ((by_kl, "recovered_kl"), (by_score, "recovered_score")):
-        if table[column].isna().all():
-            continue
         for method, points in curves_of(panel).items():
             expected = table.loc[table["method"] == method, ["share", column]].to_numpy() * [100, 1]
             assert points == pytest.approx(expected)
@@ -156,6 +175,47 @@ def test_the_gap_is_drawn_at_what_was_recomputed():
         assert table[column].between(low, high).all()
         across = [line.get_ydata()[0] for line in panel.lines if len(set(line.get_ydata())) == 1]
         assert {0, 1} <= set(across)
+
+
+def test_a_gap_of_one_answer_has_no_panel():
+    rows = results()
+    full = rows["method"] == "full_prefill"
+    rows["score"] = 0.0
+    rows.loc[full & (rows["prompt"] == "128-0"), "score"] = 1.0
+    (panel,) = figures.recovered_over_share(fidelity_by_method(rows), "t").axes
+    assert panel.get_title() == "KL along the answer"
+
+
+def test_bytes_have_a_panel_only_where_they_differ():
+    rows = results()
+    assert len(figures.frontier(costs(rows), "t").axes) == 2
+    rows.loc[rows["method"] == "epic", "stored_bytes"] /= 2
+    assert len(figures.frontier(costs(rows), "t").axes) == 3
+
+
+@pytest.mark.parametrize("value", ["kl", "score"])
+def test_the_needle_figure_has_every_method_and_place(value):
+    """The best method first; its colours are the divergence, or the score where there is none."""
+    rows = results() if value == "kl" else results().drop(columns="kl")
+    axes = figures.heat_map(rows, "t").axes[0]
+    means = rows.groupby(["method", "ratio"])[value].mean()
+    means = means.drop("full_prefill") if value == "kl" else means
+    order = means.sort_values(ascending=value == "kl").index
+    names = [tick.get_text().split(" (")[0] for tick in axes.get_yticklabels()]
+    assert names == [label(*key) for key in order]
+    expected = rows.pivot_table(index=["method", "ratio"], columns=["length", "depth"], values=value).loc[order]
+    np.testing.assert_allclose(axes.images[0].get_array().data, expected.to_numpy())
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "50", "100"] * 2
+
+
+def test_a_cross_marks_needles_that_were_not_found():
+    rows = results()
+    axes = figures.heat_map(rows, "t").axes[0]
+    scores = rows.pivot_table(index=["method", "ratio"], columns=["length", "depth"], values="score")
+    texts = [text.get_text() for text in axes.texts]
+    missed = (scores.drop("full_prefill") < 0.5).to_numpy()
+    assert sum(text.endswith("x") for text in texts) == missed.sum()
+    assert len(texts) == missed.size
 
 
 def test_without_plain_reuse_the_divergence_itself_is_drawn():
@@ -188,19 +248,18 @@ def test_labels_of_every_method_say_what_was_recomputed():
         names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
         assert names[:3] == ["full_prefill", "full_reuse", "a3 5%"]
         assert names[5:] == ["epic 5% (1.67%)", "epic 15% (5%)", "epic 30% (10%)", "surprisal 15%"]
-    titles = [panel.get_title().replace("\n", " ") for panel in figures.heat_maps(rows, "t").axes]
-    assert titles[5].startswith("epic 5% (1.67%): ")
+    names = [tick.get_text() for tick in figures.heat_map(rows, "t").axes[0].get_yticklabels()]
+    assert {"full_reuse", "a3 5%", "epic 5% (1.67%)", "epic 30% (10%)", "surprisal 15%"} <= set(names)
 
 
-def test_settings_of_a_method_have_its_colour():
-    shown = looks(["a3 after the prefix", "mine", "a3", "a3 on fp8", "probe 15%"])
-    plain = look(USUAL.index("a3"))
-    assert shown["a3"] == plain
-    variants = [shown["a3 after the prefix"], shown["a3 on fp8"]]
-    assert all(style["color"] == plain["color"] and style["markerfacecolor"] == "white" for style in variants)
-    assert len({plain["marker"], *(style["marker"] for style in variants)}) == 3
-    assert shown["probe 15%"] == look(USUAL.index("probe"))
-    assert shown["mine"]["color"] not in (plain["color"], shown["probe 15%"]["color"])
+def test_settings_of_a_method_have_other_lines_and_fillings():
+    shown = looks(["a3 behind the prefix", "mine", "a3", "a3 on fp8", "probe 15%"])
+    variants = [shown["a3 behind the prefix"], shown["a3 on fp8"]]
+    assert all(style.items() >= look("a3").items() for style in variants)
+    assert variants[0]["linestyle"] != variants[1]["linestyle"]
+    assert "full" not in {style["fillstyle"] for style in variants}
+    assert shown["probe 15%"] == look("probe"), "the only setting looks like the method"
+    assert shown["mine"]["color"] in OTHERS
 
 
 def test_every_recomputed_token_and_chunk_is_drawn():
