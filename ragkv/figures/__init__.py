@@ -1,8 +1,9 @@
 """Every figure, drawn from a table of results; one style, readable in grey and by the colour-blind."""
 
 from ragkv.figures.accuracy import accuracy_over_share, score_by_method
+from ragkv.figures.by_task import has_depths, has_ratios, score_figure
 from ragkv.figures.capacity import break_even_over_length, over_corpus, predicted_over_measured
-from ragkv.figures.fidelity import recovered_over_share
+from ragkv.figures.fidelity import gaps, recovered_over_share
 from ragkv.figures.files import save
 from ragkv.figures.latency import stages, ttft_by_method, ttft_over_length
 from ragkv.figures.limits import attention_speed, roofline
@@ -17,6 +18,9 @@ __all__ = [
     "attention_speed",
     "break_even_over_length",
     "frontier",
+    "gaps",
+    "has_depths",
+    "has_ratios",
     "heat_map",
     "label",
     "looks",
@@ -27,6 +31,7 @@ __all__ = [
     "roofline",
     "save",
     "score_by_method",
+    "score_figure",
     "stages",
     "ttft_by_method",
     "ttft_over_length",

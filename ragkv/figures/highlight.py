@@ -64,7 +64,7 @@ def highlight(
         parts.append(f'<div style="{_CHUNK}">{_caption(number, recomputed, proven)}')
         if weights is not None:
             parts.append(_strip(weights, slice(span.start - start, span.stop - start), len(span) / longest))
-        pieces = [(text, any(recomputed[tokens]), any(proven[tokens])) for text, tokens in _pieces(tokenizer, ids)]
+        pieces = [(text, any(recomputed[tokens]), any(proven[tokens])) for text, tokens in token_texts(tokenizer, ids)]
         parts.append(f'<p style="margin:0;white-space:pre-wrap">{_marked(pieces)}</p></div>')
     return f'<div style="font-family:monospace;font-size:90%;line-height:1.5">{"".join(parts)}</div>'
 
@@ -84,7 +84,7 @@ def _marked(pieces: Iterable[tuple[str, bool, bool]]) -> str:
     return "".join(html)
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Ids) -> Iterator[tuple[str, slice]]:
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Ids) -> Iterator[tuple[str, slice]]:
     """The text that each token adds to those before it, and which token it is: several, if they share a character."""
     start, before = 0, ids[:0]  # of the tokens whose text is not known yet; the tokens just before them
     for stop in range(1, len(ids) + 1):

@@ -7,10 +7,11 @@ import pandas as pd
 
 from ragkv.figures import label
 from ragkv.report.render import render
-from ragkv.report.tables import as_html
+from ragkv.report.tables import BREAK, as_html
 from ragkv.results.comparison import GROUP
 from ragkv.results.files import read_json
 from ragkv.results.outputs import reports, summaries
+from ragkv.results.ranking import FEWEST
 
 
 def write_index(root: str | Path) -> Path:
@@ -33,18 +34,50 @@ def write_index(root: str | Path) -> Path:
 def _model(name: str, files: list[Path]) -> dict:
     """One row of the table: a model's mean scores over its tasks, and where they were measured."""
     tasks = [read_json(path, "of the benchmark") for path in files]
-    by_task = [pd.DataFrame(task["summary"]).set_index(GROUP) for task in tasks]
-    means = pd.DataFrame({number: table["score"] for number, table in enumerate(by_task)}).dropna().mean(axis=1)
-    recorded = [table["share"] for table in by_task if "share" in table]  # older summaries do not have it
-    shares = pd.concat(recorded).groupby(level=GROUP).mean() if recorded else pd.Series()
-    row: dict = {"model": name, "tasks": len(tasks)}
-    row["prompts"] = sum(task["summary"][0]["prompts"] for task in tasks)
+    means = _means([pd.DataFrame(task["summary"]).set_index(GROUP) for task in tasks])
+    prompts = sum(task["summary"][0]["prompts"] for task in tasks)
+    row: dict = {"model": name, "tasks": len(tasks), "prompts": prompts}
     for method, ratio in (("full_prefill", 1.0), ("full_reuse", 0.0)):
-        row[method] = means.get((method, ratio), float("nan"))
+        row[method] = _shown(means.loc[(method, ratio)]) if (method, ratio) in means.index else ""
     partial = means[[0 < ratio < 1 for _, ratio in means.index]]
-    partial = partial.sort_index(level="ratio", sort_remaining=False)  # ties go to the smallest ratio
     if len(partial):
-        best: Any = partial.idxmax()
-        method, ratio = best
-        row |= {"best": partial.max(), "by": label(method, ratio, shares.get(best))}
+        row |= _best(partial) if prompts >= FEWEST else {"best": f"fewer than {FEWEST} prompts", "by": ""}
     return row | {key: tasks[0]["provenance"][key] for key in ("device", "dtype", "commit")}
+
+
+def _means(by_task: list[pd.DataFrame]) -> pd.DataFrame:
+    """Mean scores over tasks, with the 95 % interval of the mean and the mean share, at what all tasks were run with.
+
+    Prompts of different tasks are independent, so the squares of the distances to the ends of their intervals add up.
+    """
+    scores, lows, highs = (
+        pd.DataFrame({number: table[column] for number, table in enumerate(by_task)}).dropna()
+        for column in ("score", "low", "high")
+    )
+    means = scores.mean(axis=1).to_frame("score")
+    means["low"] = means["score"] - _combined(scores - lows)
+    means["high"] = means["score"] + _combined(highs - scores)
+    recorded = [table["share"] for table in by_task if "share" in table]  # older summaries do not have it
+    means["share"] = pd.concat(recorded).groupby(level=GROUP).mean() if recorded else float("nan")
+    return means
+
+
+def _combined(distances: pd.DataFrame) -> pd.Series:
+    """The distance of an interval's end from the mean over tasks, from its distance in each task."""
+    return (distances.clip(lower=0) ** 2).sum(axis=1) ** 0.5 / distances.shape[1]
+
+
+def _best(partial: pd.DataFrame) -> dict[str, str]:
+    """The highest score, and the method and ratio that it belongs to; of equal ones, the smallest ratio."""
+    partial = partial.sort_index(level="ratio", sort_remaining=False)
+    best: Any = partial["score"].idxmax()
+    method, ratio = best
+    share = partial["share"][best]
+    name = label(method, ratio, None if pd.isna(share) else share)
+    others = int((partial["high"] >= partial["low"][best]).sum()) - 1
+    overlapping = f"{BREAK}and {others} with overlapping intervals" if others else ""
+    return {"best": _shown(partial.loc[best]), "by": name + overlapping}
+
+
+def _shown(line: pd.Series) -> str:
+    return f"{line['score']:.2f}{BREAK}({line['low']:.2f} … {line['high']:.2f})"

@@ -3,15 +3,14 @@
 import shlex
 from pathlib import Path
 
-import pandas as pd
-
 from ragkv.experiment.experiment import Experiment
 from ragkv.experiment.finished import remove_partials, unfinished
+from ragkv.figures.style import EVIDENCE
+from ragkv.report.conclusion import Compared
+from ragkv.report.interactive import script
+from ragkv.report.overview import overviews
 from ragkv.report.render import render
-from ragkv.report.section import Rows, Section
-from ragkv.report.tables import with_recomputed, write_table
-from ragkv.results.comparison import GROUP, scores_by_task
-from ragkv.results.fidelity import fidelity_by_method, pooled
+from ragkv.report.section import section
 from ragkv.results.files import write_json
 
 
@@ -35,16 +34,12 @@ def write_report(profile: str, root: str | Path) -> Path:
         e.model: {b: {t: e.rows(b, t) for t in s.tasks} for b, s in e.profile.benchmarks.items()} for e in experiments
     }
     _check_finished(experiments)
-    sections = [Section(experiment, results[experiment.model]).whole() for experiment in experiments]
+    compared = {model: {name: Compared.of(rows) for name, rows in results[model].items()} for model in results}
+    sections = [section(e, results[e.model], compared[e.model]) for e in experiments]
     outputs = experiments[0].outputs
     shown = {e.outputs.folder.name: [f"{b}/{t}.json" for b, t in e.tasks] for e in experiments}
     write_json(outputs.report_results, shown)
-    source = {"profile": profile}
-    overview = write_table(_overview(experiments, results), outputs.report_folder / "overview", source)
-    fidelity = None
-    if compared := _fidelity_overview(experiments, results):
-        table, shown = compared
-        fidelity = write_table(table, outputs.report_folder / "overview-fidelity", source, shown=shown)
+    overview, fidelity = overviews(experiments, results, compared, outputs.report_folder)
     page = render(
         "report.html.jinja",
         outputs.report,
@@ -56,6 +51,9 @@ def write_report(profile: str, root: str | Path) -> Path:
         fidelity=fidelity,
         methods={m.name: m.model_dump(exclude_defaults=True) for m in experiments[0].profile.methods},
         sections=sections,
+        script=script(),
+        evidence=EVIDENCE,
+        shown_methods=range(max(len(example["answers"]) for example in _examples(sections))),
     )
     for experiment in experiments:
         remove_partials(experiment)
@@ -74,51 +72,12 @@ def _check_finished(experiments: list[Experiment]) -> None:
         )
 
 
-def _overview(experiments: list[Experiment], results: dict[str, dict[str, Rows]]) -> pd.DataFrame:
-    """The average of each benchmark for each model, by method and the ratios that all of them were run with.
-
-    The recomputed share is the average over all of them too.
-    """
-    columns = {
-        f"{e.outputs.folder.name}, {name}": scores_by_task(rows, e.profile.benchmark(name).label)["average"]
-        for e in experiments
-        for name, rows in results[e.model].items()
-    }
-    order = next(iter(columns.values())).index
-    return with_recomputed(pd.DataFrame(columns).reindex(order).dropna(), *_all_rows(results))
-
-
-def _all_rows(results: dict[str, dict[str, Rows]]) -> list[pd.DataFrame]:
-    """The rows of every task, benchmark and model."""
-    return [rows for benchmarks in results.values() for tasks in benchmarks.values() for rows in tasks.values()]
-
-
-def _fidelity_overview(
-    experiments: list[Experiment], results: dict[str, dict[str, Rows]]
-) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """The divergence and the share of its gap that is recovered, over all prompts of a benchmark, for each model.
-
-    The first table has columns for both and for the ends of their intervals; the second, for the page, has both in one
-    cell. None without a full prefill.
-    """
-    numbers, cells = {}, {}
-    for experiment in experiments:
-        for benchmark, tasks in results[experiment.model].items():
-            table = fidelity_by_method(pooled(tasks)).set_index(GROUP)
-            name = f"{experiment.outputs.folder.name}, {benchmark}"
-            if "kl" not in table:
-                continue
-            shown_as = {"kl": "KL", "recovered_kl": "recovered"}
-            for column in ("kl", "recovered_kl"):
-                for end in ("", "_low", "_high"):
-                    if column + end in table:
-                        numbers[f"{name}, {shown_as[column]}{end.replace('_', ' ')}"] = table[column + end]
-            cells[name] = table["kl"].map("{:.3f}".format)
-            if "recovered_kl" in table:
-                cells[name] += table["recovered_kl"].map(" ({:.0%})".format, na_action="ignore").fillna("")
-    if not cells:
-        return None
-    order = next(iter(cells.values())).index
-    shown = pd.DataFrame(cells).reindex(order).dropna()  # what every benchmark was run with
-    table = pd.DataFrame(numbers).reindex(shown.index)
-    return with_recomputed(table, *_all_rows(results)), with_recomputed(shown, *_all_rows(results))
+def _examples(sections: list[dict]) -> list[dict]:
+    """The examples of all models, benchmarks and tasks."""
+    return [
+        example
+        for section in sections
+        for benchmark in section["benchmarks"]
+        for examples in benchmark["examples"].values()
+        for example in examples
+    ]

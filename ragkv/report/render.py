@@ -1,10 +1,34 @@
 """Pages from templates. Every value that is not `Markup` is escaped, so prompts and names are shown as plain text."""
 
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from ragkv.results.files import write_text
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("ragkv.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def fill_in(template: str, **values: object) -> Markup:
+    """Fill in a template of this package.
+
+    Returns
+    -------
+    Markup
+        HTML, which other templates do not escape again.
+    """
+    return Markup(_environment().get_template(template).render(values))
 
 
 def render(template: str, path: Path, **values: object) -> Path:
@@ -15,12 +39,5 @@ def render(template: str, path: Path, **values: object) -> Path:
     Path
         The page.
     """
-    environment = Environment(
-        loader=PackageLoader("ragkv.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    write_text(path, environment.get_template(template).render(values) + "\n")
+    write_text(path, fill_in(template, **values) + "\n")
     return path

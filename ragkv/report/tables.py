@@ -1,6 +1,6 @@
 """Tables of a report: as HTML on the page, and beside it as CSV with all digits and as LaTeX (booktabs)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from ragkv.figures.style import label, percent
+from ragkv.report.render import fill_in
 from ragkv.results.comparison import GROUP, shares, summarise
+from ragkv.results.fidelity import LOWER_IS_BETTER
 from ragkv.results.files import write_text
 
 SHOWN = {  # columns of `ragkv.results.fidelity.fidelity_by_method`: their headings and digits
@@ -20,7 +22,7 @@ SHOWN = {  # columns of `ragkv.results.fidelity.fidelity_by_method`: their headi
     "recovered_score": ("score gap recovered", 2),
 }
 TWO_DIGITS = "{:.2f}".format
-BREAK = "\u2028"  # a line break within a cell; names cannot contain it
+BREAK = "\n"  # a line break within a cell; names cannot contain it
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what formulas begin with
 
 
@@ -39,6 +41,7 @@ def write_table(
     source: Mapping[str, object],
     *,
     shown: pd.DataFrame | None = None,
+    best: pd.DataFrame | None = None,
     turned: bool = False,
 ) -> Table:
     """Write a table as ``<path>.csv`` and ``<path>.tex``.
@@ -51,19 +54,23 @@ def write_table(
         Where the numbers come from. It becomes a comment in the LaTeX file.
     shown
         The same table as the page and LaTeX show it, if it has other columns there than in the CSV file.
+    best
+        Which cells the page marks, see `best_values`; it may lack columns.
     turned
         Show one column per method and ratio instead of one row, so that many tasks fit on a page.
     """
     csv = path.with_name(f"{path.name}.csv")
     tex = path.with_name(f"{path.name}.tex")
     shown = _in_percent(table if shown is None else shown)
+    marks = pd.DataFrame(False, shown.index, shown.columns) if best is None else best.reindex_like(shown).eq(True)
+    marks = _turned(marks) if turned else marks
     shown = _turned(shown) if turned else _flat(shown)
     write_text(csv, _safe(table).to_csv(float_format="%.4f"))
     comment = " ".join(f"{key} {' '.join(str(value).split())}" for key, value in source.items())  # on one line
     plain = shown.replace(BREAK, " ", regex=True)
     latex = plain.to_latex(index=turned, na_rep="", float_format=TWO_DIGITS, escape=True)
     write_text(tex, f"% {comment}\n{latex}")
-    return Table(as_html(shown, index=turned), csv.name, tex.name)
+    return Table(as_html(shown, marks, index=turned), csv.name, tex.name)
 
 
 def _safe(table: pd.DataFrame) -> pd.DataFrame:
@@ -78,10 +85,49 @@ def _safe(table: pd.DataFrame) -> pd.DataFrame:
     return renamed
 
 
-def as_html(table: pd.DataFrame, *, index: bool = False) -> Markup:
-    """A table's HTML, with all cells and headings escaped."""
-    html = table.to_html(index=index, na_rep="", float_format=TWO_DIGITS, border=0)
-    return Markup(html.replace(BREAK, "<br>"))
+def as_html(table: pd.DataFrame, best: pd.DataFrame | None = None, *, index: bool = False) -> Markup:
+    """A table's HTML, with all cells and headings escaped.
+
+    Parameters
+    ----------
+    best
+        Which cells of the last columns are marked, in the same order.
+    index
+        Whether the table's index is its first column.
+    """
+    shown = table.reset_index(names="") if index else table
+    marks = pd.DataFrame(False, table.index, []) if best is None else best
+    plain = [False] * (shown.shape[1] - marks.shape[1])  # such as the name of a method
+    rows = [
+        [(_text(value), mark) for value, mark in zip(values, [*plain, *marked], strict=True)]
+        for values, marked in zip(shown.itertuples(index=False), marks.itertuples(index=False), strict=True)
+    ]
+    return fill_in("table.html.jinja", headings=list(shown.columns), rows=rows, named=index)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return "" if pd.isna(value) else TWO_DIGITS(value)
+    return str(value)
+
+
+def best_values(table: pd.DataFrame, digits: int = 2, lower: Collection[str] = ()) -> pd.DataFrame:
+    """Where each column has its best value among methods that recompute only part of the document.
+
+    Parameters
+    ----------
+    table
+        Numbers, indexed by method and, optionally, ratio.
+    digits
+        That are shown: values that are shown as equal are equal.
+    lower
+        Columns whose smaller values are better.
+    """
+    partial = table.index.get_level_values("ratio") < 1 if "ratio" in table.index.names else [True] * len(table)
+    values = table.round(digits).where(pd.Series(partial, table.index), axis=0)
+    signs = pd.Series([-1 if name in lower else 1 for name in table.columns], table.columns)
+    signed = values * signs
+    return signed.eq(signed.max()) & signed.notna()
 
 
 def with_recomputed(table: pd.DataFrame, *results: pd.DataFrame) -> pd.DataFrame:
@@ -90,18 +136,21 @@ def with_recomputed(table: pd.DataFrame, *results: pd.DataFrame) -> pd.DataFrame
     return pd.concat([first, table], axis=1)
 
 
-def fidelity_tables(fidelity: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two tables of what `ragkv.results.fidelity.fidelity_by_method` returns, indexed by method and ratio.
+def fidelity_tables(fidelity: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Three tables of what `ragkv.results.fidelity.fidelity_by_method` returns, indexed by method and ratio.
 
-    The first has all its columns. The second, for the page, has each mean and its interval in one cell.
+    The first has all its columns. The second, for the page, has each mean and its interval in one cell. The third says
+    which of these are the best.
     """
     table = fidelity.rename(columns={"share": "recomputed"}).set_index(GROUP)
     shown = table[["recomputed"]].copy()
+    best = pd.DataFrame(index=table.index)
     for name, (heading, digits) in SHOWN.items():
         if name in table:
             cells = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
             shown[heading] = [_with_interval(*cell, digits) for cell in cells]
-    return table, shown
+            best[heading] = best_values(table[[name]], digits, LOWER_IS_BETTER)[name]
+    return table, shown, best
 
 
 def _with_interval(value: float, low: float, high: float, digits: int) -> str:

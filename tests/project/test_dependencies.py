@@ -37,6 +37,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "bs4": "beautifulsoup4",
     "pymdownx": "pymdown-extensions",
+    "vl_convert": "vl-convert-python",
 }
 UNSEEN = {"jinja2", "pyarrow"}  # not imported by ragkv, but by transformers for chat templates, and by pandas
 WITH_PYTORCH = {"triton"}  # comes with PyTorch where there is a GPU
