@@ -35,14 +35,15 @@ def _model(name: str, files: list[Path]) -> dict:
     """One row of the table: a model's mean scores over its tasks, and where they were measured."""
     tasks = [read_json(path, "of the benchmark") for path in files]
     means = _means([pd.DataFrame(task["summary"]).set_index(GROUP) for task in tasks])
-    prompts = sum(task["summary"][0]["prompts"] for task in tasks)
-    row: dict = {"model": name, "tasks": len(tasks), "prompts": prompts}
+    prompts = [task["summary"][0]["prompts"] for task in tasks]
+    row: dict = {"model": name, "tasks": len(tasks), "prompts": sum(prompts)}
     for method, ratio in (("full_prefill", 1.0), ("full_reuse", 0.0)):
         row[method] = _shown(means.loc[(method, ratio)]) if (method, ratio) in means.index else ""
     partial = means[[0 < ratio < 1 for _, ratio in means.index]]
     if len(partial):
-        row |= _best(partial) if prompts >= FEWEST else {"best": f"fewer than {FEWEST} prompts", "by": ""}
-    return row | {key: tasks[0]["provenance"][key] for key in ("device", "dtype", "commit")}
+        row |= _best(partial) if min(prompts) >= FEWEST else {"best": "too few prompts", "by": ""}
+    source = tasks[0]["provenance"]
+    return row | {"measured on": f"{source['device']}, {source['dtype']}{BREAK}{source['commit']}"}
 
 
 def _means(by_task: list[pd.DataFrame]) -> pd.DataFrame:
@@ -75,7 +76,7 @@ def _best(partial: pd.DataFrame) -> dict[str, str]:
     share = partial["share"][best]
     name = label(method, ratio, None if pd.isna(share) else share)
     others = int((partial["high"] >= partial["low"][best]).sum()) - 1
-    overlapping = f"{BREAK}and {others} with overlapping intervals" if others else ""
+    overlapping = f"{BREAK}and {others} overlapping" if others else ""
     return {"best": _shown(partial.loc[best]), "by": name + overlapping}
 
 

@@ -134,9 +134,9 @@ def _chart(data: pd.DataFrame, what: str, across: str) -> alt.TopLevelMixin:
         ],
     )
     layers = alt.layer(
-        lines.properties(name="lines"),
+        lines.add_params(chosen).properties(name="lines"),
         whiskers.properties(name="whiskers"),
-        points.add_params(chosen).properties(name="points"),
+        points.properties(name="points"),
     )
     chart = layers.properties(width="container", height=HEIGHT)
     chart = chart.configure_axis(labelFontSize=12, titleFontSize=12)

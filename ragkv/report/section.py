@@ -29,7 +29,7 @@ def section(experiment: Experiment, results: Mapping[str, Rows], compared: Mappi
     outputs = experiment.outputs
     tokens = read_json(outputs.tokens, "06_selected_tokens.ipynb")
     source = files.source(outputs.tokens, tokens["benchmark"], tokens["task"])
-    tokenizer, problem = _tokenizer(experiment)
+    tokenizer, problem = tokenizer_or_problem(experiment)
     return {
         "model": experiment.model,
         "name": files.name,
@@ -51,7 +51,7 @@ def _conclusion(compared: Compared) -> dict:
     return conclusion | {"choices": None if choices is None else as_html(choices)}
 
 
-def _tokenizer(experiment: Experiment) -> tuple[PreTrainedTokenizerBase | None, str]:
+def tokenizer_or_problem(experiment: Experiment) -> tuple[PreTrainedTokenizerBase | None, str]:
     """The model's tokenizer, or why the documents of examples cannot be shown as text."""
     try:
         return experiment.load_tokenizer(), ""

@@ -22,9 +22,12 @@ from ragkv import figures
 from ragkv.experiment.experiment import Experiment
 from ragkv.experiment.items import Item, write_items
 from ragkv.experiment.methods import depends_on, identity
+from ragkv.models.load import load_tokenizer
 from ragkv.prompt import Prompt
 from ragkv.report import write_index, write_report
+from ragkv.report.examples import examples
 from ragkv.report.model_files import ModelFiles
+from ragkv.report.section import tokenizer_or_problem
 from ragkv.report.tables import write_table
 from ragkv.results.comparison import summarise
 from ragkv.results.fidelity import fidelity_by_method
@@ -141,6 +144,82 @@ def test_prompts_and_names_are_shown_as_text(root):
         assert "<script>alert" not in text
         assert "<b>CPU" not in text
         assert HOSTILE in unescape(text) or page.name == "index.html"
+
+
+def test_the_page_begins_with_its_conclusion(root):
+    page = (root / "outputs/p/report.html").read_text()
+    first = page[page.index('<h2 id="conclusion">') : page.index('<h2 id="overview">')]
+    for model in PROFILE["models"]:
+        assert f"<h3>{model}</h3>" in first
+    assert first.count("comes closest to full prefill") == 4, "two models with two benchmarks"
+    assert page.index('<h2 id="conclusion">') < page.index("<table")
+
+
+def test_the_best_values_are_bold(root):
+    """Among methods that recompute a part; equal as they are shown."""
+    experiment = Experiment.load("p", model="tiny-llama", root=root)
+    means = experiment.rows("longbench", "2wikimqa").groupby(["method", "ratio"])["score"].mean()
+    page = (root / "outputs/p/report.html").read_text()
+    text = page[page.index("Scores of 2wikimqa, with intervals") :]
+    lines = re.findall(r"<tr><td>(.*?)</td><td>(\d+)%</td><td>.*?</td><td( class=\"best\")?>([\d.]+)</td>", text)
+    partial = means[means.index.get_level_values("ratio") < 1]
+    best = f"{partial.max():.2f}"
+    for method, ratio, bold, score in lines[: len(means)]:
+        assert f"{means[unescape(method), int(ratio) / 100]:.2f}" == score
+        assert bool(bold) == (score == best and ratio != "100")
+
+
+def test_five_examples_of_a_task_show_answers_and_recomputed_tokens(root):
+    tokenizer = load_tokenizer("tiny-llama")
+    experiment = Experiment.load("p", model="tiny-llama", root=root)
+    rows = experiment.rows("needle", "single")
+    found = examples(experiment, "needle", "single", rows, tokenizer)
+    assert len(found) == 5
+    assert found[0]["id"] == "p0"
+    for example in found:
+        assert (example["question"], example["expected"]) == (f"{HOSTILE} {example['id'][1:]}", HOSTILE)
+        assert [answer.method for answer in example["answers"]] == [
+            "full_prefill",
+            "full_reuse",
+            f"{HOSTILE} 15% (7.5%)",
+            "epic 15% (7.5%)",
+        ]
+        mine = rows[(rows["prompt"] == example["id"]) & (rows["ratio"].isin([0, 0.15, 1]))]
+        assert [answer.prediction for answer in example["answers"]] == mine["prediction"].tolist()
+        assert [answer.partial for answer in example["answers"]] == [False, False, True, True]
+        for chunk, ids in zip(example["chunks"], CHUNKS, strict=True):
+            assert "".join(piece.text for piece in chunk.pieces) == tokenizer.decode(ids)
+        marked = {
+            number: "".join(p.text for chunk in example["chunks"] for p in chunk.pieces if number in p.methods)
+            for number in (2, 3)
+        }
+        document = [token for chunk in CHUNKS for token in chunk]
+        for number, method in ((2, HOSTILE), (3, "epic")):
+            ids = [document[position - 2] for position in RECOMPUTED[method] if position in DOCUMENT]
+            assert marked[number].replace(" ", "") == "".join(tokenizer.decode([token]) for token in ids).replace(
+                " ", ""
+            )
+
+
+def test_long_documents_show_the_chunks_with_evidence_and_recomputed_tokens(root, monkeypatch):
+    monkeypatch.setattr("ragkv.report.examples.LONGEST", 4)
+    experiment = Experiment.load("p", model="tiny-llama", root=root)
+    rows = experiment.rows("needle", "single")
+    example = examples(experiment, "needle", "single", rows, load_tokenizer("tiny-llama"))[0]
+    assert [chunk.number for chunk in example["chunks"]] == [1], "the evidence is in the first chunk"
+    assert example["left_out"] == 1
+
+
+def test_without_its_tokenizer_a_model_has_no_text_and_the_page_says_why(root, monkeypatch):
+    def fail(experiment):
+        raise OSError("no such tokenizer")
+
+    monkeypatch.setattr(Experiment, "load_tokenizer", fail)
+    experiment = Experiment.load("p", model="tiny-llama", root=root)
+    tokenizer, problem = tokenizer_or_problem(experiment)
+    assert problem.endswith("the tokenizer could not be loaded: no such tokenizer")
+    found = examples(experiment, "needle", "single", experiment.rows("needle", "single"), tokenizer)
+    assert [example["chunks"] for example in found] == [[]] * 5
 
 
 def test_tables_hold_the_results(root):
@@ -278,7 +357,7 @@ def test_the_index_has_every_report_and_its_best_method(root):
         assert low < full < high
         best = max(mean for (_, ratio), mean in means.items() if 0 < ratio < 1)
         assert float(line["best"].split()[0]) == pytest.approx(best, abs=0.006)
-        assert re.search(r" (15% \(7\.5%\)|30% \(15%\))(\nand \d with overlapping intervals)?$", line["by"])
+        assert re.search(r" (15% \(7\.5%\)|30% \(15%\))(\nand \d overlapping)?$", line["by"])
 
 
 def tables(page: Path) -> list[pd.DataFrame]:
