@@ -10,7 +10,7 @@ from ragkv.figures.style import WIDTH, label, styled
 from ragkv.results.comparison import GROUP, shares
 
 READABLE = 12  # columns whose cells have room for a number
-FLOOR = 1e-4  # nats: smaller divergences have the darkest colour
+FLOOR = 1e-6  # nats: smaller divergences have the darkest colour
 FOUND = 0.5  # a lower score is a needle that was not found
 
 
@@ -35,7 +35,7 @@ def heat_map(rows: pd.DataFrame, title: str) -> Figure:
     means = colours.mean(axis=1)
     colours = colours.loc[means.sort_values(ascending=by_kl, kind="stable").index]
     scores = scores[colours.columns]
-    figure = Figure(figsize=(WIDTH, 1.3 + 0.21 * len(colours)))
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.21 * max(5, len(colours))))
     axes = figure.subplots()
     if by_kl:
         lowest = max(colours.min().min(), FLOOR)
@@ -56,7 +56,11 @@ def heat_map(rows: pd.DataFrame, title: str) -> Figure:
     full = rows.loc[rows["method"] == "full_prefill", "score"]
     note = f"\nscore of full_prefill: {full.mean():.2f}" if by_kl and len(full) else ""
     axes.set_title(title + note)
-    figure.colorbar(image, ax=axes, label="KL from full prefill (nats)" if by_kl else "score", shrink=0.9, pad=0.02)
+    low, high = image.get_clim()
+    ticks = np.geomspace(low, high, 4) if by_kl else np.linspace(low, high, 6)
+    measure = "KL from full prefill (nats)" if by_kl else "score"
+    bar = figure.colorbar(image, ax=axes, label=measure, ticks=ticks, format="%.1g", shrink=0.9, pad=0.02)
+    bar.ax.minorticks_off()
     return figure
 
 

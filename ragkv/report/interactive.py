@@ -84,7 +84,8 @@ def _points(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     ends = table[[value, f"{value}_low", f"{value}_high"]].set_axis(["value", "low", "high"], axis=1)
     data = pd.concat([table[["method", "ratio", "score"]], ends], axis=1)
     data["name"] = [label(*key) for key in zip(table["method"], table["ratio"], table["share"], strict=True)]
-    data["interval"] = data["low"].map("{:.2f}".format) + " to " + data["high"].map("{:.2f}".format)
+    bounds = data["low"].map("{:.2f}".format) + " to " + data["high"].map("{:.2f}".format)
+    data["interval"] = bounds.where(data["low"].notna())
     data["share"] = table["share"] * 100
     data["ttft"] = table["ttft"] * 1e3
     data["speed_up"] = full.iloc[0] / table["ttft"] if len(full) else float("nan")

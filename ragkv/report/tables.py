@@ -96,7 +96,7 @@ def as_html(table: pd.DataFrame, best: pd.DataFrame | None = None, *, index: boo
         Whether the table's index is its first column.
     """
     shown = table.reset_index(names="") if index else table
-    marks = pd.DataFrame(False, table.index, []) if best is None else best
+    marks = pd.DataFrame(False, shown.index, shown.columns) if best is None else best
     plain = [False] * (shown.shape[1] - marks.shape[1])  # such as the name of a method
     rows = [
         [(_text(value), mark) for value, mark in zip(values, [*plain, *marked], strict=True)]

@@ -68,7 +68,7 @@ def test_the_report_is_made_once_and_again_when_parameters_change(project):
         for benchmark in PROFILE["benchmarks"]:
             assert (project / f"outputs/p/report/{model}-{benchmark}.png").stat().st_size > 5000
             assert (project / f"outputs/p/report/{model}-{benchmark}.pdf").read_bytes().startswith(b"%PDF")
-            assert "full_reuse" in (project / f"outputs/p/report/{model}-{benchmark}-scores.csv").read_text()
+            assert "full_reuse" in (project / f"outputs/p/report/{model}-{benchmark}-times.csv").read_text()
     assert (project / "outputs/p/tiny-llama/notebooks/05_ruler.ipynb").exists()
     assert 'href="p/report.html"' in (project / "outputs/index.html").read_text()
 
