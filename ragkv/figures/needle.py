@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from ragkv.figures.style import WIDTH, label, styled
 from ragkv.results.comparison import GROUP, shares
@@ -43,12 +44,7 @@ def heat_map(rows: pd.DataFrame, title: str) -> Figure:
         image = axes.imshow(colours.clip(lower=lowest), norm=LogNorm(lowest, highest), cmap="cividis_r", aspect="auto")
     else:
         image = axes.imshow(colours, vmin=0, vmax=1, cmap="cividis", aspect="auto")
-    for row, key in enumerate(colours.index):
-        for column, score in enumerate(scores.loc[key]):
-            dark = np.dot(image.cmap(image.norm(colours.iloc[row, column]))[:3], (0.299, 0.587, 0.114)) < 0.5
-            missed = "x" if score < FOUND else ""
-            text = f"{score:.2f} {missed}".strip() if colours.shape[1] <= READABLE else missed
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    _write_scores(axes, image, colours, scores.loc[colours.index])
     recomputed = shares(rows)
     names = [label(method, ratio, recomputed[method, ratio]) for method, ratio in colours.index]
     axes.set_yticks(range(len(colours)), names)
@@ -67,6 +63,18 @@ def heat_map(rows: pd.DataFrame, title: str) -> Figure:
 def _table(rows: pd.DataFrame, value: str) -> pd.DataFrame:
     """Means, a row per method and ratio and a column per length and depth."""
     return rows.pivot_table(index=GROUP, columns=["length", "depth"], values=value, sort=True)
+
+
+def _write_scores(axes: Axes, image: AxesImage, colours: pd.DataFrame, scores: pd.DataFrame) -> None:
+    """Scores and crosses, in white on dark cells and in black on bright ones."""
+    readable = scores.shape[1] <= READABLE
+    for row, column in np.ndindex(scores.shape):
+        score = scores.iloc[row, column]
+        missed = "x" if score < FOUND else ""
+        text = f"{score:.2f} {missed}".strip() if readable else missed
+        red, green, blue, _ = image.cmap(image.norm(colours.iloc[row, column]))
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
 
 
 def _columns(axes: Axes, columns: list[tuple[float, float]]) -> None:

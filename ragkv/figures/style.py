@@ -35,8 +35,8 @@ METHODS = {
     "tail": ("#44AA99", ">"),
     "cat": ("#661100", "h"),
 }
-OTHERS = ("#AA4499", "#117733", "#8C564B", "#7F7F00", "#4B0082")  # colours of other methods
-OTHER_MARKERS = "d8HpshD<"  # as many as have no divisor in common with the colours: 40 pairs
+OTHERS = ("#AA4499", "#117733", "#8C564B", "#7B7BDB", "#2F4F4F")  # colours of other methods
+OTHER_MARKERS = "d8HpshD<"  # 8 markers and 5 colours give 40 different pairs
 EVIDENCE = "#C2185B"  # not the colour of any method
 CONTEXTS: dict[str, Look] = {  # what a method's line and marker have with each context
     "behind the prefix": {"linestyle": "--", "fillstyle": "none"},
@@ -45,7 +45,7 @@ CONTEXTS: dict[str, Look] = {  # what a method's line and marker have with each 
 SETTINGS = (":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 3)))  # a method's lines with other settings, in turn
 FILLS = ("none", "left", "right", "top")  # markers of other settings, in turn
 BASELINES = {"full_prefill": "--", "full_reuse": ":"}  # methods without a ratio: a line across
-REFERENCE: Look = {"color": "#555555", "linewidth": 1.0}  # of lines that are no method
+REFERENCE: Look = {"color": "#555555", "linewidth": 1.0}  # lines that stand for no method
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
     "font.size": 8,
@@ -86,27 +86,28 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
     Built-in methods look the same in all figures. Methods of one's own take the other colours, in alphabetical order.
     A method with a context or another setting (``"a3 behind the prefix"``, ``"a3 15%"``) has the plain method's colour
-    and marker. The marker is hollow or half filled, and the line is broken. Without the plain method in the figure, the
-    first setting that is not a context looks like it.
+    and marker, but its line is broken and its marker is hollow or half filled. If the plain method is not in the
+    figure, the first setting that is not a context looks like the plain method.
     """
     shown = list(dict.fromkeys(names))
-    plain = [name for name in shown if _method(name) == name]
-    others = sorted(name for name in plain if name not in METHODS)
-    found = {name: look(name) if name in METHODS else _other(others.index(name)) for name in plain}
-    for method in dict.fromkeys(map(_method, shown)):
-        settings = sorted(
-            name for name in shown if name not in plain and _method(name) == method and _setting(name) not in CONTEXTS
-        )
-        if method not in plain and settings:
-            found[settings.pop(0)] = look(method)
-        for number, name in enumerate(settings):
-            found[name] = look(method) | {
-                "linestyle": SETTINGS[number % len(SETTINGS)],
-                "fillstyle": FILLS[number % len(FILLS)],
-            }
-    for name in shown:
-        if name not in found:
-            found[name] = look(_method(name)) | CONTEXTS[_setting(name)]
+    others = sorted(name for name in shown if _method(name) not in METHODS)
+    found = {name: _other(number) for number, name in enumerate(others)}
+    settings: dict[str, list[str]] = {}  # by method, without contexts
+    for name in sorted(shown):
+        method, setting = _method(name), _setting(name)
+        if method not in METHODS:
+            continue
+        if setting in CONTEXTS:
+            found[name] = look(method) | CONTEXTS[setting]
+        elif setting:
+            settings.setdefault(method, []).append(name)
+        else:
+            found[name] = look(method)
+    for method, in_turn in settings.items():
+        if method not in shown:
+            found[in_turn.pop(0)] = look(method)
+        for number, name in enumerate(in_turn):
+            found[name] = look(method) | _of_setting(number)
     return {name: found[name] for name in shown}
 
 
@@ -129,6 +130,10 @@ def _method(name: str) -> str:
 
 def _setting(name: str) -> str:
     return name.removeprefix(_method(name)).strip()
+
+
+def _of_setting(number: int) -> Look:
+    return {"linestyle": SETTINGS[number % len(SETTINGS)], "fillstyle": FILLS[number % len(FILLS)]}
 
 
 def _other(number: int) -> Look:
@@ -165,7 +170,7 @@ def legend_below(figure: Figure, handles: Iterable[Line2D]) -> None:
 
 
 def shades_of(count: int) -> list[str]:
-    """Colours of things that have an order and are no methods, from dark to light."""
+    """Colours for things in an order, such as ratios or tiers, from dark to light."""
     return [to_hex(colormaps["cividis"](0.9 * place / max(1, count - 1))) for place in range(count)]
 
 

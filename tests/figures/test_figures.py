@@ -3,7 +3,7 @@
 import json
 import re
 from functools import cache
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import matplotlib
 import numpy as np
@@ -91,6 +91,37 @@ def test_the_same_results_give_the_same_files(name, saved, tmp_path):
         assert dict(matplotlib.rcParams) == before
     for ending in (".png", ".pdf"):
         assert first.with_suffix(ending).read_bytes() == second.with_suffix(ending).read_bytes()
+
+
+LONG = {name: f"{name} behind a learned context" for name in ("epic", "surprisal", "full_reuse", "probe")}
+
+
+def overlapping(boxes) -> list[tuple[int, int]]:
+    """The pairs of boxes that overlap by more than a point."""
+    pairs = combinations([box.padded(-0.5) for box in boxes], 2)
+    return [(one.bounds, other.bounds) for one, other in pairs if one.overlaps(other)]
+
+
+@pytest.mark.parametrize("names", ["short", "long"])
+@pytest.mark.parametrize("name", [name for name in DRAWN if name not in ("roofline",)])
+def test_legends_are_beside_the_data_and_labels_of_ticks_apart(name, names, monkeypatch):
+    if names == "long":
+        short = results()
+        monkeypatch.setattr(f"{__name__}.results", lambda: pd.concat([short, short.replace({"method": LONG})]))
+    figure = DRAWN[name]()
+    figure.draw_without_rendering()
+    panels = [axes.get_window_extent() for axes in figure.axes]
+    for legend in figure.legends:
+        box = legend.get_window_extent()
+        assert figure.bbox.padded(1).contains(*box.min) and figure.bbox.padded(1).contains(*box.max)
+        assert not [panel for panel in panels if panel.padded(-0.5).overlaps(box)]
+    assert not [axes for axes in figure.axes if axes.get_legend()], "a legend within a panel may hide data"
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            labels = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            boxes = [label.get_window_extent() for label in labels if label.get_rotation() == 0]
+            assert overlapping([box for box in boxes if box.width > 1]) == []
 
 
 @pytest.mark.parametrize("name", DRAWN)
