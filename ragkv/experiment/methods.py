@@ -18,6 +18,8 @@ from ragkv.version import __version__
 
 # Change this when rows get other columns, or a column another meaning: older tables are then computed again.
 COLUMNS = "with fidelity"
+ELSEWHERE = {"benchmarks", "models", "methods"}  # parameters that an evaluation's identity includes by other means
+UNDECISIVE = {"store", "note", "timed"}  # parameters that decide no row
 
 
 class Method(NamedTuple):
@@ -78,7 +80,7 @@ def depends_on(experiment: Experiment, benchmark: str, task: str, weights: str, 
         "versions": versions(),
         "model": weights,
         "dtype": dtype,
-        "profile": _hash(profile.model_dump_json(exclude={"benchmarks", "models", "store", "methods", "note"})),
+        "profile": _hash(profile.model_dump_json(exclude=ELSEWHERE | UNDECISIVE)),
         "benchmark": _hash(profile.benchmark(benchmark).model_dump_json(exclude={"tasks"})),
         "task": _hash(parameters.model_dump_json()),
         "methods": _hash(*map(repr, methods_of(experiment, parameters, weights))),  # with calibrated options

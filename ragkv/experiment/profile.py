@@ -133,6 +133,8 @@ class Profile(Parameters):
     ----------
     note
         What readers of the results should know, for the top of the report. It decides nothing.
+    timed
+        Whether the report shows times. They say nothing if several evaluations shared a GPU or a core.
     modules
         Python files (relative to the root) or importable modules with benchmarks, selectors or evictions of your own.
         They are imported, so their code runs, whenever the profile is loaded.
@@ -151,6 +153,7 @@ class Profile(Parameters):
     """
 
     note: str = ""
+    timed: bool = True
     modules: list[str] = Field(default_factory=list)
     models: list[str] = Field(min_length=1)
     benchmarks: dict[str, SerializeAsAny[Benchmark]] = Field(min_length=1)

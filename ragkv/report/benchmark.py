@@ -9,7 +9,7 @@ from ragkv.report.examples import examples
 from ragkv.report.interactive import charts
 from ragkv.report.model_files import ModelFiles, Source
 from ragkv.report.tables import Table, best_values, fidelity_tables, intervals, times, with_recomputed
-from ragkv.results.comparison import GROUP, metrics, scores_by_task
+from ragkv.results.comparison import GROUP, has_times, metrics, scores_by_task
 from ragkv.results.fidelity import fidelity_by_method
 from ragkv.results.frontier import areas, costs
 from ragkv.results.ranking import FEWEST
@@ -30,7 +30,6 @@ def benchmark_section(files: ModelFiles, name: str, rows: Rows, tokenizer: PreTr
     subject = f"{files.name}, {name}, {main}, {prompts} prompts"
     title = files.title(subject)
     benchmark = files.experiment.profile.benchmark(name)
-    ttft = figures.ttft_by_method(closely, files.title(f"{subject}, {source['device']}"))
     by_method = intervals(closely)
     best = _best(by_method[["score"]], prompts)
     return {
@@ -44,9 +43,7 @@ def benchmark_section(files: ModelFiles, name: str, rows: Rows, tokenizer: PreTr
         "scores": _scores(files, name, rows, benchmark.label, source),
         "intervals": files.table(f"{name}-{main}", with_recomputed(by_method, closely), source, best=best),
         "metrics": _metrics(files, name, closely, source),
-        "times": files.table(f"{name}-times", with_recomputed(times(closely), closely), source),
         "figure": files.drawing(name, figures.score_figure(closely, title), source),
-        "ttft": files.drawing(f"{name}-ttft", ttft, source),
         "examples": {task: examples(files.experiment, name, task, part, tokenizer) for task, part in rows.items()},
         "parameters": benchmark.model_dump(),
         "provenance": source,
@@ -54,6 +51,7 @@ def benchmark_section(files: ModelFiles, name: str, rows: Rows, tokenizer: PreTr
         "command": files.command(results),
         **_fidelity(files, name, main, closely, source, title),
         **_frontier(files, name, main, closely, source, title),
+        **_times(files, name, closely, source, files.title(f"{subject}, {source['device']}")),
     }
 
 
@@ -102,9 +100,23 @@ def _frontier(files: ModelFiles, name: str, main: str, rows: pd.DataFrame, sourc
         return {"areas": None, "frontier": None}
     under = areas(rows).set_index("method")
     best = _best(under[["area"]], rows["prompt"].nunique())
-    drawing = files.drawing(f"{name}-frontier", figures.frontier(costs(rows), title), source)
     table = None if under.empty else files.table(f"{name}-{main}-areas", under, source, best=best)
-    return {"areas": table, "frontier": drawing}
+    if not has_times(rows):
+        return {"areas": table, "frontier": None}
+    return {
+        "areas": table,
+        "frontier": files.drawing(f"{name}-frontier", figures.frontier(costs(rows), title), source),
+    }
+
+
+def _times(files: ModelFiles, name: str, rows: pd.DataFrame, source: Source, title: str) -> dict:
+    """TTFT and TPOT, where they were measured."""
+    if not has_times(rows):
+        return {"times": None, "ttft": None}
+    return {
+        "times": files.table(f"{name}-times", with_recomputed(times(rows), rows), source),
+        "ttft": files.drawing(f"{name}-ttft", figures.ttft_by_method(rows, title), source),
+    }
 
 
 def _best(table: pd.DataFrame, prompts: int) -> pd.DataFrame | None:

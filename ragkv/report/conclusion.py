@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from ragkv.figures.style import label, percent
 from ragkv.report.tables import BREAK
-from ragkv.results.comparison import GROUP, summarise
+from ragkv.results.comparison import GROUP, has_times, summarise
 from ragkv.results.fidelity import fidelity_by_method, pooled
 from ragkv.results.ranking import FEWEST, Key, leaders, measure_of, partial_methods
 
@@ -72,6 +72,8 @@ def _best(compared: Compared, key: Key) -> Markup:
     share = compared.scores["share"][key]
     recomputed = f"{_percent(share)} of the document" if share else "nothing"
     text += f", and recomputes {recomputed}"
+    if not has_times(compared.scores):
+        return text + "."
     if FULL not in compared.scores.index:
         return text + Markup(". Its median TTFT is {} ms.").format(_milliseconds(compared, key))
     return text + Markup(". Its median TTFT is {} ms: {} full prefill, which takes {} ms.").format(
@@ -100,6 +102,8 @@ def _tied(compared: Compared, first: list[Key]) -> Markup:
     named = Markup(", ").join(_name(compared, key) for key in others[:MOST_NAMED])
     more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
     text = Markup("These prompts do not tell it apart from {}{}").format(named, more)
+    if not has_times(compared.scores):
+        return text + "."
     fastest = min(first, key=lambda key: compared.scores["ttft"][key])
     if fastest == best:
         return text + "; it is the fastest of them."
@@ -135,8 +139,9 @@ def _choices(compared: Compared, candidates: list[Key], measure: str) -> pd.Data
         elif pd.notna(line.get("kl")):
             row["KL"] = _with_interval(line, "kl", _decimal)
         row["score"] = f"{compared.scores['score'][best]:.2f}"
-        row["TTFT (ms)"] = _milliseconds(compared, best)
-        if FULL in compared.scores.index:
+        if has_times(compared.scores):
+            row["TTFT (ms)"] = _milliseconds(compared, best)
+        if has_times(compared.scores) and FULL in compared.scores.index:
             row["speed-up"] = f"{compared.scores['ttft'][FULL] / compared.scores['ttft'][best]:.1f}"
         named = [_plain(compared, key) for key in tied[:MOST_NAMED]]
         if len(tied) > MOST_NAMED:

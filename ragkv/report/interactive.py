@@ -13,7 +13,7 @@ import vl_convert
 from markupsafe import Markup
 
 from ragkv.figures.style import BASELINES, Look, label, looks
-from ragkv.results.comparison import GROUP, summarise
+from ragkv.results.comparison import GROUP, has_times, summarise
 from ragkv.results.fidelity import fidelity_by_method
 
 HEIGHT = 300
@@ -58,7 +58,7 @@ def script() -> Markup:
 
 
 def charts(rows: pd.DataFrame) -> list[Markup]:
-    """How well each method does, over the share that it recomputes and over its TTFT, as JSON for the script.
+    """How well each method does, over the share that it recomputes and, if it was measured, over its TTFT, as JSON.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def charts(rows: pd.DataFrame) -> list[Markup]:
         Results of one task.
     """
     what, data = _points(rows)
-    return [_json(_chart(data, what, across)) for across in AXES]
+    return [_json(_chart(data, what, across)) for across in AXES if across in data]
 
 
 def _points(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
@@ -80,15 +80,16 @@ def _points(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
         table = table.drop(columns=["low", "high"]).merge(fidelity[columns], on=GROUP)
     else:
         table = table.rename(columns={"low": "score_low", "high": "score_high"})
-    full = table.loc[table["method"] == "full_prefill", "ttft"]
     ends = table[[value, f"{value}_low", f"{value}_high"]].set_axis(["value", "low", "high"], axis=1)
     data = pd.concat([table[["method", "ratio", "score"]], ends], axis=1)
     data["name"] = [label(*key) for key in zip(table["method"], table["ratio"], table["share"], strict=True)]
     bounds = data["low"].map("{:.2f}".format) + " to " + data["high"].map("{:.2f}".format)
     data["interval"] = bounds.where(data["low"].notna())
     data["share"] = table["share"] * 100
-    data["ttft"] = table["ttft"] * 1e3
-    data["speed_up"] = full.iloc[0] / table["ttft"] if len(full) else float("nan")
+    if has_times(table):
+        full = table.loc[table["method"] == "full_prefill", "ttft"]
+        data["ttft"] = table["ttft"] * 1e3
+        data["speed_up"] = full.iloc[0] / table["ttft"] if len(full) else float("nan")
     numbers = data.select_dtypes("number").columns
     data[numbers] = data[numbers].round(4)
     return ("share of the gap recovered" if value == "recovered_kl" else "score"), data
@@ -131,7 +132,7 @@ def _chart(data: pd.DataFrame, what: str, across: str) -> alt.TopLevelMixin:
         tooltip=[
             alt.Tooltip(f"{column}:{'N' if column in ('name', 'interval') else 'Q'}", title=text.format(what=what))
             for column, text in TOOLTIP.items()
-            if data[column].notna().any()
+            if column in data and data[column].notna().any()
         ],
     )
     layers = alt.layer(

@@ -3,6 +3,8 @@
 import shlex
 from pathlib import Path
 
+import pandas as pd
+
 from ragkv.experiment.experiment import Experiment
 from ragkv.experiment.finished import remove_partials, unfinished
 from ragkv.figures.style import EVIDENCE
@@ -11,6 +13,7 @@ from ragkv.report.interactive import script
 from ragkv.report.overview import overviews
 from ragkv.report.render import render
 from ragkv.report.section import section
+from ragkv.results.comparison import TIMES
 from ragkv.results.files import write_json
 
 
@@ -31,7 +34,7 @@ def write_report(profile: str, root: str | Path) -> Path:
     """
     experiments = Experiment.load_all(profile, root=root)
     results = {
-        e.model: {b: {t: e.rows(b, t) for t in s.tasks} for b, s in e.profile.benchmarks.items()} for e in experiments
+        e.model: {b: {t: _rows(e, b, t) for t in s.tasks} for b, s in e.profile.benchmarks.items()} for e in experiments
     }
     _check_finished(experiments)
     compared = {model: {name: Compared.of(rows) for name, rows in results[model].items()} for model in results}
@@ -44,6 +47,8 @@ def write_report(profile: str, root: str | Path) -> Path:
         "report.html.jinja",
         outputs.report,
         profile=profile,
+        note=experiments[0].profile.note,
+        timed=experiments[0].profile.timed,
         assignment=shlex.quote(f"PROFILE={profile}".replace("$", "$$")),
         program=shlex.quote(f"from ragkv.report import write_report; write_report({profile!r}, '.')"),
         at=outputs.report_folder.name,
@@ -58,6 +63,12 @@ def write_report(profile: str, root: str | Path) -> Path:
     for experiment in experiments:
         remove_partials(experiment)
     return page
+
+
+def _rows(experiment: Experiment, benchmark: str, task: str) -> pd.DataFrame:
+    """A task's results, without times if the profile says that they mean nothing."""
+    rows = experiment.rows(benchmark, task)
+    return rows if experiment.profile.timed else rows.drop(columns=TIMES)
 
 
 def _check_finished(experiments: list[Experiment]) -> None:

@@ -7,6 +7,12 @@ import pandas as pd
 
 RESAMPLES = 2000
 GROUP = ["method", "ratio"]
+TIMES = ["ttft", "tpot", "load", "select"]  # columns of results, in seconds
+
+
+def has_times(rows: pd.DataFrame) -> bool:
+    """Whether the rows, or a summary of them, hold times."""
+    return "ttft" in rows
 
 
 def summarise(rows: pd.DataFrame, by: list[str] | None = None, baseline: str = "full_prefill") -> pd.DataFrame:

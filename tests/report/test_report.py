@@ -160,6 +160,24 @@ def test_the_page_begins_with_its_conclusion(root):
     assert page.index('<h2 id="conclusion">') < page.index("<table")
 
 
+def test_times_that_say_nothing_are_left_out(root, tmp_path):
+    """Where the profile says so; the note at the top is the place to say why."""
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "params/p.yaml"
+    parameters = yaml.safe_load(file.read_text())
+    timed = (root / "outputs/p/report.html").read_text()
+    assert "TTFT" in timed
+    file.write_text(yaml.safe_dump(parameters | {"timed": False, "note": "Two evaluations shared a <GPU>."}))
+    page = write_report("p", tmp_path).read_text()
+    assert "Two evaluations shared a &lt;GPU&gt;." in page
+    shown = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert "TTFT" not in re.sub(r"<[^>]*>", "", shown)
+    assert "speed-up" not in shown
+    for chart in re.findall(r'class="specification">(.*?)</script>', page, flags=re.DOTALL):
+        assert "ttft" not in chart
+    check_links(tmp_path / "outputs/p/report.html")
+
+
 def test_the_best_values_are_bold(root):
     """Among methods that recompute a part; equal as they are shown."""
     experiment = Experiment.load("p", model="tiny-llama", root=root)
