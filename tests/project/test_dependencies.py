@@ -26,7 +26,7 @@ CORE = {"__init__", "__main__", "cli", "extras", "options", "shards", "version"}
 CORE |= {"prompt", "kernels", "models", "selectors", "eviction", "store", "loading", "fusion", "rag", "tiny", "doctor"}
 ROOMS = {parts[0] for parts in MODULES.values()}
 # Rooms that import an extra's packages at the top of their modules: one cannot use the room without the extra.
-AT_THE_TOP = {"evaluation": ROOMS - CORE, "notebooks": {"explorer"}}
+AT_THE_TOP = {"evaluation": ROOMS - CORE, "notebooks": {"explorer"}, "vllm": {"serving"}}
 # Rooms that import an extra's packages in functions, because they do something without them, too.
 IN_FUNCTIONS = {"evaluation": {"store"}, "rag": {"prompt"}, "hub": {"benchmarks"}}
 IN_FUNCTIONS |= {"gpu": {"models"}, "real": {"models"}, "documents": {"prompt"}}
@@ -110,7 +110,7 @@ def test_rooms_import_the_packages_of_their_own_extras():
     assert not wrong
 
 
-@pytest.mark.parametrize("name", ["core", "evaluation", "rag", "documents", "hub", "gpu", "real"])
+@pytest.mark.parametrize("name", ["core", "evaluation", "rag", "documents", "hub", "gpu", "real", "vllm"])
 def test_what_is_required_is_imported(name):
     texts = PROJECT["dependencies"] if name == "core" else EXTRAS[name]
     rooms = CORE if name == "core" else AT_THE_TOP.get(name, set()) | IN_FUNCTIONS.get(name, set())

@@ -13,7 +13,7 @@ FLOORS = (
     ("tiny",),
     ("rag", "benchmarks", "results"),
     ("experiment",),
-    ("bench", "figures", "doctor"),
+    ("bench", "figures", "doctor", "serving"),
     ("report", "explorer"),
     ("planning", "run"),
     ("cli",),
