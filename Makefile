@@ -65,6 +65,7 @@ dry-run: $(NEEDED)  ## say what `make reproduce` would run, how long it takes on
 	@ragkv plan --jobs $(or $(filter-out 0,$(GPUS)),$(CORES)) -- "$$PROFILE"
 
 test: .venv/.test  ## the tests, then the notebooks on a few prompts
+	@echo 'tests with vLLM are skipped here: make serving runs them'
 	$(ONE_THREAD) python -m pytest tests -n $(CORES) --dist worksteal
 	$(ONE_THREAD) ragkv run smoke  # notebooks run side by side, and each finds what those before it would have made
 	$(ONE_THREAD) python -m pytest notebooks --nbval-lax -n $(CORES) --dist loadfile

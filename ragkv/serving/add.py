@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ragkv.rag import Rag
+from ragkv.models.load import load_model
 from ragkv.rag.rag import INSTRUCTION
+from ragkv.serving.documents import Placement, store_documents
 from ragkv.store import KVStore
 from ragkv.store.commands import Url, store
 
@@ -31,14 +32,15 @@ def add_command(
     chunk_tokens: Annotated[int, typer.Option(min=1, help="The longest chunk.")] = 256,
 ) -> None:
     """Cut documents into chunks, and store their keys and values for a model."""
-    rag = Rag(
+    loaded, tokenizer = load_model(model)
+    chunks, stored = store_documents(
         documents,
-        model,
-        store=KVStore(url, format=format),
-        context=context,
-        behind_prefix=behind_prefix,
+        loaded,
+        tokenizer,
+        KVStore(url, format=format),
+        Placement.find(loaded, context, behind_prefix),
         instruction=instruction,
         chunk_tokens=chunk_tokens,
+        progress=True,
     )
-    stored = rag.precompute(progress=True)
-    typer.echo(f"{len(rag.chunks)} chunks; {stored.written} segments written, {stored.bytes / 1e6:.1f} MB")
+    typer.echo(f"{len(chunks)} chunks; {stored.written} segments written, {stored.bytes / 1e6:.1f} MB")

@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
+from ragkv.serving.documents import make_prompt
 from ragkv.serving.messages import Message, encode
 from ragkv.serving.parts import KEY, Parts
-from ragkv.serving.settings import VARIABLE, Settings, make_prompt
+from ragkv.serving.settings import VARIABLE, Settings
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]

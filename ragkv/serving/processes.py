@@ -90,7 +90,7 @@ def transfer_config(settings: Settings, *, timeout: float = 60.0, buffers: int =
 def vllm_command(settings: Settings, name: str, config: dict, arguments: list[str]) -> list[str]:
     """The command that starts vLLM's OpenAI-compatible server with the connector and the HTTP layer."""
     return [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", settings.model),
+        *(sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", settings.model),
         *("--served-model-name", name, "--dtype", settings.dtype),
         *("--kv-transfer-config", json.dumps(config)),
         *("--middleware", "ragkv.serving.http.Middleware"),

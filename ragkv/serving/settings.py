@@ -9,9 +9,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ragkv.models.load import load_tokenizer
-from ragkv.prompt import Prompt
-from ragkv.prompt.documents import whole_chunk
-from ragkv.prompt.templates import chat_parts
 from ragkv.rag.rag import INSTRUCTION
 
 VARIABLE = "RAGKV_SERVING"  # of the environment: the settings for the HTTP layer
@@ -73,22 +70,3 @@ class Settings:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
         return load_tokenizer(Path(self.model))
-
-
-def make_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, documents: list[str], question: str) -> Prompt:
-    """The prompt that asks a question about documents, each of which is one chunk.
-
-    Raises
-    ------
-    ValueError
-        There is no document, or one of them or the question is empty or not text.
-    """
-    if not isinstance(documents, list) or not documents:
-        raise ValueError("'documents' must be a list of texts, with at least one")
-    for number, text in enumerate(documents):
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"'documents[{number}]' must be a text that is not empty")
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError("'question' must be a text that is not empty")
-    prefix, after = chat_parts(tokenizer, instruction, f"\n{question}")
-    return Prompt(prefix, [whole_chunk(tokenizer, text).ids for text in documents], after)

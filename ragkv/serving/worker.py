@@ -19,14 +19,13 @@ from time import perf_counter
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ragkv.contexts import find_context
 from ragkv.fusion.prefill import Prefill, fused_prefill
 from ragkv.fusion.workspace import Workspace
 from ragkv.models.load import load_model
 from ragkv.prompt import Prompt
-from ragkv.rag import Rag
 from ragkv.selectors import Selector
 from ragkv.serving.buffers import KVShape, keys_and_values
+from ragkv.serving.documents import Placement, store_documents
 from ragkv.serving.identity import identity
 from ragkv.serving.messages import PROTOCOL, Message, encode
 from ragkv.serving.parts import Parts
@@ -60,7 +59,7 @@ class Worker:
         self.tokenizer = tokenizer
         self.settings = settings
         self.store = KVStore(settings.store, format=settings.format)
-        self.context = None if settings.context is None else find_context(settings.context, model)
+        self.placement = Placement.find(model, settings.context, settings.behind_prefix)
         self.identity = identity(settings.model, model.config, model.dtype)
         self._layout = Layout.of(model, self.store.format)
         self._shape = KVShape(self._layout.layers, self._layout.kv_heads, self._layout.head_dim, model.dtype)
@@ -124,7 +123,7 @@ class Worker:
         """Compute a fused prefill into the buffer that the message names."""
         start = perf_counter()
         parts = Parts.read(message["parts"], len(message["ids"]))
-        prompt = self._behind(parts.prompt(message["ids"]))
+        prompt = self.placement(parts.prompt(message["ids"]))
         selector = parts.make_selector()
         segments = set(prompt.segments(self.model.config.bos_token_id)) if selector.reuses else set()
         missing = self.store.missing(self._layout, list(segments))
@@ -149,25 +148,18 @@ class Worker:
             precompute(self.model, [prompt], self.store)
             return fused_prefill(self.model, prompt, self.store, selector, workspace=self._workspace)
 
-    def _behind(self, prompt: Prompt) -> Prompt:
-        """The prompt with its chunks computed behind what the settings say."""
-        if self.settings.behind_prefix:
-            prompt = prompt.behind_prefix()
-        return prompt if self.context is None else prompt.behind(self.context)
-
     def _add(self, message: Message) -> Message:
         """Cut documents into chunks and store their keys and values."""
-        rag = Rag(
+        chunks, stored = store_documents(
             message["documents"],
-            (self.model, self.tokenizer),
-            store=self.store,
-            context=self.context,
-            behind_prefix=self.settings.behind_prefix,
+            self.model,
+            self.tokenizer,
+            self.store,
+            self.placement,
             instruction=self.settings.instruction,
             chunk_tokens=message["chunk_tokens"],
         )
-        stored = rag.precompute()
-        return {"kind": "added", "chunks": [chunk.text for chunk in rag.chunks], "computed": stored.written}
+        return {"kind": "added", "chunks": [chunk.text for chunk in chunks], "computed": stored.written}
 
 
 class _Server(ThreadingUnixStreamServer):

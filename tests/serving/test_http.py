@@ -6,8 +6,9 @@ import json
 import pytest
 
 from ragkv.prompt.documents import whole_chunk
+from ragkv.serving.documents import make_prompt
 from ragkv.serving.http import Middleware
-from ragkv.serving.settings import VARIABLE, make_prompt
+from ragkv.serving.settings import VARIABLE
 
 DOCUMENTS = ["Late the cook wrote VAR PIGA 414.", "Then the poet wrote VAR REDA PIGA."]
 

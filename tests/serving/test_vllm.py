@@ -16,9 +16,10 @@ from helpers import ROOT
 from ragkv import KVStore, Prompt, decode, fused_prefill, load_model, precompute
 from ragkv.models.load import model_source
 from ragkv.selectors import get_selector
+from ragkv.serving.documents import make_prompt
 from ragkv.serving.parts import Parts
 from ragkv.serving.processes import WorkerProcess, transfer_config
-from ragkv.serving.settings import Settings, make_prompt
+from ragkv.serving.settings import Settings
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed here: `make serving` runs these tests")
 

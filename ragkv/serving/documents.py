@@ -1,0 +1,76 @@
+"""Documents become prompts and stored chunks, in the same way in every process: otherwise nothing would be found."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ragkv.contexts import LearnedContext, find_context
+from ragkv.prompt import Prompt
+from ragkv.prompt.documents import Chunk, Documents, chunk_documents, read_documents, whole_chunk
+from ragkv.prompt.templates import chat_parts
+from ragkv.store import KVStore
+from ragkv.store.precompute import Precomputed, precompute
+
+
+def make_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, documents: list[str], question: str) -> Prompt:
+    """The prompt that asks a question about documents, each of which is one chunk.
+
+    Raises
+    ------
+    ValueError
+        There is no document, or one of them or the question is empty or not text.
+    """
+    if not isinstance(documents, list) or not documents:
+        raise ValueError("'documents' must be a list of texts, with at least one")
+    for number, text in enumerate(documents):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"'documents[{number}]' must be a text that is not empty")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("'question' must be a text that is not empty")
+    prefix, after = chat_parts(tokenizer, instruction, f"\n{question}")
+    return Prompt(prefix, [whole_chunk(tokenizer, text).ids for text in documents], after)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What chunks are computed behind, besides BOS: a learned context, the prompt's prefix, or both."""
+
+    context: LearnedContext | None = None
+    behind_prefix: bool = False
+
+    @classmethod
+    def find(cls, model: PreTrainedModel, context: str | None, behind_prefix: bool) -> "Placement":
+        """With a learned context by its name, see `ragkv.contexts.find_context`."""
+        return cls(None if context is None else find_context(context, model), behind_prefix)
+
+    def __call__(self, prompt: Prompt) -> Prompt:
+        """The prompt with its chunks computed so."""
+        if self.behind_prefix:
+            prompt = prompt.behind_prefix()
+        return prompt if self.context is None else prompt.behind(self.context)
+
+
+def store_documents(
+    documents: Documents,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    store: KVStore,
+    placement: Placement,
+    *,
+    instruction: str,
+    chunk_tokens: int,
+    progress: bool = False,
+) -> tuple[list[Chunk], Precomputed]:
+    """Cut documents into chunks, and store the keys and values of these and of the prefix.
+
+    Raises
+    ------
+    ValueError
+        There are no documents, or something is not text.
+    StoreError
+        The store cannot be written to.
+    """
+    chunks = chunk_documents(tokenizer, read_documents(documents), by="paragraphs", tokens=chunk_tokens)
+    prefix, after = chat_parts(tokenizer, instruction, "\n?")  # the question is not part of what is stored
+    prompts = [placement(Prompt(prefix, [chunk.ids], after)) for chunk in chunks]
+    return chunks, precompute(model, prompts, store, progress=progress)
