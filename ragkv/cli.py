@@ -81,6 +81,12 @@ COMMANDS = {
         "evaluation",
         "Measure how fast a store is checked, read and written on this machine, in a folder and on a local S3 server.",
     ),
+    "bench-serving": Source(
+        "ragkv.serving.load_command",
+        "bench_serving",
+        None,
+        "Measure a server of `ragkv serve` under load: fused prompts against vLLM's own prefill and prefix caching.",
+    ),
     "context": Source(
         "ragkv.contexts.command", "context", None, "Learned contexts, which chunks are precomputed behind."
     ),

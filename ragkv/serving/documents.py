@@ -70,7 +70,8 @@ def store_documents(
     StoreError
         The store cannot be written to.
     """
-    chunks = chunk_documents(tokenizer, read_documents(documents), by="paragraphs", tokens=chunk_tokens)
+    cut = chunk_documents(tokenizer, read_documents(documents), by="paragraphs", tokens=chunk_tokens)
+    chunks = [whole_chunk(tokenizer, chunk.text, chunk.document) for chunk in cut]  # as `make_prompt` makes them
     prefix, after = chat_parts(tokenizer, instruction, "\n?")  # the question is not part of what is stored
     prompts = [placement(Prompt(prefix, [chunk.ids], after)) for chunk in chunks]
     return chunks, precompute(model, prompts, store, progress=progress)

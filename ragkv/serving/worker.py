@@ -83,7 +83,7 @@ class Worker:
             problem = self._mismatch(message)
             job.reply("refused", reason=problem) if problem else job.reply("welcome")
         elif kind == "status":
-            job.reply("status", waiting=self._jobs.qsize(), identity=self.identity, **self._finished)
+            job.reply("status", pid=os.getpid(), waiting=self._jobs.qsize(), identity=self.identity, **self._finished)
         elif kind == "cancel":
             self._cancelled.add((job.gone, message["job"]))
         else:
