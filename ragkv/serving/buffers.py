@@ -56,7 +56,7 @@ class Buffers:
         self._free: list[str] = []
         self._lent: set[str] = set()
         self._files: dict[str, int] = {}  # descriptors by path: each has a lock, which ends with this process
-        _remove_abandoned()
+        remove_abandoned()
 
     @property
     def lent(self) -> int:
@@ -124,7 +124,7 @@ def keys_and_values(path: str, shape: KVShape, tokens: int) -> Tensor:
     return numbers.view(shape.layers, 2, tokens, shape.kv_heads, shape.head_dim)
 
 
-def _remove_abandoned() -> None:
+def remove_abandoned() -> None:
     """Remove buffers of processes that were killed: nobody holds a lock on them."""
     for path in SHARED_MEMORY.glob(f"{_PREFIX}*"):
         with suppress(OSError):  # another user's, or just removed

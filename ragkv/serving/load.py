@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
 from random import Random
 from threading import Event, Thread
 from typing import Any
@@ -119,36 +118,27 @@ def load_test(
     return answers, seconds
 
 
-def kill_test(client: Client, prompts: list[Prompt], concurrency: int, kills: int) -> list[Answered]:
-    """Answers to fused requests while the worker is killed some times, spread over the run."""
-    done, finished = count(1), Event()
-    every = len(prompts) // (kills + 1)
-    due = [Event() for _ in range(kills)]
+def kill_test(client: Client, prompts: list[Prompt], concurrency: int, kills: int) -> tuple[list[Answered], int]:
+    """Answers to fused requests while the worker is killed, and how often it was: each time as soon as it is back."""
+    finished = Event()
 
-    def killer() -> None:
-        for event in due:
-            event.wait()
-            while not finished.is_set():
-                try:
-                    os.kill(client.worker(), signal.SIGKILL)
-                    break
-                except (OSError, KeyError):  # it is just starting again
-                    time.sleep(0.2)
+    def kill() -> None:
+        while not finished.wait(1.0) and len(killed) < kills:
+            try:
+                process = client.worker()
+                os.kill(process, signal.SIGKILL)
+            except (OSError, KeyError):  # it is just starting again
+                continue
+            killed.append(process)
 
-    def ask(prompt: Prompt) -> Answered:
-        answered = client.ask(prompt, FUSED)
-        number = next(done)
-        if number % every == 0 and number // every <= kills:
-            due[number // every - 1].set()
-        return answered
-
-    thread = Thread(target=killer)
-    thread.start()
+    killed: list[int] = []
+    killer = Thread(target=kill)
+    killer.start()
     with ThreadPoolExecutor(concurrency) as pool:
-        answers = list(pool.map(ask, prompts))
+        answers = list(pool.map(lambda prompt: client.ask(prompt, FUSED), prompts))
     finished.set()
-    thread.join()
-    return answers
+    killer.join()
+    return answers, len(killed)
 
 
 def make_prompts(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: int, number: int) -> list[Prompt]:

@@ -47,8 +47,8 @@ def bench_serving(
 
     before = client.counters()
     if kills:
-        fused = kill_test(client, prompts, concurrency, kills)
-        record: dict[str, Any] = {"kills": kills, "answered": len(fused)}
+        fused, killed = kill_test(client, prompts, concurrency, kills)
+        record: dict[str, Any] = {"kills": killed, "answered": sum(len(a.ids) == new_tokens for a in fused)}
     else:
         answers, seconds = load_test(client, prompts, concurrency, batch)
         fused = answers[FUSED]

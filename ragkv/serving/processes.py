@@ -11,8 +11,7 @@ from threading import Event, Thread
 
 from ragkv.serving.settings import VARIABLE, Settings
 
-_LIVED_LONG = 60.0  # seconds after which a worker's death is not taken for a failure to start
-_LONGEST_PAUSE = 30.0  # seconds before a worker is started again
+_LONGEST_PAUSE = 32.0  # seconds before a worker that does not get ready is started again
 
 
 class WorkerProcess:
@@ -39,8 +38,9 @@ class WorkerProcess:
 
     def __exit__(self, *error: object) -> None:
         self._closing.set()
-        self.process.terminate()
-        self._keeper.join()
+        while self._keeper.is_alive():
+            self.process.terminate()  # again if it was just started
+            self._keeper.join(0.5)
 
     def wait_until_ready(self, seconds: float = 600.0) -> None:
         """Wait until the worker listens.
@@ -65,12 +65,12 @@ class WorkerProcess:
         return subprocess.Popen(command, stdin=subprocess.PIPE)  # which ends with this process, and the worker with it
 
     def _keep(self) -> None:
-        pause = 1.0
+        pause = 0.5
         while True:
-            started = time.monotonic()
             code = self.process.wait()
-            pause = 1.0 if time.monotonic() - started > _LIVED_LONG else min(2 * pause, _LONGEST_PAUSE)
-            if self._closing.wait(pause / 2):
+            was_ready = Path(self.settings.address).exists()
+            pause = 0.5 if was_ready else min(2 * pause, _LONGEST_PAUSE)
+            if self._closing.wait(pause):
                 return
             print(f"the worker ended with exit code {code} and is started again", file=sys.stderr, flush=True)
             self.process = self._start()

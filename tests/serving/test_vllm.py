@@ -89,7 +89,7 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def engine(request: pytest.FixtureRequest):
-    name = request.param
+    name, _, ranks = request.param.partition(" x")
     try:
         model, tokenizer = load_model(name, device="cpu")
     except ImportError as error:
@@ -105,6 +105,7 @@ def engine(request: pytest.FixtureRequest):
                 dtype="float32",
                 max_model_len=2048,
                 max_num_seqs=16,
+                tensor_parallel_size=int(ranks or 1),
                 enforce_eager=True,
                 disable_log_stats=False,
                 kv_transfer_config=transfer_config(settings),
@@ -154,6 +155,13 @@ def test_the_prefix_cache_never_mixes_methods(engine):
     before = engine.counts()
     assert engine.fused(prompts, 0.05, salted=False) == plain
     assert engine.counts()["fallen_back"] - before["fallen_back"] == 4
+
+
+@pytest.mark.parametrize("engine", ["tiny-llama x2"], indirect=True)
+def test_every_rank_of_tensor_parallelism_gets_its_own_heads(engine):
+    prompts, before = random_prompts(engine, 4), engine.counts()
+    assert engine.fused(prompts) == engine.own(prompts)
+    assert engine.counts()["fused"] - before["fused"] == 4
 
 
 @one_model
