@@ -65,7 +65,7 @@ COMMAND = r"((?:make|ragkv|python -m) [a-z][\w.-]*(?: [^`\n#|\\]+)?)"
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", documented(), re.S | re.M)
 FOUND = re.findall(f"`{COMMAND}", documented()) + re.findall(f"^{COMMAND}", "\n".join(BLOCKS), re.M)
 COMMANDS = sorted({re.sub("^ragkv ", "python -m ragkv ", text).strip() for text in FOUND})
-PROGRAM = re.compile(r"python -m (ragkv(?: [a-z]+\b(?!\S))+|\S+)")
+PROGRAM = re.compile(r"python -m (ragkv(?: [a-z]+(?:-[a-z]+)*\b(?!\S))+|\S+)")
 PROGRAMS = sorted({PROGRAM.match(text)[1] for text in COMMANDS if text.startswith("python")})
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
