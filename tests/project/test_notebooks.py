@@ -101,7 +101,11 @@ def test_run_twice_is_the_same_file(tmp_path):
 
 def test_the_kernel_of_make_prints_no_warnings(tmp_path):
     shown = subprocess.run(
-        ["make", "--eval=path:; @echo $$JUPYTER_PATH", "path"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--eval=path:; @echo $$JUPYTER_PATH", "path"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     path = write(tmp_path / "n.ipynb", "import sys\nprint(1)\nprint('mine', file=sys.stderr)")
     done = subprocess.run(
