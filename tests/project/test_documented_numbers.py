@@ -183,6 +183,17 @@ def on_a_cpu(run, header, rows):
         yield label, speed_up, row["speed-up"]
 
 
+def serving(run, header, rows):
+    if run != "serving.json" or header[1] != "requests per second":
+        return
+    recorded = json.loads((RECORDED / run).read_text())["load"]["methods"]
+    assert [label for label, *_ in rows] == list(recorded)
+    names = ("requests_per_second", "ttft_p50", "ttft_p95", "ttft_p50_to_vllm", "throughput_to_vllm")
+    for label, *cells in rows:
+        for cell, name in zip(cells, names, strict=True):
+            yield label, cell.removesuffix(" s"), recorded[label][name]
+
+
 def checking(run, header, rows):
     if run != "store.json" or header[1:] != ["plain read of the same files", "`verify`", "ratio"]:
         return
@@ -253,6 +264,7 @@ CHECKS = [
     (prefills, 70),
     (attention, 24),
     (on_a_cpu, 12),
+    (serving, 15),
     (checking, 6),
     (segments, 16),
 ]
