@@ -306,6 +306,17 @@ def test_readme_says_what_the_figure_shows():
     assert time["a3", 0.15] > 2, "less than half of the full prefill's time"
 
 
+def test_serving_page_says_what_kills_did():
+    found = json.loads((RECORDED / "serving.json").read_text())["kills"]
+    text = " ".join((ROOT / "docs/serving.md").read_text().split())
+    fused, alone = (int(found["counters"][name]) for name in ("fused", "fallen_back"))
+    assert (found["kills"], found["answered"], fused + alone) == (10, found["requests"], found["requests"])
+    assert found["other_than_ragkvs_own"] <= alone
+    assert f"killed ten times during {found['requests']} requests" in text
+    assert f"all were answered, {fused} of them fused and {alone} prefilled by vLLM. At most these {alone} can" in text
+    assert f"; {found['other_than_ragkvs_own']} did." in text
+
+
 def test_cluster_page_says_what_shards_take():
     found = json.loads((RECORDED / "shards.json").read_text())
     text = " ".join((ROOT / "docs/cluster.md").read_text().split())
