@@ -23,6 +23,7 @@ class ComputedSegments:
 
     def __init__(self, model: PreTrainedModel):
         self._model = model
+        self._layout = Layout.of(model, self.format)
         self._previous: dict[Segment, SegmentInMemory] = {}
         self._current: dict[Segment, SegmentInMemory] = {}
 
@@ -54,6 +55,4 @@ class ComputedSegments:
 
     def size(self, segment: Segment) -> int:
         """Bytes of the segment's keys and values."""
-        layout = Layout.of(self._model, self.format)
-        states = 2 * layout.layers * layout.kv_heads * layout.head_dim
-        return states * len(segment.ids) * layout.dtype.itemsize
+        return round(len(segment.ids) * self._layout.bytes_per_token)

@@ -1,29 +1,25 @@
 """``ragkv answer``: one question answered from documents."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ragkv.fusion.sampling import Sampling
 from ragkv.rag import answer
+from ragkv.rag.arguments import BehindPrefixOption, ContextOption, DocumentsArgument, ModelOption
 from ragkv.selectors import get_selector
 
 
 def answer_command(
     question: Annotated[str, typer.Argument(help="The question.")],
-    documents: Annotated[list[Path], typer.Argument(help="Text, HTML and PDF files, or folders of such files.")],
-    model: Annotated[str, typer.Option(help="smollm2, an embedded model, a local folder, or a hub id.")],
+    documents: DocumentsArgument,
+    model: ModelOption,
     selector: Annotated[str, typer.Option(help="What to recompute: the name of a selector.")] = "a3",
     ratio: Annotated[float | None, typer.Option(help="The share of the chunks' tokens to recompute.")] = None,
     k: Annotated[int | None, typer.Option(help="How many chunks to retrieve; all of them by default.")] = None,
     store: Annotated[str | None, typer.Option(help="A folder or URL that keeps keys and values for next time.")] = None,
-    context: Annotated[
-        str | None, typer.Option(help="Compute chunks behind a learned context: learned (comes with ragkv), or a file.")
-    ] = None,
-    behind_prefix: Annotated[
-        bool, typer.Option("--behind-prefix", help="Compute chunks behind the prompt's prefix, too.")
-    ] = False,
+    context: ContextOption = None,
+    behind_prefix: BehindPrefixOption = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     temperature: Annotated[
         float, typer.Option(min=0, help="Above 0, draw each token at random; 0 takes the likeliest one.")

@@ -10,7 +10,7 @@ from weakref import finalize
 
 from tqdm import tqdm
 
-from ragkv.contexts import LearnedContext, find_context
+from ragkv.contexts import LearnedContext
 from ragkv.fusion.clock import Clock
 from ragkv.fusion.decoding import decode, text_stream
 from ragkv.fusion.prefill import Prefill, fused_prefill
@@ -20,6 +20,7 @@ from ragkv.prompt import Prompt
 from ragkv.prompt.chunking import By
 from ragkv.prompt.documents import Chunk, Documents, chunk_documents, read_documents
 from ragkv.prompt.templates import chat_parts, next_turn
+from ragkv.rag.chunk_context import ChunkContext
 from ragkv.rag.conversation import Answer, extend
 from ragkv.rag.inputs import Model, check_question, load, warn_of_unknown_text
 from ragkv.rag.retrieval import Retriever, VectorStore, as_chunk, as_retriever, by_words, in_order
@@ -97,8 +98,7 @@ class Rag:
         texts = [] if documents is None else read_documents(documents)
         self.selector = get_selector(selector) if isinstance(selector, str) else selector
         self.model, self.tokenizer = load(model)
-        self.context = None if context is None else find_context(context, self.model)
-        self.behind_prefix = behind_prefix
+        self.chunk_context = ChunkContext.find(self.model, context, behind_prefix)
         self.instruction = instruction
         self.max_new_tokens = max_new_tokens
         self.sampling = sampling
@@ -253,10 +253,7 @@ class Rag:
 
     def _prompt(self, question: str, *chunks: Chunk) -> Prompt:
         prefix, after = chat_parts(self.tokenizer, self.instruction, f"\n{question}")
-        prompt = Prompt(prefix, [chunk.ids for chunk in chunks], after)
-        if self.behind_prefix:
-            prompt = prompt.behind_prefix()
-        return prompt if self.context is None else prompt.behind(self.context)
+        return self.chunk_context(Prompt(prefix, [chunk.ids for chunk in chunks], after))
 
     def _compute_missing(self, prompt: Prompt) -> float:
         """Compute the segments that are not stored, and return the share that was."""

@@ -10,6 +10,7 @@ import typer
 from transformers import AutoConfig
 
 from ragkv.models.load import model_source
+from ragkv.rag.arguments import BehindPrefixOption, ContextOption, FormatOption
 from ragkv.rag.rag import INSTRUCTION
 from ragkv.selectors import get_selector
 from ragkv.serving.buffers import remove_abandoned
@@ -23,15 +24,11 @@ def serve_command(
         list[str] | None, typer.Argument(help="Options of `vllm serve`, after --, such as -- --port 8001.")
     ] = None,
     store: Annotated[str, typer.Option(help="The folder or URL that keeps keys and values.")] = "store",
-    format: Annotated[str, typer.Option(help="How they are stored: model, fp8, int8 or int4.")] = "model",
+    format: FormatOption = "model",
     selector: Annotated[str, typer.Option(help="What to recompute: the name of a selector.")] = "a3",
     ratio: Annotated[float | None, typer.Option(help="The share of the documents' tokens to recompute.")] = None,
-    context: Annotated[
-        str | None, typer.Option(help="Compute chunks behind a learned context: learned (comes with ragkv), or a file.")
-    ] = None,
-    behind_prefix: Annotated[
-        bool, typer.Option("--behind-prefix", help="Compute chunks behind the prompt's prefix, too.")
-    ] = False,
+    context: ContextOption = None,
+    behind_prefix: BehindPrefixOption = False,
     instruction: Annotated[str, typer.Option(help="The text before the documents.")] = INSTRUCTION,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16, of both processes.")] = "auto",
     tokens: Annotated[int, typer.Option(min=1, help="The longest prompt with its answer.")] = 8192,

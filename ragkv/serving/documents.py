@@ -1,13 +1,11 @@
 """Documents become prompts and stored chunks, in the same way in every process: otherwise nothing would be found."""
 
-from dataclasses import dataclass
-
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ragkv.contexts import LearnedContext, find_context
 from ragkv.prompt import Prompt
 from ragkv.prompt.documents import Chunk, Documents, chunk_documents, read_documents, whole_chunk
 from ragkv.prompt.templates import chat_parts
+from ragkv.rag.chunk_context import ChunkContext
 from ragkv.store import KVStore
 from ragkv.store.precompute import Precomputed, precompute
 
@@ -31,31 +29,12 @@ def make_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, documents:
     return Prompt(prefix, [whole_chunk(tokenizer, text).ids for text in documents], after)
 
 
-@dataclass(frozen=True)
-class Placement:
-    """What chunks are computed behind, besides BOS: a learned context, the prompt's prefix, or both."""
-
-    context: LearnedContext | None = None
-    behind_prefix: bool = False
-
-    @classmethod
-    def find(cls, model: PreTrainedModel, context: str | None, behind_prefix: bool) -> "Placement":
-        """With a learned context by its name, see `ragkv.contexts.find_context`."""
-        return cls(None if context is None else find_context(context, model), behind_prefix)
-
-    def __call__(self, prompt: Prompt) -> Prompt:
-        """The prompt with its chunks computed so."""
-        if self.behind_prefix:
-            prompt = prompt.behind_prefix()
-        return prompt if self.context is None else prompt.behind(self.context)
-
-
 def store_documents(
     documents: Documents,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     store: KVStore,
-    placement: Placement,
+    chunk_context: ChunkContext,
     *,
     instruction: str,
     chunk_tokens: int,
@@ -73,5 +52,5 @@ def store_documents(
     cut = chunk_documents(tokenizer, read_documents(documents), by="paragraphs", tokens=chunk_tokens)
     chunks = [whole_chunk(tokenizer, chunk.text, chunk.document) for chunk in cut]  # as `make_prompt` makes them
     prefix, after = chat_parts(tokenizer, instruction, "\n?")  # the question is not part of what is stored
-    prompts = [placement(Prompt(prefix, [chunk.ids], after)) for chunk in chunks]
+    prompts = [chunk_context(Prompt(prefix, [chunk.ids], after)) for chunk in chunks]
     return chunks, precompute(model, prompts, store, progress=progress)

@@ -23,9 +23,10 @@ from ragkv.fusion.prefill import Prefill, fused_prefill
 from ragkv.fusion.workspace import Workspace
 from ragkv.models.load import load_model
 from ragkv.prompt import Prompt
+from ragkv.rag.chunk_context import ChunkContext
 from ragkv.selectors import Selector
 from ragkv.serving.buffers import KVShape, keys_and_values
-from ragkv.serving.documents import Placement, store_documents
+from ragkv.serving.documents import store_documents
 from ragkv.serving.identity import identity
 from ragkv.serving.messages import PROTOCOL, Message, encode
 from ragkv.serving.parts import Parts
@@ -59,7 +60,7 @@ class Worker:
         self.tokenizer = tokenizer
         self.settings = settings
         self.store = KVStore(settings.store, format=settings.format)
-        self.placement = Placement.find(model, settings.context, settings.behind_prefix)
+        self.chunk_context = ChunkContext.find(model, settings.context, settings.behind_prefix)
         self.identity = identity(settings.model, model.config, model.dtype)
         self._layout = Layout.of(model, self.store.format)
         self._shape = KVShape(self._layout.layers, self._layout.kv_heads, self._layout.head_dim, model.dtype)
@@ -123,7 +124,7 @@ class Worker:
         """Compute a fused prefill into the buffer that the message names."""
         start = perf_counter()
         parts = Parts.read(message["parts"], len(message["ids"]))
-        prompt = self.placement(parts.prompt(message["ids"]))
+        prompt = self.chunk_context(parts.prompt(message["ids"]))
         selector = parts.make_selector()
         segments = set(prompt.segments(self.model.config.bos_token_id)) if selector.reuses else set()
         missing = self.store.missing(self._layout, list(segments))
@@ -155,7 +156,7 @@ class Worker:
             self.model,
             self.tokenizer,
             self.store,
-            self.placement,
+            self.chunk_context,
             instruction=self.settings.instruction,
             chunk_tokens=message["chunk_tokens"],
         )
