@@ -2,11 +2,11 @@
 
 import platform
 from collections.abc import Callable
-from statistics import median
-from time import perf_counter
+from functools import partial
 
 import torch
 
+from ragkv.bench.timing import measure
 from ragkv.costs.speed import Speed
 
 LAYER_OPERATIONS = 150  # small operations that a layer starts: norms, rotations, reshapes, attention
@@ -24,28 +24,27 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
         square = weights[:, :WIDTH].contiguous()
         tokens = torch.ones(WIDTH if device.type == "cuda" else 128, WIDTH, dtype=dtype, device=device)
         small = torch.ones(64, device=device)
-        product = _seconds(lambda: tokens @ square, device)
-        reading = _seconds(lambda: tokens[:1] @ weights, device)
-        starting = _seconds(lambda: [small + 1 for _ in range(LAYER_OPERATIONS)], device)
+        parts: dict[str, Callable[[], object]] = {
+            "product": lambda: tokens @ square,
+            "reading": lambda: tokens[:1] @ weights,
+            "starting": lambda: [small + 1 for _ in range(LAYER_OPERATIONS)],
+        }
+        times = measure({name: partial(_finished, run, device) for name, run in parts.items()}, REPEATS)
     finally:
         torch.set_num_threads(threads)
-    memory_gbs = weights.nbytes / reading / 1e9
+    seconds = times["p50"] / 1e3
+    memory_gbs = weights.nbytes / seconds["reading"] / 1e9
     return Speed(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})",
-        tflops=2 * tokens.numel() * WIDTH / product / 1e12,
+        tflops=2 * tokens.numel() * WIDTH / seconds["product"] / 1e12,
         memory_gbs=memory_gbs,
         reuse_gbs=REUSE[device.type] * memory_gbs,
-        layer=starting,
+        layer=seconds["starting"],
     )
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """The median time of a call, after one that is not counted."""
-    times = []
-    for _ in range(REPEATS + 1):
-        start = perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(perf_counter() - start)
-    return median(times[1:])
+def _finished(run: Callable[[], object], device: torch.device) -> None:
+    """Call a function, and wait for the GPU."""
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
