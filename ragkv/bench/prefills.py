@@ -26,6 +26,7 @@ from ragkv.selectors import Selector, get_selector
 from ragkv.store import KVStore
 
 STAGES = ("open", "load", "select")
+RATIOS = (0.02, 0.05, 0.15, 0.3)  # at which fidelity was measured, too: outputs/reference/smollm2-gpu
 
 
 def methods(layers: int) -> list[tuple[str, dict]]:
@@ -33,21 +34,19 @@ def methods(layers: int) -> list[tuple[str, dict]]:
 
     `a3` on stored keys chooses in the layer that was best for SmolLM2, at the same depth.
     """
-    stored = {"keys": "stored", "layer": 22 * layers // 30}
+    at_ratios: list[tuple[str, dict]] = [
+        ("probe", {"hops": 1}),
+        ("a3", {"keys": "stored", "layer": 22 * layers // 30}),
+        ("a3", {}),
+        ("cacheblend", {}),
+        ("epic", {}),
+    ]
     return [
         ("full_reuse", {}),
-        ("probe", {"ratio": 0.02, "hops": 1}),
+        *[(name, {"ratio": ratio} | options) for name, options in at_ratios for ratio in RATIOS],
         ("probe", {"ratio": 0.02, "hops": 2}),
         ("probe", {"ratio": 0.02}),
-        ("probe", {"ratio": 0.05, "hops": 1}),
         ("probe", {"ratio": 0.05}),
-        ("probe", {"ratio": 0.15, "hops": 1}),
-        ("a3", {"ratio": 0.02} | stored),
-        ("a3", {"ratio": 0.05} | stored),
-        ("a3", {"ratio": 0.15} | stored),
-        ("a3", {"ratio": 0.15}),
-        ("cacheblend", {"ratio": 0.15}),
-        ("epic", {"ratio": 0.15}),
     ]
 
 

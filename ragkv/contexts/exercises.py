@@ -37,7 +37,7 @@ OPEN = (
     "What would be a good title for the text?",
 )
 CUE = 8  # tokens of a passage that a question quotes
-MOST_PROMPTS = 32  # in a batch: their logits take memory, too
+MOST_QUESTIONS = 32  # in a batch: their logits take memory, too
 GAP = "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -52,15 +52,25 @@ class Exercise:
     chunks
         ``(prompts, chunks, tokens)``.
     question
-        ``(prompts, tokens)``: the question, and behind it the answer if the text holds it.
+        ``(prompts * questions, tokens)``: each question, and behind it the answer if the text holds it. The questions
+        about one prompt's document stand next to each other.
     answer
         Where in `question` the answer begins; its length if the model is to answer.
+    evidence
+        ``(prompts * questions, tokens)``: the places in the document, counted from the first chunk's first token, of
+        what each question asks for. No tokens where the model is to answer.
     """
 
     prefix: Ids
     chunks: Tensor
     question: Tensor
     answer: int
+    evidence: Tensor
+
+    @property
+    def questions(self) -> int:
+        """How many questions each document is asked."""
+        return len(self.question) // len(self.chunks)
 
     @property
     def open(self) -> bool:
@@ -81,6 +91,9 @@ class Exercises:
         The shortest and the longest document.
     batch_tokens
         Document tokens of all prompts of a batch, about.
+    questions
+        Questions about each document, or fewer where a batch has many documents. They share its keys and values, so
+        they take little more time than one.
     answer_tokens
         The length of an answer.
     open_share
@@ -103,6 +116,7 @@ class Exercises:
         chunk_tokens: tuple[int, int] = (64, 512),
         document_tokens: tuple[int, int] = (512, 3584),
         batch_tokens: int = 16384,
+        questions: int = 4,
         answer_tokens: int = 24,
         open_share: float = 0.1,
         single_share: float = 0.1,
@@ -118,6 +132,7 @@ class Exercises:
         self._chunk_tokens = chunk_tokens
         self._document_tokens = document_tokens
         self._batch_tokens = batch_tokens
+        self._questions = questions
         self._answer_tokens = answer_tokens
         self._open_share = open_share
         self._single_share = single_share
@@ -130,24 +145,30 @@ class Exercises:
         tokens = min(_log_uniform(random, *self._chunk_tokens), self._longest_text)
         document = max(_log_uniform(random, *self._document_tokens), 2 * tokens)
         count = 1 if random.random() < self._single_share else document // tokens
-        prompts = max(1, min(MOST_PROMPTS, self._batch_tokens // (count * tokens)))
+        prompts = max(1, min(MOST_QUESTIONS, self._batch_tokens // (count * tokens)))
         chunks = [[self._chunk(tokens) for _ in range(count)] for _ in range(prompts)]
 
         prefix, turn_end = chat_parts(self._tokenizer, random.choice(INSTRUCTIONS), "")
         if random.random() < self._open_share:
             question = [*self._text("\n" + random.choice(OPEN)), *turn_end]
-            return Exercise(tuple(prefix), torch.tensor(chunks), torch.tensor([question] * prompts), len(question))
+            asked = torch.tensor([question] * prompts)
+            return Exercise(tuple(prefix), torch.tensor(chunks), asked, len(question), asked[:, :0])
 
         cloze = random.random() < 0.25
         begun = not cloze and random.random() < 0.5  # the answer has begun: with the words that the question quotes
         before, after = random.choice(CLOZE if cloze else RECALL).split("{words}")
-        quoted = [self._quote(random.choice(of_prompt), cloze) for of_prompt in chunks]
-        questions = [
-            [*self._text("\n" + before), *words, *self._text(after), *turn_end, *(words if begun else []), *answer]
-            for words, answer in quoted
-        ]
-        answer_start = len(questions[0]) - len(quoted[0][1])
-        return Exercise(tuple(prefix), torch.tensor(chunks), torch.tensor(questions), answer_start)
+        before, after = self._text("\n" + before), self._text(after)
+        questions, evidence = [], []
+        for of_prompt in chunks:
+            for _ in range(min(self._questions, MOST_QUESTIONS // prompts)):
+                number = random.randrange(count)
+                words, answer, places = self._quote(of_prompt[number], cloze)
+                questions.append([*before, *words, *after, *turn_end, *(words if begun else []), *answer])
+                evidence.append([number * tokens + place for place in places])
+        answer_start = len(questions[0]) - len(answer)
+        return Exercise(
+            tuple(prefix), torch.tensor(chunks), torch.tensor(questions), answer_start, torch.tensor(evidence)
+        )
 
     def _chunk(self, tokens: int) -> list[int]:
         """A window of some text, with a blank line at its end as chunks of documents have."""
@@ -158,8 +179,11 @@ class Exercises:
                 start = self._random.randrange(len(text) - body + 1)
                 return [*text[start : start + body], *self._blank_line]
 
-    def _quote(self, chunk: Sequence[int], cloze: bool) -> tuple[list[int], list[int]]:
-        """What a question quotes of a chunk, and the answer: the words behind it, or the words left out."""
+    def _quote(self, chunk: Sequence[int], cloze: bool) -> tuple[list[int], list[int], range]:
+        """What a question quotes of a chunk, its answer, and where both stand in the chunk.
+
+        The answer is the words behind the quote, or the words left out of it.
+        """
         body = len(chunk) - len(self._blank_line)
         behind = CUE if cloze else 0
         answer_tokens = min(self._answer_tokens // (2 if cloze else 1), body - CUE - behind)
@@ -169,7 +193,7 @@ class Exercises:
         words = list(chunk[start:answer_start])
         if cloze:
             words += [*self._gap, *chunk[answer_stop : answer_stop + CUE]]
-        return words, list(chunk[answer_start:answer_stop])
+        return words, list(chunk[answer_start:answer_stop]), range(start, answer_stop + behind)
 
     def _text(self, text: str) -> list[int]:
         return encode(self._tokenizer, text)

@@ -26,6 +26,7 @@ def divergences(
     exercise: Exercise,
     *,
     behind_prefix: bool,
+    repaired: bool = False,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """How far plain reuse behind the context is from a full prefill, in nats.
@@ -34,6 +35,8 @@ def divergences(
     ----------
     context
         ``(layers, 2, kv_heads, tokens, head_dim)`` on the model's device; gradients reach it.
+    repaired
+        What the questions ask for has full prefill's keys and values, as if a selector had recomputed it.
     recompute
         Keep only each layer's input, keys and values for the backward pass, which computes each layer again
         (gradient checkpointing). It takes far less memory and about a third more time.
@@ -50,48 +53,78 @@ def divergences(
     prompts = len(chunks)
     document = torch.cat((prefix.expand(prompts, -1), chunks.flatten(1)), dim=1)
     if exercise.open:
-        asked = torch.cat((asked, _answers(model, torch.cat((document, asked), dim=1))), dim=1)
+        unanswered = torch.cat((document.repeat_interleave(exercise.questions, dim=0), asked), dim=1)
+        asked = torch.cat((asked, _answers(model, unanswered)), dim=1)
 
     with torch.no_grad():
-        whole = torch.cat((document, asked), dim=1)
-        expected = model(input_ids=whole, logits_to_keep=asked.shape[1]).logits[:, :-1]
-    reused = _reused(model, rotary, context, prefix, chunks, behind_prefix=behind_prefix, recompute=recompute)
-    found = _logits(model, rotary, reused, asked, document.shape[1], recompute=recompute)[:, :-1]
+        computed = _at_places(rotary, keys_values(model, rotary, document, None, 0), 0)
+        whole = _per_question(exercise, computed)
+        expected = _logits(model, rotary, whole, asked, recompute=False)[:, :-1]
+    front = prefix if behind_prefix else prefix[:, :1]
+    stored = _stored(model, rotary, context, front, chunks, recompute=recompute)
+    reused = _per_question(exercise, _behind(computed, prefix.shape[1], stored, rotary))
+    if repaired:
+        reused = _repaired(reused, whole, exercise.evidence.to(device) + prefix.shape[1])
+    found = _logits(model, rotary, reused, asked, recompute=recompute)[:, :-1]
 
     expected, found = expected.float().log_softmax(-1), found.float().log_softmax(-1)
-    each = (expected.exp() * (expected - found)).sum(-1)  # (prompts, tokens)
+    each = (expected.exp() * (expected - found)).sum(-1)  # (questions of all prompts, tokens)
     answer = exercise.answer - 1  # the last token of the question gives the answer's first
     return each[:, answer:].mean(), each[:, :answer].mean()
 
 
-def _reused(
-    model: PreTrainedModel,
-    rotary: list[Rotary],
-    context: Tensor,
-    prefix: Tensor,
-    chunks: Tensor,
-    *,
-    behind_prefix: bool,
-    recompute: bool,
+def _at_places(rotary: list[Rotary], states: Sequence[KV], start: int) -> list[KV]:
+    """Keys rotated to their places in the prompt, from `start` on, and values."""
+    tokens = states[0][0].shape[2]
+    positions = torch.arange(start, start + tokens, device=states[0][0].device)
+    return [(rotate(keys, positions), values) for rotate, (keys, values) in zip(rotary, states, strict=True)]
+
+
+def _per_question(exercise: Exercise, documents: Sequence[KV]) -> list[KV]:
+    """The keys and values of each question's document."""
+    times = exercise.questions
+    return [
+        (keys.repeat_interleave(times, dim=0), values.repeat_interleave(times, dim=0)) for keys, values in documents
+    ]
+
+
+def _repaired(reused: Sequence[KV], whole: Sequence[KV], places: Tensor) -> list[KV]:
+    """The reused keys and values, with full prefill's at some places of each question's document."""
+    _, kv_heads, _, head_dim = reused[0][0].shape
+    index = places[:, None, :, None].expand(-1, kv_heads, -1, head_dim)
+
+    def repair(states: Tensor, right: Tensor) -> Tensor:
+        return states.scatter(2, index, right.gather(2, index))
+
+    return [
+        (repair(keys, right_keys), repair(values, right_values))
+        for (keys, values), (right_keys, right_values) in zip(reused, whole, strict=True)
+    ]
+
+
+def _stored(
+    model: PreTrainedModel, rotary: list[Rotary], context: Tensor, front: Tensor, chunks: Tensor, *, recompute: bool
 ) -> list[KV]:
-    """Each layer's keys, rotated to their places, and values of prefix and chunks, for all prompts."""
-    prompts, count, tokens = chunks.shape
-    with torch.no_grad():
-        own = keys_values(model, rotary, prefix, None, 0)
-    front = prefix if behind_prefix else prefix[:, :1]
-    behind = torch.cat((front.expand(prompts * count, -1), chunks.flatten(0, 1)), dim=1)
-    computed = keys_values(model, rotary, behind, context, front.shape[1], recompute=recompute)
+    """Keys, before rotation, and values of all chunks of a prompt side by side, each computed on its own."""
+    prompts, count, _ = chunks.shape
+    ids = torch.cat((front.expand(prompts * count, -1), chunks.flatten(0, 1)), dim=1)
+    computed = keys_values(model, rotary, ids, context, front.shape[1], recompute=recompute)
 
-    def side_by_side(of_prefix: Tensor, of_chunks: Tensor) -> Tensor:
-        joined = of_chunks.unflatten(0, (prompts, count)).transpose(1, 2).flatten(2, 3)
-        return torch.cat((of_prefix.expand(prompts, -1, -1, -1), joined), dim=2)
+    def side_by_side(states: Tensor) -> Tensor:
+        return states.unflatten(0, (prompts, count)).transpose(1, 2).flatten(2, 3)
 
-    positions = torch.arange(prefix.shape[1] + count * tokens, device=chunks.device)
-    reused = []
-    for rotate, (prefix_keys, prefix_values), (chunk_keys, chunk_values) in zip(rotary, own, computed, strict=True):
-        keys = rotate(side_by_side(prefix_keys, chunk_keys), positions)
-        reused.append((keys, side_by_side(prefix_values, chunk_values)))
-    return reused
+    return [(side_by_side(keys), side_by_side(values)) for keys, values in computed]
+
+
+def _behind(whole: Sequence[KV], prefix: int, stored: Sequence[KV], rotary: list[Rotary]) -> list[KV]:
+    """The prefix of a full prefill, and behind it the stored keys, rotated to their places, and values."""
+    joined = []
+    placed = _at_places(rotary, stored, prefix)
+    for (whole_keys, whole_values), (keys, values) in zip(whole, placed, strict=True):
+        keys = torch.cat((whole_keys[:, :, :prefix], keys), dim=2)
+        values = torch.cat((whole_values[:, :, :prefix], values), dim=2)
+        joined.append((keys, values))
+    return joined
 
 
 def keys_values(
@@ -131,14 +164,16 @@ def keys_values(
 
 
 def _logits(
-    model: PreTrainedModel, rotary: list[Rotary], reused: Sequence[KV], asked: Tensor, start: int, *, recompute: bool
+    model: PreTrainedModel, rotary: list[Rotary], reused: Sequence[KV], asked: Tensor, *, recompute: bool
 ) -> Tensor:
-    """Logits of the question's tokens, which stand at `start` behind the reused keys and values."""
+    """Logits of the questions' tokens, which stand behind the reused keys and values of their documents."""
+    start = reused[0][0].shape[2]
     positions = torch.arange(start, start + asked.shape[1], device=asked.device)
 
     def place(index: int, fresh: KV) -> KV:
         (keys, values), (before_keys, before_values) = fresh, reused[index]
-        return torch.cat((before_keys, rotary[index](keys, positions)), 2), torch.cat((before_values, values), 2)
+        rotated = rotary[index](keys, positions)
+        return torch.cat((before_keys, rotated), dim=2), torch.cat((before_values, values), dim=2)
 
     hidden, _ = _through(model, rotary, decoder.embed(model, asked), positions, place, recompute=recompute)
     return decoder.logits(model, hidden)

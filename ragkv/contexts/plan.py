@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import product
 from math import prod, sqrt
 
-from ragkv.contexts.exercises import MOST_PROMPTS
+from ragkv.contexts.exercises import MOST_QUESTIONS
 from ragkv.contexts.training import Settings
 from ragkv.costs.shape import Shape
 from ragkv.costs.training import Batch, training_memory, training_operations
@@ -20,6 +20,7 @@ def plan_lines(
     chunk_tokens: Range,
     document_tokens: Range,
     batch_tokens: int,
+    questions: int,
     number_bytes: int,
     tflops: float,
 ) -> Iterator[str]:
@@ -36,8 +37,10 @@ def plan_lines(
     """
 
     def batch(chunk: float, document: float) -> Batch:
-        prompts = max(1, min(MOST_PROMPTS, int(batch_tokens // document)))
-        return Batch(prompts, round(max(document, chunk)), round(chunk), PREFIX)
+        prompts = max(1, min(MOST_QUESTIONS, int(batch_tokens // document)))
+        return Batch(
+            prompts, round(max(document, chunk)), round(chunk), PREFIX, min(questions, MOST_QUESTIONS // prompts)
+        )
 
     middle = batch(sqrt(prod(chunk_tokens)), sqrt(prod(document_tokens)))
     every = [batch(chunk, document) for chunk, document in product(chunk_tokens, document_tokens)]
@@ -48,5 +51,5 @@ def plan_lines(
         name = "with --recompute" if recompute else "as it is"
         yield (
             f"{name}: {seconds:.2g} s a step, so at most {min(settings.steps, int(settings.seconds / seconds))} steps "
-            f"in {settings.seconds / 60:g} minutes; about {memory / 1e9:.2g} GB of memory"
+            f"in {settings.seconds / 60:g} minutes; about {memory / 1e9:.3g} GB of memory"
         )

@@ -47,6 +47,9 @@ class Settings:
     behind_prefix
         The share of batches whose chunks are computed behind the prompt's prefix; in the others they are computed
         behind BOS alone. One context then serves both.
+    repaired
+        The share of batches in which what the questions ask for has full prefill's keys and values, as if a selector
+        had recomputed it: the context then learns what the other tokens need.
     check_every
         Steps between two looks at held-out texts.
     patience
@@ -63,10 +66,30 @@ class Settings:
     learning_rate: float = 1e-2
     batches: int = 1
     behind_prefix: float = 0.5
+    repaired: float = 0.0
     check_every: int = 100
     patience: int = 5
     recompute: bool = False
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Prompts that go through the model together.
+
+    Attributes
+    ----------
+    exercise
+        The prompts.
+    behind_prefix
+        Whether their chunks are computed behind the prefix.
+    repaired
+        Whether what the questions ask for has full prefill's keys and values.
+    """
+
+    exercise: Exercise
+    behind_prefix: bool
+    repaired: bool
 
 
 def train(
@@ -118,11 +141,12 @@ def train(
         resume(checkpoint, training, made_with)
         for _ in range(training.progress.step * settings.batches):  # the texts go on where they stopped
             drawn.draw()
-            torch.rand((), generator=random)
+            torch.rand(2, generator=random)
 
-    def next_batch() -> tuple[Exercise, bool]:
+    def next_batch() -> _Batch:
         exercise = drawn.draw()
-        return exercise, torch.rand((), generator=random).item() < settings.behind_prefix
+        behind_prefix, repaired = torch.rand(2, generator=random).tolist()
+        return _Batch(exercise, behind_prefix < settings.behind_prefix, repaired < settings.repaired)
 
     start = saved = monotonic()
     before = training.progress.seconds
@@ -155,14 +179,20 @@ def _step(
     rotary: list[Rotary],
     settings: Settings,
     training: Training,
-    batches: Sequence[tuple[Exercise, bool]],
+    batches: Sequence[_Batch],
 ) -> None:
-    """One step of the optimizer, over batches with or without the prefix before their chunks."""
+    """One step of the optimizer."""
     progress = training.progress
     found = 0.0
-    for exercise, behind_prefix in batches:
+    for batch in batches:
         answer, question = divergences(
-            model, rotary, training.context, exercise, behind_prefix=behind_prefix, recompute=settings.recompute
+            model,
+            rotary,
+            training.context,
+            batch.exercise,
+            behind_prefix=batch.behind_prefix,
+            repaired=batch.repaired,
+            recompute=settings.recompute,
         )
         ((answer + QUESTION_WEIGHT * question) / len(batches)).backward()
         found += answer.item() / len(batches)
@@ -173,7 +203,7 @@ def _step(
     training.optimizer.zero_grad(set_to_none=True)
 
     running = found if progress.step == 0 else 0.98 * progress.divergence + 0.02 * found
-    prompts = progress.prompts + sum(len(exercise.chunks) for exercise, _ in batches)
+    prompts = progress.prompts + sum(len(batch.exercise.chunks) for batch in batches)
     training.progress = replace(progress, step=progress.step + 1, prompts=prompts, divergence=running)
 
 

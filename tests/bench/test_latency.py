@@ -5,7 +5,7 @@ import torch
 from helpers import memory_store, random_prompt
 
 from ragkv import fused_prefill, precompute
-from ragkv.bench.prefills import methods, prefill_rows
+from ragkv.bench.prefills import RATIOS, methods, prefill_rows
 from ragkv.bench.random_models import random_model
 from ragkv.bench.random_models import random_prompt as prompt_of
 from ragkv.costs.records import prefills_of
@@ -51,9 +51,11 @@ def test_rows_compare_with_the_faster_full_prefill_and_with_the_limit(llama, tmp
     assert (fused[["open", "load", "select"]] >= 0).all(axis=None)
     assert fused["compute"].notna().all()
     assert fused["selector"].tolist() == [name for name, _ in measured] * 2
-    assert fused["hops"].fillna(0).tolist() == [0, 1, 2, 3, 1, 3, 1, 0, 0, 0, 0, 0, 0] * 2
+    probes = fused[fused["selector"] == "probe"]
+    assert probes["hops"].tolist() == [options.get("hops", 3) for name, options in measured if name == "probe"] * 2
+    assert fused[fused["selector"] != "probe"]["hops"].isna().all()
     stored = fused[fused["keys"] == "stored"]
-    assert stored[["ratio", "layer"]].values.tolist() == [[0.02, 2], [0.05, 2], [0.15, 2]] * 2
+    assert stored[["ratio", "layer"]].values.tolist() == [[ratio, 2] for ratio in RATIOS] * 2
     again = [selector for selector, _ in prefills_of(fused)]  # what a record says leads back to the selectors
     assert again == [get_selector(name, **options) for name, options in measured] * 2
     slower = rows[["flop", "bytes"]].mul([1e-9, 1e-6]).max(axis=1)

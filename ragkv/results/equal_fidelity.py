@@ -1,0 +1,85 @@
+"""Speed at equal fidelity: the time to first token on one model's shape, beside the gap recovered on another model.
+
+Latency is measured with random weights and fidelity with a model that is small enough for many prompts, so the two are
+joined by the method and the share that it recomputes. What chunks were computed behind does not change a prefill:
+methods that differ only in this have the same time.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from ragkv.costs.records import prefills_of
+from ragkv.selectors import Selector, get_selector, selector_options
+
+LEVELS = (0.9, 0.95, 0.99)  # of the gap
+Key = tuple[type[Selector], float, int, str]
+
+
+def speed_and_fidelity(
+    fidelity: pd.DataFrame, methods: Sequence[Mapping[str, Any]], bench: pd.DataFrame, tokens: int, tier: str
+) -> pd.DataFrame:
+    """The time to first token of every method and ratio whose fidelity was measured.
+
+    Parameters
+    ----------
+    fidelity
+        ``method, ratio, recovered_kl``, see `ragkv.results.fidelity.fidelity_by_method`.
+    methods
+        The methods of the profile that `fidelity` is from, as a task's result keeps them in its parameters.
+    bench
+        Rows of a record of ``ragkv bench --shape``, see `ragkv.costs.records.own_rows`.
+    tokens, tier
+        Which of its prompts, and where keys and values come from. Full prefills load nothing.
+
+    Returns
+    -------
+    DataFrame
+        The rows of `fidelity` that were timed, with ``p50`` (milliseconds) and ``speed-up`` (over the fastest full
+        prefill).
+    """
+    timed = bench[(bench["tokens"] == tokens) & bench["tier"].isin(["", tier])]
+    times = {_key(selector): place for place, (selector, _) in zip(timed.index, prefills_of(timed), strict=True)}
+    by_name = {method["label"] or method["selector"]: method for method in methods}
+    places = [
+        times.get(_key(_selector(by_name[method], ratio)))
+        for method, ratio in zip(fidelity["method"], fidelity["ratio"], strict=True)
+    ]
+    found = fidelity.assign(place=places).dropna(subset="place")
+    return found.merge(timed[["p50", "speed-up"]], left_on="place", right_index=True).drop(columns="place")
+
+
+def fastest(table: pd.DataFrame, levels: Sequence[float] = LEVELS) -> pd.DataFrame:
+    """How fast each method is where it recovers a share of the gap: at the fastest ratio that was measured.
+
+    Parameters
+    ----------
+    table
+        Of `speed_and_fidelity`.
+    levels
+        Shares of the gap.
+
+    Returns
+    -------
+    DataFrame
+        ``method, level, ratio, recovered_kl, p50, speed-up``: a row per method and level that one of its ratios
+        reaches, the fastest method of a level first.
+    """
+    rows = []
+    for level in levels:
+        enough = table[table["recovered_kl"] >= level]
+        best = enough.loc[enough.groupby("method", sort=False)["speed-up"].idxmax()].assign(level=level)
+        rows.append(best.sort_values("speed-up", ascending=False))
+    columns = ["method", "level", "ratio", "recovered_kl", "p50", "speed-up"]
+    return pd.concat(rows, ignore_index=True)[columns]
+
+
+def _selector(method: Mapping[str, Any], ratio: float) -> Selector:
+    known = selector_options(method["selector"])
+    return get_selector(method["selector"], **method["options"] | ({"ratio": ratio} if "ratio" in known else {}))
+
+
+def _key(selector: Selector) -> Key:
+    """What a prefill's time depends on. Not the layer that stored keys are looked at in: it costs next to nothing."""
+    return type(selector), selector.ratio, selector.passes, getattr(selector, "keys", "")
