@@ -6,7 +6,7 @@ essays that are kept out of evaluation (`ragkv.benchmarks.essays`). So the texts
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -17,6 +17,7 @@ import typer
 from ragkv.benchmarks.essays import read_essays
 
 SHORTEST = 1000  # characters of a text
+MOST_DOCSTRINGS = 20_000  # characters of a package's docstrings, so that no package outweighs the others
 
 
 def prose(text: str) -> str:
@@ -44,8 +45,18 @@ def english_texts() -> dict[str, str]:
     for package in distributions():
         about = package.metadata.json
         texts[f"package-{about['name']}"] = prose(str(about.get("description", "")))
-        texts[f"docstrings-{about['name']}"] = "\n\n".join(filter(None, map(prose, _docstrings(package))))
+        texts[f"docstrings-{about['name']}"] = _beginning(map(prose, _docstrings(package)), MOST_DOCSTRINGS)
     return {name: texts[name] for name in sorted(texts) if len(texts[name]) >= SHORTEST}
+
+
+def _beginning(paragraphs: Iterable[str], most: int) -> str:
+    """The first paragraphs, up to the one with which they have `most` characters."""
+    taken: list[str] = []
+    for paragraph in filter(None, paragraphs):
+        taken.append(paragraph)
+        if sum(map(len, taken)) >= most:
+            break
+    return "\n\n".join(taken)
 
 
 def _docstrings(package: Distribution) -> Iterator[str]:
