@@ -3,6 +3,7 @@
 from ragkv.figures.accuracy import accuracy_over_share, score_by_method
 from ragkv.figures.by_task import has_depths, has_ratios, score_figure
 from ragkv.figures.capacity import break_even_over_length, over_corpus, predicted_over_measured
+from ragkv.figures.equal_fidelity import speed_over_fidelity
 from ragkv.figures.fidelity import gaps, recovered_over_share
 from ragkv.figures.files import save
 from ragkv.figures.latency import stages, ttft_by_method, ttft_over_length
@@ -32,6 +33,7 @@ __all__ = [
     "save",
     "score_by_method",
     "score_figure",
+    "speed_over_fidelity",
     "stages",
     "ttft_by_method",
     "ttft_over_length",

@@ -6,15 +6,51 @@ methods that differ only in this have the same time.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ragkv.costs.records import prefills_of
+from ragkv.results.files import read_json
 from ragkv.selectors import Selector, get_selector, selector_options
 
 LEVELS = (0.9, 0.95, 0.99)  # of the gap
 Key = tuple[type[Selector], float, int, str]
+
+
+def recorded_fidelity(folder: Path, model: str, benchmark: str) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """What a recorded profile says of a benchmark's fidelity, over all its tasks.
+
+    Parameters
+    ----------
+    folder
+        Of the record, such as outputs/reference/smollm2-gpu.
+    model
+        The name of the model's folder in it.
+
+    Returns
+    -------
+    table
+        ``method, ratio, recomputed, kl, recovered_kl``.
+    methods
+        The profile's methods, as its results keep them.
+
+    Raises
+    ------
+    ValueError
+        The record has no fidelity of this benchmark.
+    """
+    overview = pd.read_csv(folder / "overview-fidelity.csv")
+    measured = f"{model}, {benchmark}"
+    columns = {f"{measured}, KL": "kl", f"{measured}, recovered": "recovered_kl"}
+    if missing := columns.keys() - set(overview):
+        raise ValueError(
+            f"{folder / 'overview-fidelity.csv'} has no column {min(missing)!r}: name a model and a benchmark"
+        )
+    table = overview.rename(columns=columns)[["method", "ratio", "recomputed", "kl", "recovered_kl"]]
+    result = min((folder / model / benchmark).glob("*.json"))
+    return table, read_json(result, "make record")["parameters"]["methods"]
 
 
 def speed_and_fidelity(

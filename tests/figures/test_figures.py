@@ -59,6 +59,14 @@ def bench() -> pd.DataFrame:
     return pd.DataFrame(rows).assign(flop=lambda t: 1e9 * t["tokens"] * t["p50"], bytes=lambda t: 1e6 * t["tokens"])
 
 
+def speeds_and_fidelity() -> pd.DataFrame:
+    """Three methods at three ratios each, and a full prefill; more recomputed is slower and closer."""
+    rows = [("full_prefill", 1.0, 1.0, 1.0)]
+    for better, method in enumerate(("epic", "a3", "a3 behind a learned context"), 1):
+        rows += [(method, ratio, better * (0.2 + ratio) / 2, 20 / (1 + 10 * ratio)) for ratio in (0.02, 0.05, 0.15)]
+    return pd.DataFrame(rows, columns=["method", "ratio", "recovered_kl", "speed-up"])
+
+
 DRAWN = {
     "accuracy_over_share": lambda: figures.accuracy_over_share(results(), "t"),
     "score_by_method": lambda: figures.score_by_method(summarise(results()), "t"),
@@ -71,6 +79,7 @@ DRAWN = {
     "ttft_over_length": lambda: figures.ttft_over_length(bench(), "t"),
     "stages": lambda: figures.stages(bench(), 2000, "t"),
     "roofline": lambda: figures.roofline(bench(), CEILINGS, "t"),
+    "speed_over_fidelity": lambda: figures.speed_over_fidelity(speeds_and_fidelity(), "t"),
 }
 
 
@@ -369,3 +378,14 @@ def test_recorded_rows_are_drawn(tmp_path):
     rows = pd.DataFrame(json.loads((tmp_path / "rows.json").read_text()))
     assert len(figures.roofline(rows, CEILINGS, "t").axes[0].collections) == 5
     assert len(figures.ttft_over_length(rows, "t").axes) == 2
+
+
+def test_speed_beside_fidelity_shows_each_ratio_in_order():
+    table = speeds_and_fidelity()
+    (axes,) = figures.speed_over_fidelity(table.sample(frac=1, random_state=1), "t").axes
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 3]
+    shown = {tuple(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in lines}
+    expected = table[table["method"] != "full_prefill"].sort_values("ratio").groupby("method")
+    assert shown == {
+        tuple(zip(points["speed-up"], 100 * points["recovered_kl"], strict=True)) for _, points in expected
+    }
