@@ -32,11 +32,12 @@ RATIOS = (0.02, 0.05, 0.15, 0.3)  # at which fidelity was measured, too: outputs
 def methods(layers: int) -> list[tuple[str, dict]]:
     """The selectors that are measured, with their options, for a model with so many layers.
 
-    `a3` on stored keys chooses in the layer that was best for SmolLM2, at the same depth.
+    `a3` on stored keys chooses in the layer that was best for SmolLM2, at the same depth, and once in an early one.
     """
+    stored = {"keys": "stored"}
     at_ratios: list[tuple[str, dict]] = [
         ("probe", {"hops": 1}),
-        ("a3", {"keys": "stored", "layer": 22 * layers // 30}),
+        ("a3", stored | {"layer": 22 * layers // 30}),
         ("a3", {}),
         ("cacheblend", {}),
         ("epic", {}),
@@ -44,6 +45,7 @@ def methods(layers: int) -> list[tuple[str, dict]]:
     return [
         ("full_reuse", {}),
         *[(name, {"ratio": ratio} | options) for name, options in at_ratios for ratio in RATIOS],
+        ("a3", stored | {"ratio": 0.02, "layer": layers // 4}),
         ("probe", {"ratio": 0.02, "hops": 2}),
         ("probe", {"ratio": 0.02}),
         ("probe", {"ratio": 0.05}),

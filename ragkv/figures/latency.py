@@ -31,20 +31,20 @@ BARS = {  # brightness and hatching of a stage; colours stand for methods
 
 
 def bench_names(rows: pd.DataFrame) -> pd.Series:
-    """A name for each of a bench's rows: selector, ratio, hops, and whether it looks at stored keys."""
-    columns = rows.reindex(columns=["selector", "ratio", "hops", "keys"]).astype(object)
+    """A name for each of a bench's rows: selector, ratio, hops, and the layer whose stored keys it looks at."""
+    columns = rows.reindex(columns=["selector", "ratio", "hops", "keys", "layer"]).astype(object)
     columns = columns.where(columns.notna(), None)
     return pd.Series([_name(*row) for row in columns.itertuples(index=False)], rows.index)
 
 
-def _name(selector: str, ratio: float, hops: float | None, keys: str | None) -> str:
+def _name(selector: str, ratio: float, hops: float | None, keys: str | None, layer: float | None) -> str:
     if ratio in (0, 1):
         return selector
     name = f"{selector} {ratio:.0%}"
     if hops:
         name += ", 1 hop" if hops == 1 else f", {hops:g} hops"
     if keys:
-        name += f", {keys} keys"
+        name += f", {keys} keys of layer {layer:g}"
     return name
 
 

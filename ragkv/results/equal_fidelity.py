@@ -67,7 +67,8 @@ def speed_and_fidelity(
     bench
         Rows of a record of ``ragkv bench --shape``, see `ragkv.costs.records.own_rows`.
     tokens, tier
-        Which of its prompts, and where keys and values come from. Full prefills load nothing.
+        Which of its prompts, and where keys and values come from. Full prefills load nothing. Of prefills that differ
+        only in the layer at which they choose, the slowest counts.
 
     Returns
     -------
@@ -76,7 +77,11 @@ def speed_and_fidelity(
         prefill).
     """
     timed = bench[(bench["tokens"] == tokens) & bench["tier"].isin(["", tier])]
-    times = {_key(selector): place for place, (selector, _) in zip(timed.index, prefills_of(timed), strict=True)}
+    slowest_last = timed.sort_values("p50")
+    times = {
+        _key(selector): place
+        for place, (selector, _) in zip(slowest_last.index, prefills_of(slowest_last), strict=True)
+    }
     by_name = {method["label"] or method["selector"]: method for method in methods}
     places = [
         times.get(_key(_selector(by_name[method], ratio)))
@@ -117,5 +122,5 @@ def _selector(method: Mapping[str, Any], ratio: float) -> Selector:
 
 
 def _key(selector: Selector) -> Key:
-    """What a prefill's time depends on. Not the layer that stored keys are looked at in: it costs next to nothing."""
+    """What a prefill's time depends on, but for the layer of a choice: models differ in how many they have."""
     return type(selector), selector.ratio, selector.passes, getattr(selector, "keys", "")

@@ -55,7 +55,7 @@ def test_rows_compare_with_the_faster_full_prefill_and_with_the_limit(llama, tmp
     assert probes["hops"].tolist() == [options.get("hops", 3) for name, options in measured if name == "probe"] * 2
     assert fused[fused["selector"] != "probe"]["hops"].isna().all()
     stored = fused[fused["keys"] == "stored"]
-    assert stored[["ratio", "layer"]].values.tolist() == [[ratio, 2] for ratio in RATIOS] * 2
+    assert stored[["ratio", "layer"]].values.tolist() == [*([ratio, 2] for ratio in RATIOS), [0.02, 0]] * 2
     again = [selector for selector, _ in prefills_of(fused)]  # what a record says leads back to the selectors
     assert again == [get_selector(name, **options) for name, options in measured] * 2
     slower = rows[["flop", "bytes"]].mul([1e-9, 1e-6]).max(axis=1)

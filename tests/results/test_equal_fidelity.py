@@ -21,6 +21,7 @@ BENCH = pd.DataFrame(
         ("full_reuse", 0.0, None, None, None, "cuda", 10.0),
         ("a3", 0.05, None, None, None, "cuda", 30.0),
         ("a3", 0.05, None, "stored", 23, "cuda", 20.0),
+        ("a3", 0.05, None, "stored", 8, "cuda", 15.0),
         ("a3", 0.05, None, "stored", 23, "pinned", 25.0),
         ("probe", 0.05, 1, None, None, "cuda", 24.0),
         ("probe", 0.05, 3, None, None, "cuda", 48.0),
