@@ -156,8 +156,8 @@ class Exercises:
 
         cloze = random.random() < 0.25
         begun = not cloze and random.random() < 0.5  # the answer has begun: with the words that the question quotes
-        before, after = random.choice(CLOZE if cloze else RECALL).split("{words}")
-        before, after = self._text("\n" + before), self._text(after)
+        wording = random.choice(CLOZE if cloze else RECALL).split("{words}")
+        before, after = self._text("\n" + wording[0]), self._text(wording[1])
         questions, evidence = [], []
         for of_prompt in chunks:
             for _ in range(min(self._questions, MOST_QUESTIONS // prompts)):
