@@ -331,8 +331,9 @@ def test_exercises_depend_on_the_seed_alone_and_quote_their_chunks():
         kinds.add(one.open)
         lengths.add(one.chunks.shape[1] > 1)
         if not one.open:  # the answer stands in a chunk, word for word
-            for chunks, question in zip(one.chunks.tolist(), one.question.tolist(), strict=True):
+            for row, question in enumerate(one.question.tolist()):
                 answer = " ".join(map(str, question[one.answer :]))
+                chunks = one.chunks[row // one.questions].tolist()
                 assert any(answer in " ".join(map(str, chunk)) for chunk in chunks)
     assert kinds == lengths == {False, True}  # open questions, and documents of a single chunk
 
