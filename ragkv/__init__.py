@@ -7,7 +7,7 @@ from ragkv.version import __version__
 
 if TYPE_CHECKING:
     from ragkv.fusion.decoding import decode, generate, generate_inputs
-    from ragkv.fusion.prefill import Prefill, fused_prefill
+    from ragkv.fusion.prefill import Prefill, fused_prefill, fused_prefills
     from ragkv.fusion.sampling import Sampling
     from ragkv.models.load import load_model, load_tokenizer
     from ragkv.prompt import Prompt, chat_parts, encode, split_ids
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _HOMES = {  # where each public name is defined; a module is imported when one of its names is first used
     "ragkv.fusion.decoding": ("decode", "generate", "generate_inputs"),
-    "ragkv.fusion.prefill": ("Prefill", "fused_prefill"),
+    "ragkv.fusion.prefill": ("Prefill", "fused_prefill", "fused_prefills"),
     "ragkv.fusion.sampling": ("Sampling",),
     "ragkv.models.load": ("load_model", "load_tokenizer"),
     "ragkv.prompt": ("Prompt", "chat_parts", "encode", "split_ids"),
@@ -41,6 +41,7 @@ __all__ = [
     "decode",
     "encode",
     "fused_prefill",
+    "fused_prefills",
     "generate",
     "generate_inputs",
     "load_model",

@@ -54,6 +54,13 @@ def bench(
     layers: Annotated[
         int | None, typer.Option(min=1, help="The number of layers, if not the shape's.", rich_help_panel=SHAPE)
     ] = None,
+    batches: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also prefill so many prompts of the first length together, separated by commas, such as 1,4,16.",
+            rich_help_panel=SHAPE,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -89,11 +96,12 @@ def bench(
     of_both = {"chunk_tokens": chunk_tokens, "repeats": repeats}
     of_checkpoint = {"model": model, "device": device, "dtype": dtype, "tokens": tokens, "ratio": ratio}
     of_shape: dict[str, Any] = {
-        "lengths": _numbers(lengths),
+        "lengths": _numbers("--lengths", lengths, "tokens", "8192,16384"),
         "tiers": _items(tiers),
         "store": store,
         "format": format,
         "layers": layers,
+        "batches": _numbers("--batches", batches, "prompts", "1,4,16"),
     }
     if shape is None:
         _refuse(of_shape, "only together with --shape")
@@ -118,15 +126,15 @@ def _items(values: list[str] | None) -> tuple[str, ...] | None:
     return tuple(item.strip() for value in values for item in value.split(",")) if values else None
 
 
-def _numbers(values: list[str] | None) -> tuple[int, ...] | None:
+def _numbers(option: str, values: list[str] | None, of: str, example: str) -> tuple[int, ...] | None:
+    """The same as positive numbers of something."""
     items = _items(values)
     if items is None:
         return None
     for item in items:
         if not item.isdecimal() or int(item) == 0:
             raise typer.BadParameter(
-                f"{item!r} is not a number of tokens: separate them by commas, such as 8192,16384",
-                param_hint="--lengths",
+                f"{item!r} is not a number of {of}: separate them by commas, such as {example}", param_hint=option
             )
     return tuple(map(int, items))
 

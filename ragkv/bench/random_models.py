@@ -83,9 +83,10 @@ def random_prompt(
     prefix: int = PREFIX,
     question: int = QUESTION,
     bos: int | None = 1,
+    seed: int = 0,
 ) -> Prompt:
     """A prompt of `tokens` random ids, of which `bos` is the first unless it is None."""
-    rng = Random(0)
+    rng = Random(seed)
     ids = [rng.randrange(3, vocabulary) for _ in range(tokens)]
     if bos is not None:
         ids[0] = bos

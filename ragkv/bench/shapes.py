@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
+from ragkv.bench.batches import batch_rows
 from ragkv.bench.parts import attention_rows, ceilings, decode_row, precompute_row, store_rows
 from ragkv.bench.prefills import prefill_rows
 from ragkv.bench.random_models import random_model
@@ -32,6 +33,8 @@ class ShapeBench:
     ----------
     store
         The folder in which temporary stores are made, for the tiers of files; None is the system's.
+    batches
+        How many prompts of the first length are also prefilled together.
     """
 
     shape: str
@@ -42,10 +45,11 @@ class ShapeBench:
     layers: int | None = None
     chunk_tokens: int = 512
     repeats: int = 20
+    batches: tuple[int, ...] = ()
 
 
 def measure_shape(options: ShapeBench, keep: Callable[[Record], object]) -> None:
-    """Measure prefills at every length, then decoding, precompute, attention and the store; print tables.
+    """Measure prefills at every length, then decoding, precompute, attention, the store and batches; print tables.
 
     Parameters
     ----------
@@ -65,7 +69,7 @@ def measure_shape(options: ShapeBench, keep: Callable[[Record], object]) -> None
         for name, measure_part in parts.items():
             result = measure_part()
             table = result if isinstance(result, pd.DataFrame) else pd.DataFrame([result])
-            print(f"\n{name}\n{table}", flush=True)
+            print(f"\n{name}\n{table.to_string()}", flush=True)
             record[name] = _records(result) if isinstance(result, pd.DataFrame) else result
             keep(record)
 
@@ -113,6 +117,10 @@ def _parts(
         parts["attention"] = lambda: pd.concat(attention_rows(model.config, tokens) for tokens in lengths)
     if set(FILES) & set(options.tiers):
         parts["store"] = partial(store_rows, model, first, store, chunk_tokens=chunk_tokens, repeats=3)
+    if options.batches:  # last, as they need the most memory
+        parts["batches"] = partial(
+            batch_rows, model, first, options.batches, chunk_tokens=chunk_tokens, repeats=repeats, machine=machine
+        )
     return parts
 
 

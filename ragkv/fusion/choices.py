@@ -9,11 +9,12 @@ and each choice is checked before it is used.
 import torch
 from torch import Tensor
 
-from ragkv.selectors import Observation, Selector
+from ragkv.prompt import Prompt
+from ragkv.selectors import Selector
 
 
 class Choices:
-    """The choices of one prefill.
+    """The choices of one prefill, or of several that run together.
 
     Parameters
     ----------
@@ -25,21 +26,27 @@ class Choices:
         self._trusting = trusting
         self._checks: list[Tensor] = []
 
-    def rows(self, selector: Selector, seen: Observation, active: Tensor) -> Tensor:
-        """The rows of `active` that go on: those of the chosen document tokens, sorted, and those of the question.
+    def rows(self, selector: Selector, prompt: Prompt, chosen: Tensor | None, active: Tensor) -> Tensor:
+        """The rows of a prompt that go on: those of the chosen document tokens, sorted, and those of the question.
+
+        Parameters
+        ----------
+        chosen
+            As `Selector.choose` returns it; it stays on its device, host or GPU, so that neither waits for the other.
+            None if there is no document.
+        active
+            The positions of the prompt's rows.
 
         Raises
         ------
         ValueError
             A chosen token is not in the document, or was dropped before. Only if not trusting.
         """
-        document = seen.prompt.document_span
-        question = len(seen.prompt.question)
-        candidates = len(active) - question  # they come before the question
+        document = prompt.document_span
+        candidates = len(active) - len(prompt.question)  # they come before the question
         first = candidates if selector.recomputes_question else len(active) - 1
-        if not document:
+        if chosen is None:
             return torch.arange(first, len(active), device=active.device)
-        chosen = selector.choose(seen)  # on the host or on a GPU; it stays there, so that neither waits for the other
         if self._trusting and candidates == len(document):
             kept = self._trusted(chosen, len(document))
         else:

@@ -89,7 +89,7 @@ def decode(
     if workspace is None:
         following = _following(model, cache, token, prefill.tokens, choose)
     else:
-        following = workspace.greedy(token, prefill.tokens)
+        following = workspace.greedy(token, prefill.tokens, cache.get_seq_length())
 
     ids: list[int] = []
     steps = 0
@@ -108,7 +108,7 @@ def decode(
         steps += 1
     tpot = (perf_counter() - start) / steps if steps else None
     if workspace is not None:
-        cache = build_cache(workspace.memory.cache(prefill.tokens + steps))
+        cache = build_cache(workspace.memory.cache(cache.get_seq_length() + steps))
     stop = token if token in stops else None
     return Generation(ids, tpot, cache, stop, finish_reason)
 

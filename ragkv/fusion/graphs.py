@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ragkv.fusion.padded_layers import PaddedLayers
+from ragkv.fusion.rows import Rows
 from ragkv.fusion.workspace_memory import WorkspaceMemory
 from ragkv.loading.layer_groups import layer_groups
 from ragkv.models.out_of_memory import explained
@@ -58,22 +59,22 @@ class LayerGraphs:
         self._rows = rows
         self._capture = capture
         self._graphs: dict[tuple, Graph] = {}
-        self._inputs: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._inputs: dict[tuple, tuple[Tensor, Tensor, Tensor]] = {}
 
     def cover(self, count: int) -> bool:
-        """Whether there are graphs for this number of tokens."""
+        """Whether there are graphs for this number of rows."""
         return count <= self._rows
 
     @property
     def weights(self) -> Tensor:
-        """Attention weights of the last `replay` with a power, ``(layers, heads, tokens)``; overwritten by the next."""
+        """Attention weights of the last `replay` with a power, ``(layers, heads, slots)``; overwritten by the next."""
         return self._layers.weights
 
     def replay(
         self,
         layers: range,
         hidden: Tensor,
-        active: Tensor,
+        rows: Rows,
         power: float | None = None,
         before: Callable[[int], object] | None = None,
     ) -> Tensor:
@@ -82,9 +83,9 @@ class LayerGraphs:
         Parameters
         ----------
         hidden
-            ``(1, active, hidden)``.
-        active
-            ``(active,)``: the tokens' positions.
+            ``(1, rows, hidden)``.
+        rows
+            These tokens, of one or several prompts.
         power
             Also sum the attention weights, raised to this power, into `weights`.
         before
@@ -93,49 +94,63 @@ class LayerGraphs:
         Returns
         -------
         Tensor
-            ``(1, active, hidden)``; the next call overwrites it.
+            ``(1, rows, hidden)``; the next call overwrites it.
         """
-        count = len(active)
-        rows = -(-count // STEP) * STEP
-        padding = rows - count
+        count = -(-len(rows) // STEP) * STEP
+        padding = count - len(rows)
         device = None
         for group in layer_groups(layers, self._memory.devices):
             if self._memory.devices[group.start] != device:
                 device = self._memory.devices[group.start]
-                states, positions = self._input(device, rows)
+                states, positions, firsts = self._input(device, count)
                 states[:, :padding] = 0
                 states[:, padding:] = hidden
                 positions[:padding] = -1
-                positions[padding:] = active
+                positions[padding:] = rows.positions
+                firsts.zero_()
+                if not rows.of_one_prompt:
+                    firsts[padding:] = rows.firsts
                 hidden = states[:, padding:]
             if before is not None:
                 for index in group:
                     before(index)
-            self._graph(group, rows, power).replay()
+            self._graph(group, count, power).replay()
         return hidden
 
-    def _input(self, device: torch.device, rows: int) -> tuple[Tensor, Tensor]:
-        """The buffers that a graph reads states, ``(1, rows, hidden)``, and positions, ``(rows,)``, from."""
-        if (device, rows) not in self._inputs:
-            model = self._memory.model
-            states = torch.zeros(1, rows, model.config.hidden_size, dtype=model.dtype, device=device)
-            self._inputs[device, rows] = states, torch.full((rows,), -1, device=device)
-        return self._inputs[device, rows]
+    def _input(self, device: torch.device, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The buffers that a graph over `count` rows reads.
 
-    def _graph(self, span: range, rows: int, power: float | None) -> Graph:
-        """The graph of some layers over this number of rows, captured if there is none yet."""
-        key = (span, rows, power)
+        Returns
+        -------
+        states
+            ``(1, rows, hidden)``.
+        positions
+            ``(rows,)``: -1 for padding.
+        firsts
+            ``(rows,)``: the slot of the first token of each row's prompt, 0 for padding.
+        """
+        if (device, count) not in self._inputs:
+            model = self._memory.model
+            states = torch.zeros(1, count, model.config.hidden_size, dtype=model.dtype, device=device)
+            positions = torch.full((count,), -1, device=device)
+            self._inputs[device, count] = states, positions, torch.zeros_like(positions)
+        return self._inputs[device, count]
+
+    def _graph(self, span: range, count: int, power: float | None) -> Graph:
+        """The graph of some layers over `count` rows, captured if there is none yet."""
+        key = (span, count, power)
         if key not in self._graphs:
             device = self._memory.devices[span.start]
-            states, positions = self._input(device, rows)
-            saved_states, saved_positions = states.clone(), positions.clone()
+            states, positions, firsts = inputs = self._input(device, count)
+            saved = [buffer.clone() for buffer in inputs]
             states.zero_()
             positions.fill_(-1)  # so that running it to compile the kernels changes no keys and values
+            firsts.zero_()
 
             def run() -> None:
-                states.copy_(self._layers.run(span, states, positions, power))
+                states.copy_(self._layers.run(span, states, positions, positions + firsts, firsts=firsts, power=power))
 
-            self._graphs[key] = self._capture(device, run, f"{rows} tokens")
-            states.copy_(saved_states)
-            positions.copy_(saved_positions)
+            self._graphs[key] = self._capture(device, run, f"{count} tokens")
+            for buffer, contents in zip(inputs, saved, strict=True):
+                buffer.copy_(contents)
         return self._graphs[key]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ragkv.fusion.cache import write
 from ragkv.fusion.workspace_memory import WorkspaceMemory
 from ragkv.models import decoder
-from ragkv.models.attention import auto, triton
+from ragkv.models.attention import auto
 from ragkv.models.decoder import KV
 
 
@@ -21,10 +21,18 @@ class PaddedLayers:
 
     def __init__(self, memory: WorkspaceMemory):
         self._memory = memory
-        self._attention = triton if memory.kernels else auto  # only the package's own kernel knows padding
         self._side_streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def run(self, span: range, hidden: Tensor, positions: Tensor, power: float | None = None) -> Tensor:
+    def run(
+        self,
+        span: range,
+        hidden: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        *,
+        firsts: Tensor | None = None,
+        power: float | None = None,
+    ) -> Tensor:
         """Layers of one device over rows; the keys and values of all other tokens are in place.
 
         Parameters
@@ -32,19 +40,24 @@ class PaddedLayers:
         hidden
             ``(1, rows, hidden)``.
         positions
-            ``(rows,)``, ascending: -1 for padding.
+            ``(rows,)``: that queries and keys are rotated to; -1 for padding, which comes first.
+        slots
+            ``(rows,)``, ascending: where each row's keys and values are written, which are the last ones that it
+            attends to; -1 for padding.
+        firsts
+            ``(rows,)``: the slots of the first ones that it attends to; None if all rows attend from slot 0 on.
         power
             Also sum the attention weights, raised to this power, into `weights`.
         """
         angles = positions.clamp(min=0)
-        slots = positions.where(positions >= 0, self._memory.tokens)  # padding goes to the spare slot
+        targets = slots.where(slots >= 0, self._memory.tokens)  # padding goes to the spare slot
         for index in span:
-            hidden = self._run_layer(index, hidden, positions, angles, slots, power)
+            hidden = self._run_layer(index, hidden, angles, targets, slots, firsts, power)
         return hidden
 
     @property
     def weights(self) -> Tensor:
-        """Attention weights of the last pass that was asked for them, ``(layers, heads, tokens)``."""
+        """Attention weights of the last pass that was asked for them, ``(layers, heads, slots)``."""
         first, *others = self._weights_by_gpu
         return torch.cat((first, *(part.to(first.device) for part in others))) if others else first
 
@@ -62,22 +75,32 @@ class PaddedLayers:
         return [weights for part in self._weights_by_gpu for weights in part]
 
     def _run_layer(
-        self, index: int, hidden: Tensor, positions: Tensor, angles: Tensor, slots: Tensor, power: float | None
+        self,
+        index: int,
+        hidden: Tensor,
+        angles: Tensor,
+        targets: Tensor,
+        slots: Tensor,
+        firsts: Tensor | None,
+        power: float | None,
     ) -> Tensor:
         memory = self._memory.layer(index)
         rotary = self._memory.rotary[index]
 
         def place(fresh: KV) -> KV:
-            write(memory, fresh, rotary, angles, slots)
+            write(memory, fresh, rotary, angles, targets)
             keys, values = memory
             return keys[:, :, : self._memory.tokens], values[:, :, : self._memory.tokens]
 
         def attend(queries: Tensor, keys: Tensor, values: Tensor, _: Tensor, scaling: float) -> Tensor:
-            if power is None:
-                return self._attention(queries, keys, values, positions, scaling)
+            if not self._memory.kernels:  # then nothing is padded, and there is one prompt
+                return auto(queries, keys, values, slots, scaling)
+            from ragkv.kernels.attention import position_causal
             from ragkv.kernels.scores import attention_scores
 
-            attended, weights = attention_scores(queries, keys, values, positions, scaling, power)
+            if power is None:
+                return position_causal(queries, keys, values, slots, scaling, firsts=firsts)
+            attended, weights = attention_scores(queries, keys, values, slots, scaling, power, firsts=firsts)
             assert attended is not None
             self._weights_by_layer[index].copy_(weights)
             return attended

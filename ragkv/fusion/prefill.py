@@ -3,6 +3,8 @@
 Per layer, fresh keys and values are written over the stored ones, and every query attends to all keys at or before its
 own position. Below the selection layer all tokens behind the prefix are computed; from there on only the selected ones
 and the question.
+
+Several prompts can be prefilled together, see `fused_prefills`. A single one is a batch of one.
 """
 
 from collections.abc import Sequence
@@ -20,21 +22,21 @@ from ragkv.fusion.choices import Choices
 from ragkv.fusion.clock import Clock
 from ragkv.fusion.forward import Forward, Watch
 from ragkv.fusion.memory import OwnMemory
+from ragkv.fusion.preparation import check, open_stored
+from ragkv.fusion.rows import Rows
 from ragkv.fusion.selection import Selection
 from ragkv.fusion.workspace import Workspace
-from ragkv.loading.reused import ReusedKV, open_segments
-from ragkv.loading.segments import SegmentInMemory, Segments
+from ragkv.loading.segments import Segments
 from ragkv.models import decoder
 from ragkv.models.attention import get_backend
-from ragkv.models.checks import check_architecture, check_model, check_prompt, check_type
+from ragkv.models.checks import check_type
 from ragkv.models.decoder import KV
 from ragkv.models.out_of_memory import explained
-from ragkv.models.segment_pass import compute_segment
-from ragkv.prompt import Prompt, Segment
+from ragkv.prompt import Prompt
 from ragkv.selectors import Selector
-from ragkv.store import Layout
 
 _SMALLER = "give fewer or shorter chunks, or spread the model over several GPUs (load_model's device_map)"
+_FEWER = "prefill fewer prompts at once"
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,11 @@ class Prefill:
         ``(selected,)``: sorted positions that were recomputed in all layers, the question's included.
     timings
         Seconds by stage: ``open`` (finding and checking the stored segments), ``load`` (their keys and values to the
-        device), ``select``, and ``total``, which includes the layers' own computation.
+        device), ``select``, and ``total``, which includes the layers' own computation. Those of prompts that were
+        prefilled together are of all of them.
     workspace
-        The workspace that the cache lies in, if any: `ragkv.decode` goes on there if the answer fits.
+        The workspace that the cache lies in, if this prompt has it for itself: `ragkv.decode` goes on there if the
+        answer fits.
     """
 
     logits: Tensor
@@ -71,7 +75,6 @@ class Prefill:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
 
 
-@torch.inference_mode()
 def fused_prefill(
     model: PreTrainedModel,
     prompt: Prompt,
@@ -106,26 +109,72 @@ def fused_prefill(
     torch.OutOfMemoryError
         The GPU's memory is full; the message says what helps.
     """
+    [prefill] = fused_prefills(
+        model, [prompt], store, selector, eviction=eviction, backend=backend, workspace=workspace
+    )
+    return prefill
+
+
+@torch.inference_mode()
+def fused_prefills(
+    model: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    store: Segments | None,
+    selector: Selector,
+    *,
+    eviction: Eviction | None = None,
+    backend: str = "auto",
+    workspace: Workspace | None = None,
+) -> list[Prefill]:
+    """Prefill several prompts together: as `fused_prefill` one by one, but each layer's weights are read once for all.
+
+    This is faster on a GPU where few tokens are recomputed, as reading the weights takes most of the time there. The
+    prompts may have different lengths and numbers of chunks. Results differ from those one by one only by rounding.
+
+    The keys and values of all prompts lie end to end in one piece of memory per layer, and each prefill's cache is a
+    view of its part: as many bytes as all caches need, freed when the last of them is dropped. Decoding copies a
+    prompt's part before it adds to it.
+
+    Parameters
+    ----------
+    prompts
+        Any number of them, whose results are returned in the same order.
+    workspace
+        As in `fused_prefill`, with room for the tokens of all prompts. The next prefill in it overwrites all caches.
+
+    Raises
+    ------
+    ValueError, StoreError, torch.OutOfMemoryError
+        As in `fused_prefill`. If only one of the prompts cannot be handled, the message says which one, and nothing was
+        computed.
+    """
     start = perf_counter()
     check_type(model)
-    with explained(f"a prefill of {len(prompt.ids)} tokens", model.device, _SMALLER):
-        segments = prompt.segments(model.config.bos_token_id)
-        _check(model, prompt, segments, selector, eviction, workspace)
+    if not prompts:
+        return []
+    tokens = sum(len(prompt.ids) for prompt in prompts)
+    what, advice = f"a prefill of {tokens} tokens", _SMALLER
+    if len(prompts) > 1:
+        what, advice = f"a prefill of {len(prompts)} prompts with {tokens} tokens together", _FEWER
+    with explained(what, model.device, advice):
+        segments = [prompt.segments(model.config.bos_token_id) for prompt in prompts]
+        check(model, prompts, segments, selector, eviction, workspace)
         clock = Clock(set(decoder.devices(model)))
         with clock("open"):
-            reused = _open(model, prompt, segments, store, selector, workspace)
+            reused = open_stored(model, prompts, segments, store, selector, workspace)
         attend = get_backend(backend)
 
-        def run(choices: Choices) -> Prefill | None:
-            """The prefill; None if a choice that was trusted turns out to be invalid."""
-            memory = OwnMemory(model, len(prompt.ids)) if workspace is None else workspace.memory
+        def run(choices: Choices) -> list[Prefill] | None:
+            """The prefills; None if a choice that was trusted turns out to be invalid."""
+            lengths = [len(prompt.ids) for prompt in prompts]
+            memory = OwnMemory(model, lengths) if workspace is None else workspace.memory
             graphs = None if workspace is None else workspace.graphs
-            forward = Forward(memory, prompt, reused, attend, clock, graphs)
+            forward = Forward(memory, prompts, reused, attend, clock, graphs)
             watch = partial(_evict, eviction, forward) if eviction else None
 
-            hidden, selected = _run_layers(forward, selector, choices, watch)
-            logits = decoder.logits(model, hidden[:, -1:])[:, 0]
-            cache = build_cache(forward.cache())
+            hidden, rows = _run_layers(forward, selector, choices, watch)
+            logits = decoder.logits(model, rows.last(hidden))  # (1, prompts, vocab)
+            caches = [build_cache(forward.cache(number)) for number in range(len(prompts))]
             if workspace is not None:
                 workspace.memory.check_unchanged()
             if logits.device.type == "cuda":
@@ -133,94 +182,55 @@ def fused_prefill(
             if not choices.valid():
                 return None
             timings = clock.seconds() | {"total": perf_counter() - start}
-            return Prefill(
-                logits,
-                cache,
-                len(prompt.ids),
-                selected.cpu(),
-                timings,
-                workspace if eviction is None else None,
-            )
+            selected = rows.to(torch.device("cpu")).by_prompt
+            return [
+                Prefill(
+                    logits[:, number],
+                    caches[number],
+                    len(prompt.ids),
+                    selected[number],
+                    dict(timings),
+                    workspace if len(prompts) == 1 else None,
+                )
+                for number, prompt in enumerate(prompts)
+            ]
 
-        prefill = run(Choices(trusting=True)) or run(Choices(trusting=False))
-        assert prefill is not None  # choices that are not trusted are valid, or an error
-        return prefill
+        prefills = run(Choices(trusting=True)) or run(Choices(trusting=False))
+        assert prefills is not None  # choices that are not trusted are valid, or an error
+        return prefills
 
 
-def _run_layers(forward: Forward, selector: Selector, choices: Choices, watch: Watch | None) -> tuple[Tensor, Tensor]:
-    """The output of the last layer, ``(1, selected, hidden)``, and the positions that reached it, ``(selected,)``."""
-    prompt, layers = forward.prompt, forward.layers
+def _run_layers(forward: Forward, selector: Selector, choices: Choices, watch: Watch | None) -> tuple[Tensor, Rows]:
+    """The output of the last layer, ``(1, rows, hidden)``, and the rows that reached it."""
+    prompts, layers = forward.prompts, forward.layers
     if not selector.reuses:
-        active = forward.positions(range(len(prompt.ids)))
-        return forward.through(layers, forward.embed(active), active, watch), active
+        rows = forward.rows([range(len(prompt.ids)) for prompt in prompts])
+        return forward.through(layers, forward.embed(rows), rows, watch), rows
 
     # Stored keys and values are on their way while the layers below are computed.
     first_fused = selector.layers[0] + selector.observes  # below it, all tokens behind the prefix are computed
     forward.place_stored(layers[first_fused:])
     forward.place_stored(layers[:first_fused], prefix_only=True)
 
-    active = forward.positions(range(len(prompt.prefix), len(prompt.ids)))
-    hidden = forward.embed(active)
+    rows = forward.rows([range(len(prompt.prefix), len(prompt.ids)) for prompt in prompts])
+    hidden = forward.embed(rows)
     selection = Selection(selector, choices, forward)
     next_layer = 0
     for selection_layer in selector.layers:
-        hidden = forward.through(layers[next_layer:selection_layer], hidden, active, watch)
-        hidden, active, next_layer = selection.at_layer(selection_layer, hidden, active, watch)
-    return forward.through(layers[next_layer:], hidden, active, watch), active
-
-
-def _check(
-    model: PreTrainedModel,
-    prompt: Prompt,
-    segments: Sequence[Segment],
-    selector: Selector,
-    eviction: Eviction | None,
-    workspace: Workspace | None,
-) -> None:
-    """Refuse what cannot be right, before anything is computed."""
-    if workspace is not None:  # which checked its model when it was made
-        workspace.memory.check_model(model)
-    elif selector.reuses:  # the fingerprint, which stored segments are found by, includes the rest of the check
-        check_architecture(model)
-    else:
-        check_model(model)
-    check_prompt(model, prompt, segments)
-    if workspace is not None:
-        workspace.memory.check_prompt(prompt)
-    layers = model.config.num_hidden_layers
-    if selector.layers[-1] >= layers:
-        raise ValueError(f"selection layer {selector.layers[-1]}: this model's layers are 0 to {layers - 1}")
-    if eviction is not None:
-        eviction.document_tokens(prompt)  # refuses a capacity that is too small
-
-
-def _open(
-    model: PreTrainedModel,
-    prompt: Prompt,
-    segments: Sequence[Segment],
-    store: Segments | None,
-    selector: Selector,
-    workspace: Workspace | None,
-) -> ReusedKV:
-    """Open the prompt's stored segments. If the selector reuses the question too, it is computed now, on its own."""
-    if not selector.reuses:
-        return ReusedKV()
-    if store is None:
-        raise ValueError(f"{type(selector).__name__} reuses stored chunks: give it a KVStore")
-    layout = Layout.of(model, store.format) if workspace is None else workspace.memory.layout(store.format)
-    opened = open_segments(store, layout, segments)
-    question = []
-    if not selector.recomputes_question:
-        context = segments[-1].context if segments else ()
-        question.append(SegmentInMemory(*compute_segment(model, Segment(prompt.question, context))))
-    first_chunk = len(opened) - len(prompt.chunks)
-    return ReusedKV(opened[:first_chunk], opened[first_chunk:], question)
+        hidden = forward.through(layers[next_layer:selection_layer], hidden, rows, watch)
+        hidden, rows, next_layer = selection.at_layer(selection_layer, hidden, rows, watch)
+    return forward.through(layers[next_layer:], hidden, rows, watch), rows
 
 
 def _evict(
-    eviction: Eviction, forward: Forward, index: int, queries: Tensor, fused: KV, positions: Tensor, scaling: float
+    eviction: Eviction, forward: Forward, index: int, queries: Tensor, fused: KV, rows: Rows, scaling: float
 ) -> None:
     """Evict from a layer's keys and values as soon as the layer's attention is computed."""
-    question = int((positions >= forward.prompt.question_span.start).sum())
-    remaining = evict(eviction, forward.prompt, fused, queries[:, :, -question:], positions[-question:], scaling)
+    remaining = []
+    for number, prompt in enumerate(forward.prompts):
+        positions, stop = rows.by_prompt[number], rows.spans[number].stop
+        question = int((positions >= prompt.question_span.start).sum())
+        asked = queries[:, :, stop - question : stop]
+        states = forward.of_prompt(number, fused)
+        remaining.append(evict(eviction, prompt, states, asked, positions[-question:], scaling))
     forward.evict(index, remaining)

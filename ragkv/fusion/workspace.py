@@ -1,4 +1,4 @@
-"""A workspace: memory for one prompt at a time and, on a GPU, CUDA graphs over few tokens.
+"""A workspace: memory for one prompt or batch at a time and, on a GPU, CUDA graphs over few tokens.
 
 Few tokens are computed in a probe's passes, behind the selection layer, and in decoding.
 """
@@ -21,17 +21,17 @@ from ragkv.models.attention import auto, get_backend, triton
 
 
 class Workspace:
-    """Memory and CUDA graphs for prompts of one model, which share it one after the other.
+    """Memory and CUDA graphs for prompts or batches of one model, which share it one after the other.
 
     The model's weights must not change meanwhile.
 
     Parameters
     ----------
     tokens
-        The longest prompt, including what is decoded after it.
+        The longest prompt, including what is decoded after it, or the tokens of all prompts of the largest batch.
     rows
-        Up to this number of tokens are computed by a graph. Each number of rows, rounded up, is captured once, when it
-        is first needed.
+        Up to this number of tokens, of all prompts of a batch together, are computed by a graph. Each number of rows,
+        rounded up, is captured once, when it is first needed.
     capture
         Captures the graphs; by default as CUDA graphs.
 
@@ -61,12 +61,17 @@ class Workspace:
         on_gpus = all(map(kernels_run, decoder.devices(model)))
         return cls(model, tokens) if in_graphs and on_gpus else None
 
-    def greedy(self, token: int, position: int) -> Iterator[int]:
+    def greedy(self, token: int, position: int, slot: int) -> Iterator[int]:
         """The tokens that follow one at `position`, after the prompt in this workspace, as long as there is memory.
 
         On a GPU the next step already runs while the host looks at a token.
+
+        Parameters
+        ----------
+        slot
+            The number of tokens that the cache holds: without an eviction, this is the position.
         """
-        start_step = self._steps(token, position)
+        start_step = self._steps(token, position, slot)
         ahead = 1 if self.graphs else 0
         started: deque[Callable[[], int]] = deque()
         for current in count(position):
@@ -77,9 +82,9 @@ class Workspace:
             wait_for_token = started.popleft()
             yield wait_for_token()
 
-    def _steps(self, token: int, position: int) -> Callable[[], Callable[[], int]]:
+    def _steps(self, token: int, position: int, slot: int) -> Callable[[], Callable[[], int]]:
         """A function that starts the next step, and returns another one that waits for its token."""
-        first = torch.tensor([token, position])
+        first = torch.tensor([token, position, slot])
         graph: Graph | None = None
         if self.graphs and len(self._spans) == 1:
             state, graph = self._decoding
@@ -100,23 +105,23 @@ class Workspace:
     def _decoding(self) -> tuple[Tensor, Graph]:
         """A graph of a whole decoding step, and the state that it advances, as `_advance` takes it."""
         device = self.memory.devices[0]
-        state = torch.tensor([0, -1], device=device)
+        state = torch.tensor([0, -1, -1], device=device)
         graph = self._capture(device, lambda: self._advance(state), "decoding")
         return state, graph
 
     def _advance(self, state: Tensor) -> None:
-        """Replace a token and its position, ``(2,)``, by the next ones, in place."""
+        """Replace a token, its position and its slot, ``(3,)``, by the next ones, in place."""
         state[:1] = self._logits(state).argmax(-1).to(state.device)
-        state[1] += 1
+        state[1:] += 1
 
     def _logits(self, state: Tensor) -> Tensor:
-        """The logits after a token at its position, ``(2,)``. At position -1 nothing is written."""
-        token, position = state[:1], state[1:]
+        """The logits after a token at its position and slot, ``(3,)``. At slot -1 nothing is written."""
+        token, position, slot = state.split(1)
         model = self.memory.model
         hidden = decoder.embed(model, token.to(model.model.embed_tokens.weight.device)[None])
         for span in self._spans:
             device = self.memory.devices[span.start]
-            hidden = self._layers.run(span, hidden.to(device), position.to(device))
+            hidden = self._layers.run(span, hidden.to(device), position.to(device), slot.to(device))
         return decoder.logits(model, hidden)[:, 0]
 
     @property

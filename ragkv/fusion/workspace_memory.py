@@ -1,7 +1,7 @@
-"""Memory for the keys and values of one prompt at a time, at addresses that never change."""
+"""Memory for the keys and values of one prompt or batch at a time, at addresses that never change."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -26,8 +26,8 @@ class WorkspaceMemory:
     Parameters
     ----------
     tokens
-        The longest prompt, including what is decoded after it. Positions at which the model has other frequencies or
-        attends through a window are left out.
+        The longest prompt, including what is decoded after it, or all prompts of a batch together. Positions at which
+        the model has other frequencies or attends through a window are left out.
 
     Attributes
     ----------
@@ -67,18 +67,21 @@ class WorkspaceMemory:
         if model is not self.model:
             raise ValueError("the workspace was made for another model: make one for this model")
 
-    def check_prompt(self, prompt: Prompt) -> None:
-        """Refuse a prompt that is too long.
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that are too long, together, to be prefilled at once.
 
         Raises
         ------
         ValueError
             The workspace is too small.
         """
-        if len(prompt.ids) > self.tokens:
-            raise ValueError(
-                f"the workspace has room for {self.tokens} tokens, the prompt has {len(prompt.ids)}: make a larger one"
-            )
+        tokens = sum(len(prompt.ids) for prompt in prompts)
+        if tokens > self.tokens:
+            needed, advice = f"the prompt has {tokens}", "make a larger one"
+            if len(prompts) > 1:
+                needed = f"the {len(prompts)} prompts have {tokens} together"
+                advice += ", or prefill fewer prompts at once"
+            raise ValueError(f"the workspace has room for {self.tokens} tokens, {needed}: {advice}")
 
     def check_unchanged(self) -> None:
         """Refuse a model that has changed since the workspace was made.
@@ -104,8 +107,9 @@ class WorkspaceMemory:
         """A layer's keys and values, ``(1, kv_heads, tokens + 1, head_dim)`` each; the last slot is for padding."""
         return self._layers[index]
 
-    def release(self, index: int) -> None:
-        """Nothing: the next prompt needs the memory."""
+    def replace(self, index: int, remaining: Sequence[KV], extents: Sequence[range]) -> list[KV]:
+        """Move what remains of each prompt to the first of its slots."""
+        return [self._move(index, states, extent) for states, extent in zip(remaining, extents, strict=True)]
 
     def cache(self, tokens: int) -> list[KV]:
         """Keys and values of the first `tokens` positions, without copying."""
@@ -114,6 +118,14 @@ class WorkspaceMemory:
     def spans(self, layers: range) -> list[range]:
         """The layers in spans, each on one device."""
         return device_spans(layers, self.devices)
+
+    def _move(self, index: int, remaining: KV, extent: range) -> KV:
+        count = remaining[0].shape[2]
+        moved = [states.narrow(2, extent.start, count) for states in self._layers[index]]
+        for target, source in zip(moved, remaining, strict=True):
+            target.copy_(source)
+        keys, values = moved
+        return keys, values
 
     def _allocate(self, index: int) -> KV:
         config, device = self.model.config, self.devices[index]

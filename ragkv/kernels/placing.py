@@ -53,15 +53,20 @@ def write(
 @on_its_gpu
 def placing(
     segments: Sequence[Tensor],
+    positions: Sequence[int],
+    slots: Sequence[int],
     caches: Sequence[tuple[Tensor, Tensor]],
     angles: Sequence[tuple[Tensor, Tensor]],
 ) -> Callable[[range, int], None]:
-    """Make a function that writes segments side by side into the cache from position 0 on, several layers at once.
+    """Make a function that writes segments into the cache, several layers at once.
 
     Parameters
     ----------
     segments
         Keys before rotation and values on the GPU, contiguous, ``(layers, 2, kv_heads, tokens, head_dim)`` each.
+    positions, slots
+        Of each segment's first token: the position that its key is rotated to, and its slot in the cache. The
+        segment's other tokens follow it.
     caches
         Keys and values of every layer, ``(1, kv_heads, slots, head_dim)`` each, with contiguous heads and slots. Those
         of layers that are never written may be on another GPU.
@@ -75,9 +80,8 @@ def placing(
         Its arguments are the range of the cache's layers to write, and the segments' layer that goes to the first.
     """
     like = segments[0]  # for its GPU and dtype
-    _, kv_heads, slots, head_dim = caches[0][0].shape
+    _, kv_heads, cache_slots, head_dim = caches[0][0].shape
     lengths = np.array([states.shape[3] for states in segments])
-    starts = lengths.cumsum() - lengths
     block_segments, block_tokens = blocks_of(lengths, PLACE_ROWS)
 
     # Addresses of each layer of each segment, (layers, segments), and of each layer's keys and values, (layers, 2).
@@ -86,7 +90,8 @@ def placing(
     sources = bases + np.arange(len(like))[:, None] * layer_bytes
     targets = np.array([[states.data_ptr() for states in cache] for cache in caches])
 
-    tables = (sources.ravel(), targets.ravel(), lengths, starts, block_segments, block_tokens)
+    first_tokens = (np.array(positions), np.array(slots))
+    tables = (sources.ravel(), targets.ravel(), lengths, *first_tokens, block_segments, block_tokens)
     gpu_tables = to_gpu(tables, like.device)
     blocks = len(block_segments)
 
@@ -96,7 +101,7 @@ def placing(
                 alike = list(group)
                 cos, sin = angles[alike[0]]
                 _place[(kv_heads * blocks * len(alike),)](
-                    *gpu_tables, cos, sin, like, len(segments), slots * head_dim, kv_heads, blocks,
+                    *gpu_tables, cos, sin, like, len(segments), cache_slots * head_dim, kv_heads, blocks,
                     source_layer + alike[0] - layers.start, alike[0],
                     ROWS=PLACE_ROWS, **channels(cos, head_dim),
                 )  # fmt: skip
@@ -143,8 +148,8 @@ def _write(
 
 @triton.jit
 def _place(
-    sources, targets, lengths, starts, block_segments, block_tokens, cos, sin, like, segments, head_step, kv_heads,
-    blocks, source_layer, layer,
+    sources, targets, lengths, positions, slots, block_segments, block_tokens, cos, sin, like, segments, head_step,
+    kv_heads, blocks, source_layer, layer,
     HALF: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, REST_WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """A block of one segment's tokens, for one KV head of one layer.
@@ -167,8 +172,9 @@ def _place(
 
     token = tl.load(block_tokens + block) + tl.arange(0, ROWS)
     valid = (token < length)[:, None] & (dims < HALF)[None, :]
-    slot = tl.load(starts + segment) + token
-    angle = slot[:, None] * (2 * HALF) + dims[None, :]  # a slot is a position
+    slot = tl.load(slots + segment) + token
+    position = tl.load(positions + segment) + token
+    angle = position[:, None] * (2 * HALF) + dims[None, :]
     head_dim: tl.constexpr = 2 * HALF + REST
     key_row = source + (head * length + token)[:, None] * head_dim
     value_row = key_row + kv_heads * length * head_dim

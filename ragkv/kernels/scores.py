@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ragkv.kernels import on_its_gpu
-from ragkv.kernels.attention import LN_2, Config, attention_sums, tile, width
+from ragkv.kernels.attention import LN_2, attention_sums
+from ragkv.kernels.tiles import Config, tile, width
 
 LEVEL_ROWS = 128  # rows per program of `_levels`
 SUM_ROWS = 64  # queries per tile of `_sum_over_queries`
@@ -21,11 +22,12 @@ def attention_scores(
     scaling: float,
     power: float = 1.0,
     *,
+    firsts: Tensor | None = None,
     tuned: Config | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Attention, and its weights summed as by `ragkv.models.attention.attention_weights`.
 
-    Queries at position -1 are padding: they add nothing to the weights.
+    Queries at position -1 are padding: they add nothing to the weights. `firsts` are as in `position_causal`.
 
     Returns
     -------
@@ -37,7 +39,7 @@ def attention_scores(
     _, heads, queries, head_dim = query.shape
     _, kv_heads, tokens, _ = key.shape
     chosen = tuned or tile(query, key)
-    attended, totals, peaks = attention_sums(query[:1], key[:1], value, positions, scaling, chosen)
+    attended, totals, peaks = attention_sums(query[:1], key[:1], value, positions, scaling, chosen, firsts)
     parts = len(totals)
     levels = torch.empty(queries, heads, device=key.device)
     _levels[(triton.cdiv(queries * heads, LEVEL_ROWS),)](
@@ -47,9 +49,10 @@ def attention_scores(
     keys, warps, stages = (64, 4, 2) if key.element_size() == 2 and head_dim <= 128 else (32, 4, 2)
     weights = torch.empty(heads, tokens, device=key.device)
     _sum_over_queries[(triton.cdiv(tokens, keys) * kv_heads,)](
-        query, key, positions, levels, weights, query.stride()[1:], key.stride()[1:], heads, queries, tokens,
-        scaling / LN_2, power, GROUP=heads // kv_heads, HEAD_DIM=head_dim, WIDTH=width(head_dim),
-        ROWS=SUM_ROWS, KEYS=keys, num_warps=warps, num_stages=stages,
+        query, key, positions, firsts if firsts is not None else positions, levels, weights,
+        query.stride()[1:], key.stride()[1:], heads, queries, tokens, scaling / LN_2, power,
+        GROUP=heads // kv_heads, HEAD_DIM=head_dim, WIDTH=width(head_dim), ROWS=SUM_ROWS, KEYS=keys,
+        PACKED=firsts is not None, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return attended, weights
 
@@ -70,8 +73,9 @@ def _levels(totals, peaks, levels, count, parts, PARTS_2: tl.constexpr, ROWS: tl
 
 @triton.jit
 def _sum_over_queries(
-    query, key, positions, levels, out, query_strides, key_strides, heads, queries, tokens, factor, power,
+    query, key, positions, firsts, levels, out, query_strides, key_strides, heads, queries, tokens, factor, power,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    PACKED: tl.constexpr,
 ):  # fmt: skip
     """The sums of weights for a block of keys and each head that shares them, over the queries that see any of them."""
     kv_heads = heads // GROUP
@@ -83,12 +87,16 @@ def _sum_over_queries(
     keys = tl.load(key + key_at[:, None] + dims, (key_index < tokens)[:, None] & (dims < HEAD_DIM), 0.0)
 
     before = 0  # queries before the block's first key
+    behind = 0  # queries of later prompts
     for start in tl.range(0, queries, 256):
         query_index = start + tl.arange(0, 256)
         position = tl.load(positions + query_index, query_index < queries, tokens)
         before += tl.sum((position < block * KEYS).to(tl.int32))
+        if PACKED:
+            first_key = tl.load(firsts + query_index, query_index < queries, 0)
+            behind += tl.sum((first_key >= (block + 1) * KEYS).to(tl.int32))
 
-    tiles = tl.maximum(tl.cdiv(queries - before, ROWS), 1)
+    tiles = tl.maximum(tl.cdiv(queries - before - behind, ROWS), 1)
     total = tl.zeros([KEYS], tl.float32)
     for step in tl.range(0, GROUP * tiles):  # the tiles of the first head, then those of the next one, ...
         head = kv_head * GROUP + step // tiles
@@ -101,6 +109,9 @@ def _sum_over_queries(
         position = tl.load(positions + query_index, valid, -1)
         products = tl.dot(tile_query, keys.T, input_precision="ieee") * factor - level[:, None]
         seen = position[:, None] >= key_index[None, :]
+        if PACKED:
+            first_key = tl.load(firsts + query_index, valid, 0)
+            seen = seen & (first_key[:, None] <= key_index[None, :])
         total += tl.sum(tl.exp2(tl.where(seen, products * power, float("-inf"))), 0)
         last = tl.zeros([KEYS], tl.int32) + tile == tiles - 1
         tl.store(out + head * tokens + key_index, total, (key_index < tokens) & last)

@@ -7,7 +7,7 @@ class with ``@register("its_name")``.
 from ragkv.options import Registry, option_names
 from ragkv.selectors.a3 import A3
 from ragkv.selectors.a3_blend import A3Blend
-from ragkv.selectors.base import Observation, ScoringSelector, Selector
+from ragkv.selectors.base import Ask, Look, Observation, Pass, ScoringSelector, Selector
 from ragkv.selectors.cacheblend import CacheBlend
 from ragkv.selectors.epic import Epic
 from ragkv.selectors.probe import Probe
@@ -17,7 +17,10 @@ from ragkv.selectors.surprisal import Surprisal
 __all__ = [
     "ALIASES",
     "SELECTORS",
+    "Ask",
+    "Look",
     "Observation",
+    "Pass",
     "ScoringSelector",
     "Selector",
     "get_selector",

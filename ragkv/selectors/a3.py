@@ -1,13 +1,14 @@
 """A^3: the tokens that the question attends to (arXiv 2511.17560)."""
 
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
-from ragkv.selectors.base import ModelSizes, Observation, ScoringSelector
+from ragkv.selectors.base import Ask, ModelSizes, Observation, Pass, ScoringSelector, top
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,14 @@ class A3(ScoringSelector):
             return products
         return products + self.layer * question * (2 * shape.layer_weights + 4 * shape.heads * shape.head_dim * tokens)
 
+    def choose(self, seen: Observation) -> Tensor | Generator[Pass, Any, Tensor]:
+        return super().choose(seen) if self.observes else self._choose_by_stored_keys(seen)
+
+    def _choose_by_stored_keys(self, seen: Observation) -> Generator[Pass, Observation, Tensor]:
+        at_layer = yield Ask(self.layer)
+        return top(self.scores(at_layer), self.budget(seen.prompt))
+
     def scores(self, seen: Observation) -> Tensor:
-        if not self.observes:
-            assert seen.ask is not None
-            seen = seen.ask(self.layer)
         attention = question_attention(seen, per_head=self.per_head)
         return avg_pool1d(attention[None], self.kernel, stride=1, padding=self.kernel // 2)[0]
 

@@ -2,9 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -35,15 +35,6 @@ class Observation:
         ``(1, kv_heads, document, head_dim)`` each.
     scaling
         The factor by which the model multiplies query-key products.
-    look
-        ``look(rows, power)`` runs the question and the document tokens `rows`, and no others, through all layers over
-        the reused keys and values. It returns their attention to the document, ``(layers, heads, document)``: the
-        weights raised to `power`, summed over these tokens. For selectors that choose before the first layer. Tokens
-        passed as `rows` must be among those that are finally chosen.
-    ask
-        ``ask(layer)`` runs the question, and nothing else, through the layers below `layer` over the reused keys and
-        values. It returns what is to be seen at `layer` then: the question's ``queries``, the ``keys`` of the document
-        (as stored) and of the question, and ``scaling``. For selectors that choose before the first layer.
     """
 
     prompt: Prompt
@@ -55,13 +46,44 @@ class Observation:
     left: Tensor | None = None
     reused: Callable[[], tuple[Tensor, Tensor]] | None = None
     scaling: float = 1.0
-    look: Callable[..., Tensor] | None = None
-    ask: Callable[[int], "Observation"] | None = None
 
     @property
     def candidates(self) -> Tensor:
         """``(candidates,)``: indices within the document of the tokens that can be chosen."""
         return torch.arange(len(self.prompt.document_span)) if self.left is None else self.left
+
+
+@dataclass(frozen=True)
+class Look:
+    """A pass through all layers that a selector asks for before the first layer.
+
+    The question and some tokens of the document run over the reused keys and values, and nothing else does. The answer
+    is their attention to the document, ``(layers, heads, document)`` in float32: the weights raised to `power`, summed
+    over these tokens. It is overwritten by the next pass.
+
+    Attributes
+    ----------
+    rows
+        ``(rows,)``: the tokens of the document that run, counted from its first one. They must be among those that are
+        finally chosen.
+    """
+
+    rows: Tensor
+    power: float = 1.0
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A pass through the layers below `layer` that a selector asks for before the first layer.
+
+    The question runs over the reused keys and values, and nothing else does. The answer is an `Observation` at `layer`:
+    the question's ``queries``, the ``keys`` of the document (as stored) and of the question, and ``scaling``.
+    """
+
+    layer: int
+
+
+Pass = Look | Ask
 
 
 class ModelSizes(Protocol):
@@ -124,7 +146,7 @@ class Selector(ABC):
 
     @property
     def passes(self) -> int:
-        """How often `Observation.look` is called at most: passes through all layers before the prefill itself."""
+        """How often it asks for a `Look` at most: passes through all layers before the prefill itself."""
         return 0
 
     def operations(self, shape: ModelSizes, tokens: int, question: int) -> float:
@@ -148,10 +170,14 @@ class Selector(ABC):
         return math.floor(self.ratio * len(prompt.document_span))
 
     @abstractmethod
-    def choose(self, seen: Observation) -> Tensor:
+    def choose(self, seen: Observation) -> Tensor | Generator[Pass, Any, Tensor]:
         """Indices of the chosen tokens within the document, in any order.
 
         Name each token once. Naming one twice gives the same result, but the prefill has to be run a second time.
+
+        A selector that chooses before the first layer may ask for passes first. Its method is a generator then: it
+        yields a `Look` or an `Ask`, is sent the answer, and returns what it chooses. So the passes of several prompts
+        can be run together.
         """
 
 
@@ -163,7 +189,7 @@ class ScoringSelector(Selector):
     def scores(self, seen: Observation) -> Tensor:
         """A score per document token, ``(document,)``; the higher, the more worth recomputing."""
 
-    def choose(self, seen: Observation) -> Tensor:
+    def choose(self, seen: Observation) -> Tensor | Generator[Pass, Any, Tensor]:
         return top(self.scores(seen), self.budget(seen.prompt))
 
 

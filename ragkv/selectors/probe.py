@@ -1,12 +1,13 @@
 """Probe: the question looks at the reused keys and values first, before anything is recomputed."""
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ragkv.selectors.base import ModelSizes, Observation, Selector, top
+from ragkv.selectors.base import Look, ModelSizes, Observation, Pass, Selector, top
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ class Probe(Selector):
         rows = self.hops * question + (self.hops - 1) * looking
         return shape.layers * rows * (2 * shape.layer_weights + 4 * shape.heads * shape.head_dim * tokens)
 
-    def choose(self, seen: Observation) -> Tensor:
-        assert seen.look is not None
+    def choose(self, seen: Observation) -> Generator[Pass, Tensor, Tensor]:
         budget = self.budget(seen.prompt)
         at_most = math.ceil(self.looking * len(seen.prompt.document_span))
         chosen = newest = torch.empty(0, dtype=torch.long)
@@ -80,7 +80,7 @@ class Probe(Selector):
             count = budget * hop // self.hops - len(chosen)
             if count <= 0:
                 continue
-            attention = seen.look(newest[:at_most], self.power)  # (layers, heads, document)
+            attention = yield Look(newest[:at_most], self.power)  # (layers, heads, document)
             if self.first_layer >= len(attention):
                 raise ValueError(f"first_layer is {self.first_layer}: this model has {len(attention)} layers")
             scores = attention[self.first_layer :].sum((0, 1))

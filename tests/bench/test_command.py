@@ -38,6 +38,8 @@ def measured(monkeypatch):
         (("--shape", "llama-3-8b", "--format", "fp4"), "'fp4' is not one of model, fp8"),
         (("--shape", "llama-3-8b", "--lengths", "8k"), "'8k' is not a number of tokens"),
         (("--shape", "llama-3-8b", "--lengths", "0"), "'0' is not a number of tokens"),
+        (("--shape", "llama-3-8b", "--batches", "1,many"), "--batches: 'many' is not a number of prompts"),
+        (("--batches", "4"), "--batches: use this only together with --shape"),
     ],
 )
 def test_options_without_effect_or_meaning_are_refused(measured, words, message):
@@ -56,11 +58,12 @@ def test_a_shape_needs_a_gpu(monkeypatch):
 
 def test_lists_are_separated_by_commas_or_repeated(measured):
     start = ("--shape", "qwen2.5-7b")
-    assert run(*start, "--lengths", "512,1024", "--tiers", "cuda,page cache").exit_code == 0
-    assert (
-        run(*start, "--lengths", "512", "--lengths", "1024", "--tiers", "cuda", "--tiers", "page cache").exit_code == 0
-    )
-    assert measured == [ShapeBench("qwen2.5-7b", lengths=(512, 1024), tiers=("cuda", "page cache"))] * 2
+    together = ("--lengths", "512,1024", "--tiers", "cuda,page cache", "--batches", "1,4")
+    repeated = ("--lengths", "512", "--lengths", "1024", "--tiers", "cuda", "--tiers", "page cache")
+    assert run(*start, *together).exit_code == 0
+    assert run(*start, *repeated, "--batches", "1", "--batches", "4").exit_code == 0
+    expected = ShapeBench("qwen2.5-7b", lengths=(512, 1024), tiers=("cuda", "page cache"), batches=(1, 4))
+    assert measured == [expected] * 2
 
 
 def test_what_is_not_given_has_a_default(measured):
@@ -68,7 +71,7 @@ def test_what_is_not_given_has_a_default(measured):
     run("--shape", "llama-3-8b", "--chunk-tokens", "64", "--repeats", "3", "--store", "x", "--format", "fp8")
     first, second = measured
     assert (first.lengths, first.tiers, first.format) == ((8192, 16384, 32768), TIERS, "model")
-    assert (first.store, first.layers, first.chunk_tokens, first.repeats) == (None, None, 512, 20)
+    assert (first.store, first.layers, first.chunk_tokens, first.repeats, first.batches) == (None, None, 512, 20, ())
     assert second == ShapeBench("llama-3-8b", store=Path("x"), format="fp8", chunk_tokens=64, repeats=3)
 
 

@@ -27,11 +27,11 @@ def on_the_cpu(monkeypatch, llama):
 def test_a_record_is_kept_after_every_step_and_has_all_of_them(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "LONGEST_FROM", {"page cache": 150})
     options = ShapeBench(
-        "llama-3-8b", (200, 150), ("page cache", "disk"), tmp_path, layers=3, chunk_tokens=64, repeats=2
+        "llama-3-8b", (200, 150), ("page cache", "disk"), tmp_path, layers=3, chunk_tokens=64, repeats=2, batches=(3,)
     )
     kept = []
     measure_shape(options, lambda record: kept.append(deepcopy(record)))
-    steps = [{"rows"}, set(), {"decoding"}, {"precompute"}, {"attention"}, {"store"}]
+    steps = [{"rows"}, set(), {"decoding"}, {"precompute"}, {"attention"}, {"store"}, {"batches"}]
     names = [set(record) for record in kept]
     assert [after - before for before, after in zip([names[0] - {"rows"}, *names], names, strict=False)] == steps
     record = json.loads(json.dumps(kept[-1]))  # as it comes back from its file
@@ -52,6 +52,15 @@ def test_a_record_is_kept_after_every_step_and_has_all_of_them(llama, tmp_path, 
     assert decoding["ratio"] == pytest.approx(decoding["tpot"] / decoding["weights"])
     assert [row["tokens"] for row in record["attention"]] == [200, 150]
     assert [row["what"] for row in record["store"]] == ["write", "plain read", "check", "read"]
+    batches = pd.DataFrame(record["batches"])
+    assert batches["prompts"].tolist() == [1, 3] * 4
+    assert (batches["tokens"] == 200).all()
+    assert batches["prompts_per_second"].tolist() == pytest.approx((1e3 * batches["prompts"] / batches["p50"]).tolist())
+    assert batches["reached"].tolist() == pytest.approx((batches["limit"] / batches["p50"]).tolist())
+    separately = 3 * batches["limit"].iloc[::2].to_numpy()
+    assert (batches["limit"].iloc[1::2].to_numpy() <= separately * (1 + 1e-9)).all()
+    one_at_a_time = batches["prompts_per_second"].iloc[::2].repeat(2).to_numpy()
+    assert batches["speed-up"].tolist() == pytest.approx((batches["prompts_per_second"] / one_at_a_time).tolist())
 
 
 @pytest.mark.usefixtures("on_the_cpu")
@@ -60,4 +69,6 @@ def test_without_tiers_of_files_the_store_is_not_measured(tmp_path, monkeypatch)
     kept = []
     measure_shape(ShapeBench("llama-3-8b", (120,), (), tmp_path, chunk_tokens=64, repeats=2), kept.append)
     assert {"decoding", "precompute"} <= set(kept[-1])
-    assert not {"attention", "store"} & set(kept[-1])  # and no length is short enough to measure attention at
+    assert not {"attention", "store", "batches"} & set(
+        kept[-1]
+    )  # and no length is short enough to measure attention at

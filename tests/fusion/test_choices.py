@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ragkv import fused_prefill, precompute
 from ragkv.fusion.choices import Choices
-from ragkv.selectors import Observation, Selector
+from ragkv.selectors import Selector
 
 DOCUMENT = 12
 
@@ -35,10 +35,9 @@ def prompt(rng):
 def rows(prompt, chosen, trusting):
     """The rows that go on, None if the choice was invalid, or the message of an error."""
     choices, start = Choices(trusting), len(prompt.prefix)
+    selector, active = Given(asked=([],)), torch.arange(start, start + DOCUMENT + 3)
     try:
-        kept = choices.rows(
-            Given(chosen=chosen, asked=([],)), Observation(prompt, None), torch.arange(start, start + DOCUMENT + 3)
-        )
+        kept = choices.rows(selector, prompt, torch.tensor(chosen, dtype=torch.long), active)
     except ValueError as error:
         return str(error)
     return kept.tolist() if choices.valid() else None

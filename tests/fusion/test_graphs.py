@@ -8,6 +8,7 @@ from helpers import make_model, random_prompt, relative_error
 
 from ragkv import decode, fused_prefill
 from ragkv.fusion.padded_layers import PaddedLayers
+from ragkv.fusion.rows import Rows
 from ragkv.fusion.workspace import Workspace
 from ragkv.loading.layer_groups import layer_groups
 from ragkv.loading.memory import InMemory
@@ -87,7 +88,8 @@ def test_a_graph_is_captured_once_for_its_number_of_rows(workspace_of, devices):
     for count, kinds in ((1, 1), (STEP, 1), (STEP + 1, 2), (7, 2), (2 * STEP, 2)):
         active = torch.arange(30)[-count:]
         assert graphs.cover(count)
-        first, again = (graphs.replay(range(3), hidden[:, :count], active).clone() for _ in range(2))
+        rows = Rows.of([active], [range(30)])
+        first, again = (graphs.replay(range(3), hidden[:, :count], rows).clone() for _ in range(2))
         assert torch.equal(first, again)
         assert len(captured) == kinds * len(layer_groups(range(3), workspace.memory.devices))
     assert not graphs.cover(2 * STEP + 1)  # more than `rows`
@@ -99,12 +101,13 @@ def test_padding_changes_nothing(workspace_of, devices, count):
     """With and without padding: the same states, keys, values and attention weights."""
     model, hidden, active = make_model("llama"), torch.randn(1, count, 64), torch.arange(count) * 2
     plain, graphed = (workspace_of(model, 20, devices) for _ in range(2))
+    rows = Rows.of([active], [range(20)])
     layers = PaddedLayers(plain.memory)
     for power in (2.0, None, 1.0):
         expected = hidden
         for span in plain.memory.spans(range(3)):
-            expected = layers.run(span, expected, active, power)
-        assert relative_error(graphed.graphs.replay(range(3), hidden, active, power), expected) <= 1e-5
+            expected = layers.run(span, expected, active, active, power=power)
+        assert relative_error(graphed.graphs.replay(range(3), hidden, rows, power), expected) <= 1e-5
         assert relative_error(graphed.graphs.weights, layers.weights) <= 1e-5
     for one, other in zip(graphed.memory.cache(20), plain.memory.cache(20), strict=True):
         assert all(map(torch.equal, [a != 0 for a in one], [b != 0 for b in other]))

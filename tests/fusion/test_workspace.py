@@ -81,14 +81,33 @@ def test_the_prefill_stays_usable(llama, rng):
     assert decode(llama, prefill, max_new_tokens=6).ids == decode(llama, prefill, max_new_tokens=6).ids
 
 
-def test_what_an_eviction_keeps_is_outside_the_workspace(llama, rng):
-    prompt, store = ready(llama, rng)
-    eviction, selector = get_eviction("streaming", capacity_ratio=0.6), get_selector("epic", ratio=0.2)
-    workspace = Workspace(llama, 100)
-    found = fused_prefill(llama, prompt, store, selector, eviction=eviction, workspace=workspace)
-    expected = fused_prefill(llama, prompt, store, selector, eviction=eviction)
-    assert found.cache.get_seq_length() == expected.cache.get_seq_length() < len(prompt.ids)
-    assert decode(llama, found, max_new_tokens=6).ids == decode(llama, expected, max_new_tokens=6).ids
+@pytest.mark.parametrize("name", ["streaming", "snapkv"])
+def test_decoding_behind_an_eviction_goes_on_in_the_workspace(family, rng, monkeypatch, name):
+    """What stays lies in its first slots; what follows is what follows in memory of its own, again and again."""
+    model = make_model(family)
+    model.generation_config.eos_token_id = None
+    prompt, store = ready(model, rng)
+    eviction, selector = get_eviction(name, capacity_ratio=0.6), get_selector("epic", ratio=0.2)
+    workspace = Workspace(model, 100)
+    expected = fused_prefill(model, prompt, store, selector, eviction=eviction)
+    plainly = decode(model, expected, max_new_tokens=6)
+    steps = []
+    monkeypatch.setattr(
+        workspace, "_advance", lambda state: steps.append(state) or Workspace._advance(workspace, state)
+    )
+    for _ in range(2):
+        found = fused_prefill(model, prompt, store, selector, eviction=eviction, workspace=workspace)
+        kept = found.cache.get_seq_length()
+        assert kept == expected.cache.get_seq_length() < len(prompt.ids)
+        for _ in range(2):
+            steps.clear()
+            generation = decode(model, found, max_new_tokens=6)
+            assert len(steps) == 5
+            assert generation.ids == plainly.ids
+            assert generation.cache.get_seq_length() == kept + 5
+            for mine, theirs in zip(generation.cache.layers, plainly.cache.layers, strict=True):
+                assert relative_error(mine.keys, theirs.keys) <= 1e-4
+                assert relative_error(mine.values, theirs.values) <= 1e-4
 
 
 def test_a_prompt_too_long_and_another_model_are_refused(llama, rng):
@@ -115,7 +134,7 @@ def test_processes_serve_one_transfer_at_a_time(llama, monkeypatch):
     monkeypatch.setattr("ragkv.fusion.placement.kernels_run", lambda device: False)
     monkeypatch.setattr(memory.rotary[0], "on", lambda device: None)
     segment = SegmentInMemory(torch.zeros(layers, 2, 2, 3, 16), torch.zeros(3))
-    placement = Placement(ReusedKV([segment], [segment]), memory, Clock())
+    placement = Placement([ReusedKV([segment], [segment])], [range(6)], memory, Clock())
     for prefix_only in (False, True, False):
         placement.start(range(layers), prefix_only=prefix_only)
     one_each = ["of the first", "of the second", *[None] * (layers - 2)]
@@ -126,19 +145,19 @@ def test_memory_of_its_own_is_allocated_layer_by_layer(llama, rng, monkeypatch):
     """Each layer when it is reached. An eviction frees it again, so that there is never more than one."""
     prompt, store = ready(llama, rng)
     allocated, most = set(), []
-    allocate, release = OwnMemory._allocate, OwnMemory.release
+    allocate, replace = OwnMemory._allocate, OwnMemory.replace
 
     def note(memory, index):
         allocated.add(index)
         most.append(len(allocated))
         return allocate(memory, index)
 
-    def forget(memory, index):
+    def forget(memory, index, *remaining):
         allocated.remove(index)
-        release(memory, index)
+        return replace(memory, index, *remaining)
 
     monkeypatch.setattr(OwnMemory, "_allocate", note)
-    monkeypatch.setattr(OwnMemory, "release", forget)
+    monkeypatch.setattr(OwnMemory, "replace", forget)
     evicted = fused_prefill(llama, prompt, store, get_selector("a3"), eviction=get_eviction("streaming", capacity=30))
     assert [layer.keys.shape[2] for layer in evicted.cache.layers] == [30] * llama.config.num_hidden_layers
     assert set(most) == {1}

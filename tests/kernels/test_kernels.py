@@ -1,5 +1,7 @@
 """The Triton kernels against their plain versions, under Triton's interpreter where there is no GPU."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 from helpers import relative_error
@@ -15,10 +17,11 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
-from ragkv.kernels.attention import Config, config, fitting, position_causal
+from ragkv.kernels.attention import position_causal
 from ragkv.kernels.elementwise import gated, rms_norm, rotate
 from ragkv.kernels.placing import placing, write
 from ragkv.kernels.scores import attention_scores
+from ragkv.kernels.tiles import Config, config, fitting
 from ragkv.kernels.unpacking import unpacking
 from ragkv.store.quantize import CODECS, dequantize, quantize
 
@@ -114,6 +117,50 @@ def test_padding_changes_no_other_row(case, pads, free):
     assert position_causal(padded, *longer, padded_positions, 0.4, tuned=SMALL).isfinite().all()
 
 
+@st.composite
+def packed(draw):
+    """Several prompts whose keys lie end to end: the tokens of each, and those whose queries are computed."""
+    prompts = []
+    for _ in range(draw(st.integers(1, 4))):
+        tokens = draw(st.integers(1, 70))
+        prompts.append((tokens, sorted(draw(st.sets(st.integers(0, tokens - 1), max_size=25)))))
+    kv_heads, group = draw(st.integers(1, 2)), draw(st.sampled_from([1, 3, 4]))
+    return prompts, kv_heads, group, draw(st.integers(0, 20)), draw(st.integers(0, 99))
+
+
+@settings(max_examples=20)
+@given(packed())
+@example(([(200, [0, 150, 199]), (1, [0]), (300, [5, 299])], 2, 4, 3, 0))  # parts, and a tile with all three
+@example(([(5, []), (9, [8]), (4, [])], 1, 1, 0, 1))
+def test_prompts_whose_keys_lie_end_to_end_do_not_see_each_other(case):
+    """As each on its own: attention, and the sums of its weights; with padding, too."""
+    prompts, kv_heads, group, pads, seed = case
+    random = torch.Generator().manual_seed(seed)
+    count = sum(len(positions) for _, positions in prompts)
+    if count == 0:
+        return
+    query = torch.randn(1, kv_heads * group, pads + count, 32, generator=random)
+    key, value = torch.randn(2, 1, kv_heads, sum(tokens for tokens, _ in prompts), 32, generator=random)
+    slots, firsts, attended, scores = [-1] * pads, [0] * pads, [], []
+    start = 0
+    for tokens, positions in prompts:
+        queries = query[:, :, len(slots) : len(slots) + len(positions)]
+        slots += [start + position for position in positions]
+        firsts += [start] * len(positions)
+        own = slice(start, start + tokens)
+        expected, weights = dense(queries, key[:, :, own], value[:, :, own], torch.tensor(positions).long(), 0.4)
+        attended.append(expected)
+        scores.append(weights.square().sum(2)[0])
+        start += tokens
+    slots, firsts = torch.tensor(slots), torch.tensor(firsts)
+    found = position_causal(query, key, value, slots, 0.4, firsts=firsts, tuned=SMALL)
+    same, sums = attention_scores(query, key, value, slots, 0.4, 2.0, firsts=firsts, tuned=SMALL)
+    assert found.isfinite().all()
+    assert torch.equal(found, same)
+    assert relative_error(found[:, :, pads:], torch.cat(attended, dim=2)) <= 1e-5
+    assert relative_error(sums, torch.cat(scores, dim=1)) <= 1e-4
+
+
 HEADS = [(8, 8), (32, 32), (80, 80), (80, 24), (8, 2)]  # dimensions of a head, and how many of them are rotated
 
 
@@ -161,13 +208,30 @@ def test_segments_are_placed_side_by_side(lengths, kv_heads, dims, alike, dtype,
     by_layer = [angles(random, tokens, rotated)] * 3 if alike else [angles(random, tokens, rotated) for _ in range(3)]
     segments = [torch.randn(3, 2, kv_heads, length, head_dim, generator=random).to(dtype) for length in lengths]
     mine, plain = torch.zeros(2, 3, 2, 1, kv_heads, tokens + 2, head_dim, dtype=dtype)
-    place = placing(segments, [tuple(layer) for layer in mine], by_layer)
+    firsts = [*accumulate(lengths, initial=0)][:-1]
+    place = placing(segments, firsts, firsts, [tuple(layer) for layer in mine], by_layer)
     place(range(1, 3), source)
     order = torch.arange(tokens)
     for layer in (1, 2):
         keys, values = torch.cat([states[layer - 1 + source] for states in segments], dim=2)[:, None]
         plain_write(tuple(plain[layer]), (keys, values), Rotary(*by_layer[layer]), order, order)
     torch.testing.assert_close(mine, plain, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5)
+
+
+def test_segments_are_placed_in_their_prompts():
+    """Those of the second prompt begin at position 0 again, behind the first prompt, of which a part is left out."""
+    random = torch.Generator().manual_seed(0)
+    rotary = angles(random, 60, 16)
+    segments = [torch.randn(1, 2, 2, length, 16, generator=random) for length in (33, 5, 40)]
+    before = torch.randn(2, 1, 2, 100, 16, generator=random)
+    mine, plain = before.clone(), before.clone()
+    positions, slots = [0, 33, 0], [0, 33, 50]
+    placing(segments, positions, slots, [tuple(mine)], [rotary])(range(1), 0)
+    for segment, position, slot in zip(segments, positions, slots, strict=True):
+        order = torch.arange(segment.shape[3])
+        plain_write(tuple(plain), tuple(segment[0][:, None]), Rotary(*rotary), order + position, order + slot)
+    torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-5)
+    assert torch.equal(mine[:, :, :, 38:50], before[:, :, :, 38:50])
 
 
 @settings(max_examples=25)
