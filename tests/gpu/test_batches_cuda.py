@@ -36,10 +36,19 @@ def stored(model, prompts):
 
 
 @pytest.mark.parametrize("name", SELECTORS)
-@pytest.mark.parametrize("where", ["cuda", "pinned", "cpu"])
-@pytest.mark.parametrize("rows", [None, 0, 2048], ids=["own memory", "without graphs", "with graphs"])
+@pytest.mark.parametrize(
+    ("rows", "where"),
+    [(None, "cuda"), (None, "cpu"), (0, "pinned"), (2048, "cuda"), (2048, "pinned")],
+    ids=[
+        "own memory",
+        "own memory from the host",
+        "no graphs from pinned memory",
+        "graphs",
+        "graphs from pinned memory",
+    ],
+)
 @pytest.mark.parametrize("family", ["llama", "smollm3"])
-def test_a_batch_gives_what_each_prompt_gives(family, name, where, rows):
+def test_a_batch_gives_what_each_prompt_gives(family, name, rows, where):
     """Twice in the same workspace; every cache can be decoded from."""
     rng = Random(0)
     model = make_model(family).cuda()

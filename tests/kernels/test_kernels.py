@@ -132,6 +132,7 @@ def packed(draw):
 @given(packed())
 @example(([(200, [0, 150, 199]), (1, [0]), (300, [5, 299])], 2, 4, 3, 0))  # parts, and a tile with all three
 @example(([(5, []), (9, [8]), (4, [])], 1, 1, 0, 1))
+@example(([(40, [*range(40)]), (70, [*range(70)])], 1, 1, 0, 2))  # a block of keys of both, seen by several tiles
 def test_prompts_whose_keys_lie_end_to_end_do_not_see_each_other(case):
     """As each on its own: attention, and the sums of its weights; with padding, too."""
     prompts, kv_heads, group, pads, seed = case
