@@ -84,7 +84,7 @@ def decode(
     workspace = prefill.workspace if sampling is None else None
     cache = fork(prefill.cache)
     # The last token's keys and values are never needed.
-    if workspace is not None and prefill.tokens + max_new_tokens - 1 > workspace.memory.tokens:
+    if workspace is not None and prefill.tokens + max_new_tokens - 1 > workspace.memory.positions:
         workspace = None
     if workspace is None:
         following = _following(model, cache, token, prefill.tokens, choose)

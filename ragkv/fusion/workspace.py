@@ -75,7 +75,7 @@ class Workspace:
         ahead = 1 if self.graphs else 0
         started: deque[Callable[[], int]] = deque()
         for current in count(position):
-            while len(started) <= ahead and current + len(started) < self.memory.tokens:
+            while len(started) <= ahead and current + len(started) < self.memory.positions:
                 started.append(start_step())
             if not started:
                 return

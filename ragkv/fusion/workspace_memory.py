@@ -26,11 +26,13 @@ class WorkspaceMemory:
     Parameters
     ----------
     tokens
-        The longest prompt, including what is decoded after it, or all prompts of a batch together. Positions at which
-        the model has other frequencies or attends through a window are left out.
+        The longest prompt, including what is decoded after it, or all prompts of a batch together.
 
     Attributes
     ----------
+    positions
+        How many tokens a prompt and what is decoded after it can have here: `tokens`, or less if the model has other
+        frequencies behind these positions, or attends through a window.
     devices
         The device of each layer.
     kernels
@@ -45,9 +47,10 @@ class WorkspaceMemory:
         check_model(model)
         self.model = model
         self._fingerprint = fingerprint(model)
-        self.tokens = min(tokens, steady_positions(model) or tokens)
+        self.tokens = tokens
+        self.positions = min(tokens, steady_positions(model) or tokens)
         self.devices = decoder.devices(model)
-        self.rotary = Rotary.of(model, self.tokens)
+        self.rotary = Rotary.of(model, self.positions)
         self._layers = [self._allocate(index) for index in range(len(self.devices))]
         self.kernels = all(has_kernel(keys) for keys, _ in self._layers)
         gpus = {device for device in self.devices if device.type == "cuda"}

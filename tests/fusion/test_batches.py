@@ -110,6 +110,15 @@ def test_a_workspace_gives_the_same_batch_after_batch(llama, selector, rng, back
         assert_same(fused_prefills(llama, prompts, store, selector, backend=backend, workspace=workspace), alone)
 
 
+def test_a_workspace_takes_more_tokens_than_a_model_s_window(rng):
+    """Each prompt fits into the window; all of them together do not."""
+    model, prompts = make_model("mistral", sliding_window=60), prompts_of(rng)
+    assert sum(len(prompt.ids) for prompt in prompts) > 60
+    store, selector = stored(model, prompts), get_selector("a3", ratio=0.2)
+    together = fused_prefills(model, prompts, store, selector, workspace=Workspace(model, 250))
+    assert_same(together, [fused_prefill(model, prompt, store, selector) for prompt in prompts])
+
+
 @pytest.mark.parametrize("lent", [False, True], ids=["own memory", "in a workspace"])
 def test_every_prompt_can_be_decoded_from_its_cache(rng, lent):
     """In any order and again: what is decoded for one prompt changes no other cache."""
