@@ -9,6 +9,7 @@ import torch
 from helpers import fuse, make_model, memory_store, random_prompt, relative_error, shared_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ragkv import Prompt, StoreError, decode, fused_prefill, fused_prefills, precompute
 from ragkv.eviction import get_eviction
@@ -17,6 +18,7 @@ from ragkv.loading.memory import InMemory
 from ragkv.models import decoder
 from ragkv.selectors import Ask, Look, Selector, get_selector
 
+CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the compiled kernels")
 SELECTORS = {
     "full_prefill": ("full_prefill", {}),
     "full_reuse": ("full_reuse", {}),
@@ -286,7 +288,20 @@ class Rerun:
         return SimpleNamespace(replay=run)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the compiled kernels")
+def with_kernels(monkeypatch):
+    """As on a GPU, but for norms, rotation and writing. Triton's interpreter runs the kernels."""
+    for module in ("workspace_memory.has_kernel", "attention.has_kernel", "placement.kernels_run"):
+        monkeypatch.setattr(f"ragkv.fusion.{module}", lambda _: True)
+
+
+def in_memory(model, prompts):
+    store = InMemory({})
+    for prompt in prompts:
+        store.segments |= InMemory.computed(model, prompt).segments
+    return store
+
+
+@CPU_ONLY
 @pytest.mark.parametrize("rows", [0, 100], ids=["without graphs", "with graphs"])
 @pytest.mark.parametrize("name", ["full_reuse", "a3", "a3 on stored keys", "probe"])
 def test_one_launch_serves_all_prompts(rng, monkeypatch, name, rows):
@@ -295,16 +310,48 @@ def test_one_launch_serves_all_prompts(rng, monkeypatch, name, rows):
     model = make_model("qwen2")
     name, options = SELECTORS[name]
     prompts, selector = prompts_of(rng, ((13, 7), (30,), (5,))), get_selector(name, **options)
-    store = InMemory({})
-    for prompt in prompts:
-        store.segments |= InMemory.computed(model, prompt).segments
+    store = in_memory(model, prompts)
     alone = [fused_prefill(model, prompt, store, selector) for prompt in prompts]
-    for module in ("workspace_memory.has_kernel", "attention.has_kernel", "placement.kernels_run"):
-        monkeypatch.setattr(f"ragkv.fusion.{module}", lambda _: True)
+    with_kernels(monkeypatch)
     monkeypatch.setattr("ragkv.fusion.graphs.STEP", 8)
     workspace = Workspace(model, 150, rows=rows, capture=Rerun())
     for _ in range(2):
         assert_same(fused_prefills(model, prompts, store, selector, workspace=workspace), alone, 1e-4)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what PyTorch is asked to do."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **kwargs or {})
+
+
+@CPU_ONLY
+def test_a_layer_starts_as_much_for_many_prompts_as_for_two(llama, rng, monkeypatch):
+    """Where the package's own kernel computes attention, which is one launch."""
+    kernels = pytest.importorskip("ragkv.kernels.attention", reason="Triton is not installed")
+    monkeypatch.setattr(kernels, "position_causal", lambda query, *args, **options: torch.zeros_like(query))
+    with_kernels(monkeypatch)
+    counts = []
+
+    def run_layer(*args, real=decoder.run_layer, **options):
+        with Operations() as operations:
+            result = real(*args, **options)
+        counts.append(operations.count)
+        return result
+
+    monkeypatch.setattr(decoder, "run_layer", run_layer)
+    workspace, by_prompts = Workspace(llama, 800, rows=0, capture=Rerun()), []
+    for prompts in (prompts_of(rng, LENGTHS[:2]), prompts_of(rng, LENGTHS * 3)):
+        store = in_memory(llama, prompts)
+        counts.clear()
+        fused_prefills(llama, prompts, store, get_selector("epic", ratio=0.1), workspace=workspace)
+        by_prompts.append(tuple(counts))
+    assert len(by_prompts[0]) == llama.config.num_hidden_layers
+    assert by_prompts[0] == by_prompts[1]
 
 
 def test_own_memory_is_that_of_all_caches(llama, rng):
