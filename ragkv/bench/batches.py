@@ -37,7 +37,8 @@ def batch_rows(
 ) -> pd.DataFrame:
     """Fused prefills of several prompts at once, timed in turns with those of one prompt.
 
-    The selectors are those of `ragkv.bench.prefills` that choose few tokens in at most one pass of their own.
+    The selectors are those of `ragkv.bench.prefills` that choose few tokens before the first layer, in at most one pass
+    of their own.
 
     Parameters
     ----------
@@ -69,7 +70,7 @@ def batch_rows(
     table = []
     for name, options in methods(model.config.num_hidden_layers):
         selector = get_selector(name, **options)
-        if not 0 < selector.ratio <= MOST or selector.passes > 1:
+        if not 0 < selector.ratio <= MOST or selector.observes or selector.passes > 1:
             continue
         runs: dict[str, Callable[[], object]] = {
             str(count): partial(_prefill, model, prompts[:count], store, selector, workspaces[count])

@@ -53,7 +53,9 @@ def test_a_record_is_kept_after_every_step_and_has_all_of_them(llama, tmp_path, 
     assert [row["tokens"] for row in record["attention"]] == [200, 150]
     assert [row["what"] for row in record["store"]] == ["write", "plain read", "check", "read"]
     batches = pd.DataFrame(record["batches"])
-    assert batches["prompts"].tolist() == [1, 3] * 4
+    assert batches["prompts"].tolist() == [1, 3] * (len(batches) // 2)
+    assert set(batches["selector"]) == {"probe", "a3", "epic"}
+    assert set(batches["ratio"]) == {0.02, 0.05}
     assert (batches["tokens"] == 200).all()
     assert batches["prompts_per_second"].tolist() == pytest.approx((1e3 * batches["prompts"] / batches["p50"]).tolist())
     assert batches["reached"].tolist() == pytest.approx((batches["limit"] / batches["p50"]).tolist())
