@@ -21,10 +21,10 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
 from ragkv.serving.buffers import Buffers, KVShape, keys_and_values
-from ragkv.serving.client import Client
 from ragkv.serving.identity import identity
 from ragkv.serving.metrics import PrometheusMetrics, Stats
 from ragkv.serving.scheduling import Load, Scheduling
+from ragkv.serving.worker_client import WorkerClient
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -77,7 +77,7 @@ class RagkvConnector(KVConnectorBase_V1):
             _check(vllm_config, kv_cache_config)
             option = self._kv_transfer_config.get_from_extra_config
             buffers = Buffers(option("buffers", 4), self._shape.numbers(model.max_model_len) * model.dtype.itemsize)
-            client = Client(
+            client = WorkerClient(
                 option("address", ""),
                 identity(model.model, model.hf_text_config, model.dtype),
                 buffers,

@@ -37,7 +37,7 @@ class Answered:
     total: float
 
 
-class Client:
+class ServerClient:
     """Sends prompts to a server.
 
     Parameters
@@ -101,7 +101,7 @@ class Client:
 
 
 def load_test(
-    client: Client, prompts: list[Prompt], concurrency: int, batch: int
+    client: ServerClient, prompts: list[Prompt], concurrency: int, batch: int
 ) -> tuple[dict[str, list[Answered]], dict[str, float]]:
     """The answers by method, and the seconds that all batches of a method took."""
     methods = [VLLM, CACHING, FUSED]
@@ -118,7 +118,7 @@ def load_test(
     return answers, seconds
 
 
-def kill_test(client: Client, prompts: list[Prompt], concurrency: int, kills: int) -> tuple[list[Answered], int]:
+def kill_test(client: ServerClient, prompts: list[Prompt], concurrency: int, kills: int) -> tuple[list[Answered], int]:
     """Answers to fused requests while the worker is killed, and how often it was: each time as soon as it is back."""
     finished = Event()
 

@@ -14,7 +14,7 @@ from ragkv.models.load import load_model, load_tokenizer
 from ragkv.prompt import Prompt
 from ragkv.prompt.documents import chunk_documents, read_documents
 from ragkv.selectors import Selector, get_selector
-from ragkv.serving.load import FUSED, VLLM, Answered, Client, kill_test, load_test, make_prompts
+from ragkv.serving.load import FUSED, VLLM, Answered, ServerClient, kill_test, load_test, make_prompts
 from ragkv.store import KVStore
 from ragkv.store.precompute import precompute
 
@@ -42,7 +42,7 @@ def bench_serving(
     cut = chunk_documents(tokenizer, read_documents(documents), by="paragraphs", tokens=chunk_tokens)
     longest_first = sorted(cut, key=lambda chunk: -len(chunk.ids))
     prompts = make_prompts(tokenizer, [chunk.text for chunk in longest_first[:chunks]], tokens, requests)
-    client = Client(url, model, new_tokens, selector, {"ratio": ratio})
+    client = ServerClient(url, model, new_tokens, selector, {"ratio": ratio})
     client.add([chunk.text for chunk in longest_first[:chunks]])
     for method in (VLLM, FUSED):  # not timed
         client.ask(prompts[0], method)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from logging import Logger
 from typing import Any, Protocol
 
-from ragkv.serving.client import Client, Fused, Refused
 from ragkv.serving.parts import KEY, Parts
+from ragkv.serving.worker_client import Fused, Refused, WorkerClient
 
 
 class Request(Protocol):
@@ -58,7 +58,7 @@ class Scheduling:
         Whether vLLM keeps keys and values for later requests with the same tokens.
     """
 
-    def __init__(self, client: Client, log: Logger, *, prefix_caching: bool):
+    def __init__(self, client: WorkerClient, log: Logger, *, prefix_caching: bool):
         self._client = client
         self._log = log
         self._prefix_caching = prefix_caching

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from ragkv.serving.client import Fused, Refused
 from ragkv.serving.parts import Parts
 from ragkv.serving.scheduling import Scheduling
+from ragkv.serving.worker_client import Fused, Refused
 
 PARTS = Parts(2, (30, 40), 28)
 READY = Fused("/dev/shm/buffer", 100, reused=2, segments=3, seconds=0.5)

@@ -16,10 +16,10 @@ from ragkv import KVStore, Prompt, fused_prefill, precompute
 from ragkv.models.load import load_model, model_source
 from ragkv.selectors import get_selector
 from ragkv.serving.buffers import Buffers, KVShape, keys_and_values
-from ragkv.serving.client import Client, Fused, Refused
 from ragkv.serving.identity import identity
 from ragkv.serving.messages import Connection
 from ragkv.serving.parts import Parts
+from ragkv.serving.worker_client import Fused, Refused, WorkerClient
 
 SHAPE = KVShape(layers=8, kv_heads=4, head_dim=32, dtype=torch.float32)
 TOKENS = 128
@@ -39,11 +39,11 @@ def buffers():
 
 
 @pytest.fixture
-def client(settings, worker, buffers) -> Client:
-    return Client(settings.address, worker.identity, buffers, timeout=60)
+def client(settings, worker, buffers) -> WorkerClient:
+    return WorkerClient(settings.address, worker.identity, buffers, timeout=60)
 
 
-def wait(client: Client, name: str, prompt: Prompt, selector: str = "a3", **options: object) -> Fused | Refused:
+def wait(client: WorkerClient, name: str, prompt: Prompt, selector: str = "a3", **options: object) -> Fused | Refused:
     parts = Parts.of(prompt, selector, **options)
     until = time.monotonic() + 60
     while time.monotonic() < until:
@@ -102,7 +102,7 @@ def test_requests_wait_for_a_buffer_and_all_are_answered(client, buffers):
 
 
 def test_no_more_requests_wait_than_the_queue_allows(settings, worker, buffers):
-    client = Client(settings.address, worker.identity, buffers, queue=1)
+    client = WorkerClient(settings.address, worker.identity, buffers, queue=1)
     prompt = make_prompt(3)
     answers = [client.ask(str(number), Parts.of(prompt), prompt.ids) for number in range(4)]
     assert answers[:3] == [None, None, None]  # two have a buffer, one waits
@@ -129,7 +129,7 @@ def test_the_worker_refuses_what_it_cannot_compute_and_serves_the_next_request(c
 def test_another_model_is_refused(settings, worker, buffers):
     other, _ = load_model("tiny-mistral", device="cpu")
     theirs = identity(model_source("tiny-mistral"), other.config, other.dtype)
-    client = Client(settings.address, theirs, buffers)
+    client = WorkerClient(settings.address, theirs, buffers)
     prompt = make_prompt(6)
     answer = client.ask("one", Parts.of(prompt), prompt.ids)
     assert isinstance(answer, Refused)
@@ -177,7 +177,7 @@ def fake(settings):
 
 
 def test_a_slow_worker_is_not_waited_for_and_keeps_its_buffers_until_it_answers(settings, fake, buffers):
-    client = Client(settings.address, "model", buffers, timeout=0.05)
+    client = WorkerClient(settings.address, "model", buffers, timeout=0.05)
     prompt = make_prompt(7)
     for name in ("one", "two"):
         assert client.ask(name, Parts.of(prompt), prompt.ids) is None
@@ -197,7 +197,7 @@ def test_a_slow_worker_is_not_waited_for_and_keeps_its_buffers_until_it_answers(
 
 
 def test_buffers_of_a_worker_that_died_are_not_used_again(settings, fake, buffers):
-    client = Client(settings.address, "model", buffers)
+    client = WorkerClient(settings.address, "model", buffers)
     prompt = make_prompt(8)
     assert client.ask("one", Parts.of(prompt), prompt.ids) is None
     sent = json.loads(fake.lines.readline())
@@ -211,7 +211,7 @@ def test_buffers_of_a_worker_that_died_are_not_used_again(settings, fake, buffer
 
 
 def test_without_a_worker_requests_are_refused_at_once(settings, buffers):
-    client = Client(settings.address, "model", buffers)
+    client = WorkerClient(settings.address, "model", buffers)
     prompt = make_prompt(9)
     answer = client.ask("one", Parts.of(prompt), prompt.ids)
     assert isinstance(answer, Refused)

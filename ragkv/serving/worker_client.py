@@ -66,7 +66,7 @@ class _Job:
     request: str | None  # None if nobody waits for it any more
 
 
-class Client:
+class WorkerClient:
     """Sends requests to the worker and remembers what it answered.
 
     Parameters
