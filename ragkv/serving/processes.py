@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Event, Thread
 
@@ -58,11 +59,10 @@ class WorkerProcess:
                 raise RuntimeError(f"the worker is not ready after {seconds:g} s")
             time.sleep(0.1)
 
-    def _start(self) -> subprocess.Popen:
+    def _start(self) -> subprocess.Popen[bytes]:
         Path(self.settings.address).unlink(missing_ok=True)
         self.starts += 1
-        command = [sys.executable, "-m", "ragkv.serving.worker", self.settings.to_json()]
-        return subprocess.Popen(command, stdin=subprocess.PIPE)  # which ends with this process, and the worker with it
+        return start_child([sys.executable, "-m", "ragkv.serving.worker", self.settings.to_json()])
 
     def _keep(self) -> None:
         pause = 0.5
@@ -74,6 +74,15 @@ class WorkerProcess:
                 return
             print(f"the worker ended with exit code {code} and is started again", file=sys.stderr, flush=True)
             self.process = self._start()
+
+
+def start_child(command: list[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a process that ends when this one does, even if this one is killed, see `ragkv.serving.child`.
+
+    The thread that calls this must stay alive as long as the child is needed.
+    """
+    launcher = [sys.executable, "-m", "ragkv.serving.child", str(os.getpid())]
+    return subprocess.Popen([*launcher, *command], env=environment)
 
 
 def transfer_config(settings: Settings, *, timeout: float = 60.0, buffers: int = 4) -> dict:
@@ -100,8 +109,7 @@ def vllm_command(settings: Settings, name: str, config: dict, arguments: list[st
 
 def run_server(command: list[str], settings: Settings) -> int:
     """Run vLLM's server until it ends, and return its exit code. A signal to this process reaches it, too."""
-    environment = os.environ | {VARIABLE: settings.to_json()}
-    server = subprocess.Popen(command, env=environment)
+    server = start_child(command, os.environ | {VARIABLE: settings.to_json()})
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.terminate())
     return server.wait()

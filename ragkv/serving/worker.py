@@ -198,17 +198,10 @@ class _Handler(StreamRequestHandler):
 
 
 def main(settings: Settings) -> None:
-    """Load the model and serve it, until standard input is closed: then the parent process has ended."""
+    """Load the model and serve it until the process ends."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    worker = Worker(*load_model(settings.model, dtype=settings.dtype), settings)
-    Thread(target=_exit_with_parent, daemon=True).start()
-    worker.run()
-
-
-def _exit_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os._exit(0)
+    Worker(*load_model(settings.model, dtype=settings.dtype), settings).run()
 
 
 if __name__ == "__main__":
