@@ -1,12 +1,22 @@
 """The chat template around a document, and between the turns of a conversation, as token ids."""
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedTokenizerBase
 
 from ragkv.prompt.encoding import check_text, encode, guards
 
+Turn = tuple[str, str]  # a role, such as "user", and its text
+
 
 def chat_parts(
-    tokenizer: PreTrainedTokenizerBase, before: str, after: str, answer_prefix: str = "", *, chat: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    before: str,
+    after: str,
+    answer_prefix: str = "",
+    *,
+    chat: bool = True,
+    earlier: Sequence[Turn] = (),
 ) -> tuple[list[int], list[int]]:
     """The ids before and after the document in a user turn of the tokenizer's chat template.
 
@@ -21,6 +31,8 @@ def chat_parts(
         The beginning of the answer, appended to the assistant's header.
     chat
         False ignores the chat template.
+    earlier
+        The turns before this one: a system message, questions and answers. They need a chat template.
 
     Returns
     -------
@@ -38,7 +50,9 @@ def chat_parts(
     check_text(after, "the text after the document")
     check_text(answer_prefix, "the beginning of the answer")
     if chat and tokenizer.chat_template:
-        start, end = _split_turn(tokenizer, before, after)
+        start, end = _split_turn(tokenizer, before, after, earlier)
+    elif earlier:
+        raise ValueError("earlier turns need a chat template, and the tokenizer has none (tokenizer.chat_template)")
     else:
         start, end = before, after
     prefix = tokenizer(start, add_special_tokens=False).input_ids
@@ -70,12 +84,17 @@ def next_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return encode(tokenizer, rest, special=True)
 
 
-def _split_turn(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> tuple[str, str]:
-    """The rendered user turn before and after the document."""
-    document = _placeholder("document", before + after)
-    start, end = _split(_render(tokenizer, ("user", before + document + after)), document)
+def _split_turn(
+    tokenizer: PreTrainedTokenizerBase, before: str, after: str, earlier: Sequence[Turn]
+) -> tuple[str, str]:
+    """The rendered conversation before and after the document in its last user turn."""
+    document = _placeholder("document", before + after + "".join(text for _, text in earlier))
+    start, end = _split(_render(tokenizer, *earlier, ("user", before + document + after)), document)
     # Templates may strip the whole message, but nothing else may change.
     if not start.endswith(before.lstrip()) or not end.startswith(after.rstrip()):
+        raise ValueError(_changed_text())
+    # They may also leave out an earlier answer's reasoning.
+    if not all(text.strip() in start for role, text in earlier if role != "assistant"):
         raise ValueError(_changed_text())
     return start, end
 
@@ -88,7 +107,7 @@ def _placeholder(name: str, text: str) -> str:
     return mark
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, *turns: tuple[str, str]) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, *turns: Turn) -> str:
     """The turns, (role, text) each, in the chat template, up to the assistant's next answer."""
     messages = [{"role": role, "content": content} for role, content in turns]
     try:

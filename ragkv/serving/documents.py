@@ -1,22 +1,32 @@
 """Documents become prompts and stored chunks, in the same way in every process: otherwise nothing would be found."""
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ragkv.prompt import Prompt
 from ragkv.prompt.documents import Chunk, Documents, chunk_documents, read_documents, whole_chunk
-from ragkv.prompt.templates import chat_parts
+from ragkv.prompt.templates import Turn, chat_parts
 from ragkv.rag.chunk_context import ChunkContext
 from ragkv.store import KVStore
 from ragkv.store.precompute import Precomputed, precompute
 
 
-def make_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, documents: list[str], question: str) -> Prompt:
+def make_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    instruction: str,
+    documents: list[str],
+    question: str,
+    earlier: Sequence[Turn] = (),
+) -> Prompt:
     """The prompt that asks a question about documents, each of which is one chunk.
+
+    Earlier turns of the conversation are part of its prefix.
 
     Raises
     ------
     ValueError
-        There is no document, or one of them or the question is empty or not text.
+        There is no document, one of them or the question is empty or not text, or the chat template refuses the turns.
     """
     if not isinstance(documents, list) or not documents:
         raise ValueError("'documents' must be a list of texts, with at least one")
@@ -25,7 +35,7 @@ def make_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, documents:
             raise ValueError(f"'documents[{number}]' must be a text that is not empty")
     if not isinstance(question, str) or not question.strip():
         raise ValueError("'question' must be a text that is not empty")
-    prefix, after = chat_parts(tokenizer, instruction, f"\n{question}")
+    prefix, after = chat_parts(tokenizer, instruction, f"\n{question}", earlier=earlier)
     return Prompt(prefix, [whole_chunk(tokenizer, text).ids for text in documents], after)
 
 

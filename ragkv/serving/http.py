@@ -1,7 +1,7 @@
 """The HTTP layer: middleware of vLLM's OpenAI-compatible server (its option ``--middleware``).
 
-``POST /v1/completions`` with ``documents`` and ``question`` becomes a request with token ids and their parts; vLLM's
-own route answers it. ``POST /ragkv/documents`` stores documents, ``GET /ragkv/health`` tells how the worker is.
+Completions and chats with ``documents`` become requests with token ids and the lengths of their parts; vLLM's own route
+answers them. ``POST /ragkv/documents`` stores documents, ``GET /ragkv/health`` tells how the worker is.
 """
 
 import asyncio
@@ -9,17 +9,14 @@ import json
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any
-from uuid import uuid4
 
-from ragkv.serving.documents import make_prompt
+from ragkv.serving.chat import ChatAnswer, Send
 from ragkv.serving.messages import Message, encode
-from ragkv.serving.parts import KEY, Parts
+from ragkv.serving.requests import Requests, named_parts
 from ragkv.serving.settings import VARIABLE, Settings
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-_DOCUMENT_ENTRIES = ("documents", "question", "selector", "ratio")
 _TIMEOUT = 10.0  # seconds that the worker has to tell its status
 _LONGEST_MESSAGE = 1 << 26  # bytes of an answer of the worker
 
@@ -30,18 +27,15 @@ class Middleware:
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]):
         self._app = app
         self._settings = Settings.from_json(os.environ[VARIABLE])
-        self._tokenizer = self._settings.tokenizer()
+        self._requests = Requests(self._settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = (scope.get("method"), scope.get("path"))
         try:
             if route == ("POST", "/v1/completions"):
-                body = self.completion(_parsed(await _body(receive)))
-                await self._app(_with_length(scope, body), _replayed(body, receive), send)
+                await self._complete(scope, receive, send)
             elif route == ("POST", "/v1/chat/completions"):
-                body = await _body(receive)
-                _refuse_chat(_parsed(body))
-                await self._app(scope, _replayed(body, receive), send)
+                await self._chat(scope, receive, send)
             elif route == ("POST", "/ragkv/documents") and await self._admits(scope, send):
                 await _respond(send, 200, await self._add(_parsed(await _body(receive))))
             elif route == ("GET", "/ragkv/health"):
@@ -51,40 +45,24 @@ class Middleware:
         except ValueError as error:
             await _respond(send, 400, _error(str(error), "BadRequestError", 400))
 
-    def completion(self, request: Message) -> bytes:
-        """The body of a completion request as vLLM takes it.
+    async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = self._requests.completion(_parsed(await _body(receive)))
+        await self._ask_vllm(request, scope, receive, send)
 
-        Raises
-        ------
-        ValueError
-            The request's documents or its parts are not right.
-        """
+    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = _parsed(await _body(receive))
         if "documents" in request:
-            request = self._from_documents(request)
-        elif "question" in request:
-            raise ValueError("'question' comes with 'documents'")
-        params = request.get("kv_transfer_params")
-        if isinstance(params, dict) and KEY in params:
-            Parts.read(params, _tokens(request.get("prompt")))
-            for entry in ("n", "best_of"):
-                if request.get(entry) not in (None, 1):
-                    raise ValueError(f"{entry!r} is {request[entry]}: a fused prompt gets one answer per request")
-            # Fused keys and values depend on more than the tokens before: no other request may find them.
-            request = request | {"cache_salt": uuid4().hex}
-        return json.dumps(request).encode()
+            route = {"path": "/v1/completions", "raw_path": b"/v1/completions"}
+            await self._ask_vllm(self._requests.chat(request), scope | route, receive, ChatAnswer(send).send)
+        elif named_parts(request) is not None:
+            raise ValueError("a chat cannot name its parts: send 'documents', or a prompt to /v1/completions")
+        else:
+            await self._ask_vllm(request, scope, receive, send)
 
-    def _from_documents(self, request: Message) -> Message:
-        if "kv_transfer_params" in request:
-            raise ValueError("give 'documents' and 'question', or a prompt and 'kv_transfer_params', not both")
-        question: Any = request.get("question", request.get("prompt"))
-        prompt = make_prompt(self._tokenizer, self._settings.instruction, request["documents"], question)
-        selector = request.get("selector", self._settings.selector)
-        options = dict(self._settings.options) if selector == self._settings.selector else {}
-        if "ratio" in request:
-            options["ratio"] = request["ratio"]
-        rest = {name: value for name, value in request.items() if name not in _DOCUMENT_ENTRIES}
-        params = Parts.of(prompt, selector, **options).params()
-        return rest | {"prompt": list(prompt.ids), "add_special_tokens": False, "kv_transfer_params": params}
+    async def _ask_vllm(self, request: Message, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have vLLM's own route answer a request."""
+        body = json.dumps(request).encode()
+        await self._app(_with_length(scope, body), _replayed(body, receive), send)
 
     async def _admits(self, scope: Scope, send: Send) -> bool:
         """Whether vLLM lets this client in (its ``--api-key``); if not, the client gets vLLM's own answer.
@@ -139,19 +117,6 @@ class Middleware:
             return json.loads(line)
         finally:
             writer.close()
-
-
-def _tokens(prompt: object) -> int:
-    """The number of tokens of a prompt whose parts are named."""
-    if not isinstance(prompt, list) or not all(isinstance(token, int) for token in prompt):
-        raise ValueError("a prompt whose parts are named must be a list of token ids, as parts are counted in tokens")
-    return len(prompt)
-
-
-def _refuse_chat(request: Message) -> None:
-    params = request.get("kv_transfer_params")
-    if isinstance(params, dict) and KEY in params:
-        raise ValueError("a chat has no token ids: send documents and a question to /v1/completions")
 
 
 def _parsed(body: bytes) -> Message:

@@ -112,6 +112,30 @@ def test_what_is_not_right_gets_a_400_that_says_so(app, content, message):
     assert message in answer["error"]["message"]
 
 
+CHAT = {"messages": [{"role": "user", "content": "Find VAR REDA?"}], "documents": DOCUMENTS}
+
+
+def test_a_chat_with_documents_is_answered_as_a_completion(settings, monkeypatch):
+    async def completions(scope, receive, send):
+        assert (scope["path"], scope["raw_path"]) == ("/v1/completions", b"/v1/completions")
+        request = json.loads((await receive())["body"])
+        body = {"id": "cmpl-1", "choices": [{"index": 0, "text": f"{len(request['prompt'])} tokens"}]}
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+    monkeypatch.setenv(VARIABLE, settings.to_json())
+    status, answer = request(Middleware(completions), "POST", "/v1/chat/completions", CHAT)
+    prompt = make_prompt(settings.tokenizer(), settings.instruction, DOCUMENTS, "Find VAR REDA?")
+    assert status == 200
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": f"{len(prompt.ids)} tokens"}
+
+
+def test_a_chat_with_documents_that_is_not_right_gets_a_400_that_says_so(app):
+    status, answer = request(app, "POST", "/v1/chat/completions", CHAT | {"tools": [{"type": "function"}]})
+    assert status == 400
+    assert "'tools' cannot be used in a chat with documents" in answer["error"]["message"]
+
+
 def test_a_chat_cannot_name_parts(app):
     status, answer = request(app, "POST", "/v1/chat/completions", {"kv_transfer_params": {"ragkv": PARTS}})
     assert status == 400
