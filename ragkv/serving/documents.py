@@ -39,6 +39,37 @@ def make_prompt(
     return Prompt(prefix, [whole_chunk(tokenizer, text).ids for text in documents], after)
 
 
+def split_prompt(tokenizer: PreTrainedTokenizerBase, text: object, marker: object) -> Prompt:
+    """The prompt whose text has a marker before its first chunk, between chunks, and after the last one.
+
+    Chunks become what `make_prompt` makes of documents, so that stored documents are found. The texts before and after
+    them stay as they are; no chat template is applied.
+
+    Raises
+    ------
+    ValueError
+        The prompt or the marker is not text, the marker occurs less than twice, or a chunk or the question is empty.
+    """
+    if not isinstance(marker, str) or not marker:
+        raise ValueError(f"'marker' is {marker!r}: give the text that separates the parts of the prompt")
+    if not isinstance(text, str):
+        raise ValueError("a prompt whose parts are separated by a marker must be one text")
+    parts = text.split(marker)
+    if len(parts) < 3:
+        raise ValueError(
+            f"the parts do not add up: the prompt has {len(parts) - 1} of at least 2 markers {marker!r}. "
+            "Put one before the first chunk, between chunks, and after the last one"
+        )
+    before, *chunks, question = parts
+    for number, chunk in enumerate(chunks, 1):
+        if not chunk.strip():
+            raise ValueError(f"the parts do not add up: chunk {number} of {len(chunks)} is empty")
+    if not question.strip():
+        raise ValueError("the parts do not add up: there is no question after the last marker")
+    prefix, after = chat_parts(tokenizer, before, question, chat=False)
+    return Prompt(prefix, [whole_chunk(tokenizer, chunk).ids for chunk in chunks], after)
+
+
 def store_documents(
     documents: Documents,
     model: PreTrainedModel,

@@ -7,12 +7,13 @@ from uuid import uuid4
 from ragkv.prompt import Prompt
 from ragkv.prompt.templates import Turn
 from ragkv.serving.chat import read_chat
-from ragkv.serving.documents import make_prompt
+from ragkv.serving.documents import make_prompt, split_prompt
 from ragkv.serving.messages import Message
 from ragkv.serving.parts import KEY, Parts
 from ragkv.serving.settings import Settings
 
 _DOCUMENT_ENTRIES = ("documents", "question", "selector", "ratio")
+_LENGTHS = ("prefix", "chunks", "question")
 
 
 class Requests:
@@ -34,8 +35,11 @@ class Requests:
             request = self._from_documents(request, request.get("question", request.get("prompt")))
         elif "question" in request:
             raise ValueError("'question' comes with 'documents'")
-        if named_parts(request) is None:
+        entry = named_parts(request)
+        if entry is None:
             return request
+        if isinstance(entry, dict) and "marker" in entry:
+            request = self._from_marker(request, entry)
         Parts.read(request["kv_transfer_params"], _tokens(request.get("prompt")))
         for name in ("n", "best_of"):
             if request.get(name) not in (None, 1):
@@ -70,6 +74,15 @@ class Requests:
             options["ratio"] = request["ratio"]
         rest = {name: value for name, value in request.items() if name not in _DOCUMENT_ENTRIES}
         return _with_prompt(rest, prompt, {"selector": selector, "options": options})
+
+    def _from_marker(self, request: Message, entry: Message) -> Message:
+        if both := [name for name in _LENGTHS if name in entry]:
+            raise ValueError(f"'marker' and {both[0]!r} both say where the parts are: give a marker, or lengths")
+        prompt = split_prompt(self._tokenizer, request.get("prompt"), entry["marker"])
+        selector = entry.get("selector", self._settings.selector)
+        defaults = {"selector": selector, "options": self._options(selector)}
+        given = {name: value for name, value in entry.items() if name != "marker"}
+        return _with_prompt(request, prompt, defaults | given)
 
     def _options(self, selector: object) -> dict[str, Any]:
         """The options that a selector has unless a request gives others."""

@@ -1,4 +1,4 @@
-"""Token ids and parts of what clients send: documents and chats with documents."""
+"""Token ids and parts of what clients send: documents, chats with documents, and texts with a marker."""
 
 from dataclasses import replace
 
@@ -72,3 +72,54 @@ def test_a_chat_template_that_leaves_the_system_message_out_is_refused(requests)
     requests._tokenizer.chat_template = None
     with pytest.raises(ValueError, match="earlier turns need a chat template"):
         requests.chat(chat(EARLIER[0]))
+
+
+def marked(prompt: object, **entry: object) -> dict:
+    return {"prompt": prompt, "kv_transfer_params": {"ragkv": {"marker": "##", **entry}}}
+
+
+def test_a_marker_separates_the_parts_of_a_text(requests, settings):
+    tokenizer = settings.tokenizer()
+    text = "Read this:\n##{}## {}\n##\nFind VAR REDA?".format(*DOCUMENTS)
+    request = requests.completion(marked(text))
+    chunks = [whole_chunk(tokenizer, text).ids for text in DOCUMENTS]
+    prefix, found, question = lengths(request)
+    ids = request["prompt"]
+    assert tokenizer.decode(ids[:prefix]) == tokenizer.decode(tokenizer("Read this:\n").input_ids)
+    assert ids[prefix:-question] == [*chunks[0], *chunks[1]]
+    assert found == [len(chunk) for chunk in chunks]
+    assert tokenizer.decode(ids[-question:]) == tokenizer.decode(tokenizer("\nFind VAR REDA?").input_ids[1:])
+    assert request["cache_salt"]
+
+
+def test_a_marker_comes_with_the_servers_selector_unless_the_request_names_another(settings):
+    requests = Requests(replace(settings, selector="probe", options={"ratio": 0.25}))
+    text = "Read:##a boat##Find it."
+    entries = ({}, {"options": {"ratio": 0.5}}, {"selector": "full_reuse"})
+    seen = [requests.completion(marked(text, **entry))["kv_transfer_params"]["ragkv"] for entry in entries]
+    assert [(entry["selector"], entry["options"]) for entry in seen] == [
+        ("probe", {"ratio": 0.25}),
+        ("probe", {"ratio": 0.5}),
+        ("full_reuse", {}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (marked("Read this. Why?"), "has 0 of at least 2 markers '##'"),
+        (marked("Read this.##Why?"), "has 1 of at least 2 markers '##'"),
+        (marked("Read:##a## ##Why?"), "chunk 2 of 2 is empty"),
+        (marked("Read:##a##\n"), "there is no question after the last marker"),
+        (marked([1, 2, 3]), "must be one text"),
+        (marked("Read:##a##Why?", marker=""), "'marker' is ''"),
+        (marked("Read:##a##Why?", marker=3), "'marker' is 3"),
+        (marked("Read:##a##Why?", chunks=[1]), "'marker' and 'chunks' both say where the parts are"),
+        (marked("Read:##a##Why?", ratio=1), "unknown entries (ratio)"),
+        (marked("Read:##a##Why?") | {"n": 2}, "'n' is 2"),
+    ],
+)
+def test_texts_whose_parts_do_not_add_up_are_refused(requests, content, message):
+    with pytest.raises(ValueError) as error:
+        requests.completion(content)
+    assert message in str(error.value)
