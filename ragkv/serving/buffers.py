@@ -89,8 +89,12 @@ class Buffers:
         self._lent.clear()
 
     def _create(self) -> str:
-        file, path = mkstemp(prefix=_PREFIX, dir=SHARED_MEMORY)  # no other user can open it
-        flock(file, LOCK_EX)
+        while True:
+            file, path = mkstemp(prefix=_PREFIX, dir=SHARED_MEMORY)  # no other user can open it
+            flock(file, LOCK_EX)
+            if os.fstat(file).st_nlink > 0:
+                break
+            os.close(file)  # another engine, which is just starting, found it without a lock and removed it
         os.ftruncate(file, self._size)
         self._files[path] = file
         return path

@@ -11,6 +11,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Thread
+from time import sleep
 
 import pytest
 import torch
@@ -42,5 +43,5 @@ def worker(settings, tiny_llama) -> Worker:
     worker = Worker(*tiny_llama, settings)
     Thread(target=worker.run, daemon=True).start()
     while not Path(settings.address).exists():
-        pass
+        sleep(0.01)
     return worker

@@ -1,10 +1,12 @@
 """The worker and the engine's side of it, without vLLM."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
+from fcntl import flock
 from pathlib import Path
 from random import Random
 from threading import Thread
@@ -242,3 +244,55 @@ def test_buffers_of_a_process_that_ended_are_removed(buffers):
     Buffers(1, 1 << 12)
     assert not lost.exists()
     assert Path(own).exists()
+
+
+def test_a_buffer_that_another_engine_removed_before_it_was_locked_is_not_used(buffers, monkeypatch):
+    removed = []
+
+    def lock(file: int, kind: int) -> None:
+        flock(file, kind)
+        if not removed:
+            removed.append(os.readlink(f"/proc/self/fd/{file}"))
+            os.unlink(removed[0])
+
+    monkeypatch.setattr("ragkv.serving.buffers.flock", lock)
+    path = buffers.take()
+    assert removed != [path]
+    assert Path(path).exists()
+
+
+def expected_buffer(model, prompt: Prompt) -> torch.Tensor:
+    """What a buffer must hold of a prompt that was fused with all of its chunks reused."""
+    store = KVStore("memory://expected")
+    precompute(model, [prompt], store)
+    layers = fused_prefill(model, prompt, store, get_selector("full_reuse")).cache.layers
+    pairs = [torch.stack([layer.keys[0], layer.values[0]]) for layer in layers]
+    return torch.stack(pairs).transpose(2, 3)
+
+
+def test_engines_that_share_a_worker_get_their_own_answers(settings, worker, tiny_llama):
+    """Their requests have the same names and numbers, and come by turns."""
+    engines = [WorkerClient(settings.address, worker.identity, Buffers(2, SHAPE.numbers(TOKENS) * 4)) for _ in range(2)]
+    prompts = [[make_prompt(10 * engine + number) for number in range(4)] for engine in range(2)]
+    waiting = [(engine, number) for number in range(4) for engine in range(2)]
+    while waiting:
+        for engine, number in list(waiting):
+            prompt = prompts[engine][number]
+            answer = engines[engine].ask(str(number), Parts.of(prompt, "full_reuse"), prompt.ids)
+            if answer is not None:
+                held = keys_and_values(answer.buffer, SHAPE, answer.tokens)
+                torch.testing.assert_close(held, expected_buffer(tiny_llama[0], prompt))
+                engines[engine].loaded(str(number))
+                waiting.remove((engine, number))
+    for engine in engines:
+        engine.close()
+
+
+def test_an_engine_that_ends_takes_nothing_from_another_one(settings, worker, buffers, client):
+    ending = WorkerClient(settings.address, worker.identity, Buffers(4, SHAPE.numbers(TOKENS) * 4))
+    prompt = make_prompt(11)
+    for number in range(4):
+        assert ending.ask(str(number), Parts.of(prompt), prompt.ids) is None
+    assert client.ask("one", Parts.of(prompt), prompt.ids) is None
+    ending.close()
+    assert isinstance(wait(client, "one", prompt), Fused)
