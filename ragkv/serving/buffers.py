@@ -4,12 +4,10 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB, flock
-from functools import lru_cache
 from pathlib import Path
 from tempfile import mkstemp
 
 import torch
-from torch import Tensor
 
 SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "ragkv-"
@@ -40,7 +38,7 @@ class KVShape:
 class Buffers:
     """A few files in shared memory, each with room for the keys and values of one prompt.
 
-    Memory is taken only for what is written to them.
+    Memory is taken only for what is written to them, or when they are pinned.
 
     Parameters
     ----------
@@ -102,30 +100,6 @@ class Buffers:
     def _remove(self, path: str) -> None:
         Path(path).unlink(missing_ok=True)
         os.close(self._files.pop(path))
-
-
-@lru_cache(maxsize=32)
-def mapped(path: str, dtype: torch.dtype) -> Tensor:
-    """A buffer's memory, flat. It stays mapped, as mapping it again would cost a page fault per 4 kB.
-
-    Raises
-    ------
-    RuntimeError
-        The file does not exist any more.
-    """
-    return torch.from_file(path, shared=True, size=os.path.getsize(path) // dtype.itemsize, dtype=dtype)
-
-
-def keys_and_values(path: str, shape: KVShape, tokens: int) -> Tensor:
-    """What a buffer holds of a prompt of that many tokens: ``(layers, 2, tokens, kv_heads, head_dim)``.
-
-    Raises
-    ------
-    OSError, RuntimeError
-        The file does not exist any more, or is too small.
-    """
-    numbers = mapped(path, shape.dtype)[: shape.numbers(tokens)]
-    return numbers.view(shape.layers, 2, tokens, shape.kv_heads, shape.head_dim)
 
 
 def remove_abandoned() -> None:

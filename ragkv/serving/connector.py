@@ -20,9 +20,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
-from ragkv.serving.buffers import Buffers, KVShape, keys_and_values
+from ragkv.serving.buffers import Buffers, KVShape
 from ragkv.serving.identity import identity
+from ragkv.serving.mapped import MappedBuffers
 from ragkv.serving.metrics import PrometheusMetrics, Stats
+from ragkv.serving.pinned import CudaPinning
 from ragkv.serving.scheduling import Load, Scheduling
 from ragkv.serving.worker_client import WorkerClient
 
@@ -73,7 +75,11 @@ class RagkvConnector(KVConnectorBase_V1):
         )
         self._loaded: set[str] = set()
         self._failed: set[int] = set()
-        if role == KVConnectorRole.SCHEDULER:
+        self._on_gpu = vllm_config.device_config.device_type == "cuda"
+        self._copied: torch.cuda.Event | None = None  # reached when the copies of this step have ended
+        if role == KVConnectorRole.WORKER:
+            self._mapped = MappedBuffers(self._shape, CudaPinning() if self._on_gpu else None)
+        else:
             _check(vllm_config, kv_cache_config)
             option = self._kv_transfer_config.get_from_extra_config
             buffers = Buffers(option("buffers", 4), self._shape.numbers(model.max_model_len) * model.dtype.itemsize)
@@ -123,20 +129,24 @@ class RagkvConnector(KVConnectorBase_V1):
         for load in metadata.loads:
             try:
                 self._copy(load, forward_context.no_compile_layers)
-            except (OSError, RuntimeError) as error:
+            except (OSError, RuntimeError, MemoryError) as error:
                 logger.error("request %s: its fused keys and values cannot be read: %s", load.request, error)
                 self._failed.update(load.blocks[load.start // self._block_size :])
             self._loaded.add(load.request)
+        if self._on_gpu and metadata.loads:
+            self._copied = torch.cuda.current_stream().record_event()
 
     def _copy(self, load: Load, layers: dict[str, Any]) -> None:
         """Write this process's layers and heads, by the layers' own update of their cache, whatever its layout is."""
-        fused = keys_and_values(load.fused.buffer, self._shape, load.fused.tokens)[:, :, load.start : load.stop]
+        fused = self._mapped.keys_and_values(load.fused.buffer, load.fused.tokens)[:, :, load.start : load.stop]
         positions = torch.arange(load.start, load.stop)
         blocks = torch.tensor(load.blocks)[positions // self._block_size]
         slots = blocks * self._block_size + positions % self._block_size
         for index, layer in _attention_layers(layers):
-            keys, values = fused[index][:, :, self._heads(layer)].to(layer.kv_cache.device, non_blocking=True)
-            layer.impl.do_kv_cache_update(layer, keys, values, layer.kv_cache, slots.to(layer.kv_cache.device))
+            device, heads = layer.kv_cache.device, self._heads(layer)
+            # All heads, as only what is contiguous is copied to a GPU without the host's help.
+            keys, values = [part.to(device, non_blocking=True)[:, heads] for part in fused[index]]
+            layer.impl.do_kv_cache_update(layer, keys, values, layer.kv_cache, slots.to(device))
 
     def _heads(self, layer: Any) -> slice:
         """The KV heads that this process has: a share of them, or one that several processes have."""
@@ -144,6 +154,9 @@ class RagkvConnector(KVConnectorBase_V1):
         return slice(first, first + layer.impl.num_kv_heads)
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        if self._copied is not None:  # the worker may write to the buffers once they are known to be read
+            self._copied.synchronize()
+            self._copied = None
         loaded, self._loaded = self._loaded, set()
         return Loaded(loaded) if loaded else None
 

@@ -25,11 +25,13 @@ from ragkv.models.load import load_model
 from ragkv.prompt import Prompt
 from ragkv.rag.chunk_context import ChunkContext
 from ragkv.selectors import Selector
-from ragkv.serving.buffers import KVShape, keys_and_values
+from ragkv.serving.buffers import KVShape
 from ragkv.serving.documents import store_documents
 from ragkv.serving.identity import identity
+from ragkv.serving.mapped import MappedBuffers
 from ragkv.serving.messages import PROTOCOL, Message, encode
 from ragkv.serving.parts import Parts
+from ragkv.serving.pinned import CudaPinning, wait_for_copies
 from ragkv.serving.settings import Settings
 from ragkv.store import KVStore, Layout, StoreError
 from ragkv.store.precompute import precompute
@@ -63,7 +65,8 @@ class Worker:
         self.chunk_context = ChunkContext.find(model, settings.context, settings.behind_prefix)
         self.identity = identity(settings.model, model.config, model.dtype)
         self._layout = Layout.of(model, self.store.format)
-        self._shape = KVShape(self._layout.layers, self._layout.kv_heads, self._layout.head_dim, model.dtype)
+        shape = KVShape(self._layout.layers, self._layout.kv_heads, self._layout.head_dim, model.dtype)
+        self._buffers = MappedBuffers(shape, CudaPinning() if model.device.type == "cuda" else None)
         self._workspace = Workspace.if_faster(model, settings.tokens)
         self._jobs: Queue[Job] = Queue(settings.queue)
         self._cancelled: set[tuple[Event, int]] = set()
@@ -131,10 +134,12 @@ class Worker:
         if missing:
             precompute(self.model, [prompt], self.store)
         prefill = self._fused(prompt, selector)
-        memory = keys_and_values(message["buffer"], self._shape, prefill.tokens)
-        for (keys, values), layer in zip(memory, prefill.cache.layers, strict=True):
-            keys.copy_(layer.keys[0].transpose(0, 1))
-            values.copy_(layer.values[0].transpose(0, 1))
+        memory = self._buffers.keys_and_values(message["buffer"], prefill.tokens)
+        layers = prefill.cache.layers
+        for (keys, values), layer in zip(memory, layers, strict=True):
+            keys.copy_(layer.keys[0].transpose(0, 1), non_blocking=True)
+            values.copy_(layer.values[0].transpose(0, 1), non_blocking=True)
+        wait_for_copies({layer.keys.device for layer in layers})
         return {
             "kind": "done",
             "segments": len(segments),

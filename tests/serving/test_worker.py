@@ -17,8 +17,9 @@ import torch
 from ragkv import KVStore, Prompt, fused_prefill, precompute
 from ragkv.models.load import load_model, model_source
 from ragkv.selectors import get_selector
-from ragkv.serving.buffers import Buffers, KVShape, keys_and_values
+from ragkv.serving.buffers import Buffers, KVShape
 from ragkv.serving.identity import identity
+from ragkv.serving.mapped import MappedBuffers
 from ragkv.serving.messages import Connection
 from ragkv.serving.parts import Parts
 from ragkv.serving.worker_client import Fused, Refused, WorkerClient
@@ -31,6 +32,11 @@ def make_prompt(seed: int, chunks: tuple[int, ...] = (20, 13, 30)) -> Prompt:
     rng = Random(seed)
     part = lambda length: [rng.randrange(3, 2000) for _ in range(length)]  # noqa: E731
     return Prompt([1, *part(4)], [part(length) for length in chunks], part(9))
+
+
+def held(answer: Fused) -> torch.Tensor:
+    """The keys and values in an answer's buffer."""
+    return MappedBuffers(SHAPE).keys_and_values(answer.buffer, answer.tokens)
 
 
 @pytest.fixture
@@ -61,7 +67,7 @@ def wait(client: WorkerClient, name: str, prompt: Prompt, selector: str = "a3", 
 def test_the_buffer_holds_what_a_fused_prefill_computes(client, tiny_llama, tmp_path, selector, options):
     prompt = make_prompt(1)
     answer = wait(client, "one", prompt, selector, **options)
-    found = keys_and_values(answer.buffer, SHAPE, answer.tokens)
+    found = held(answer)
     store = KVStore(tmp_path / "other")
     precompute(tiny_llama[0], [prompt], store)
     expected = fused_prefill(tiny_llama[0], prompt, store, get_selector(selector, **options)).cache
@@ -75,7 +81,7 @@ def test_segments_are_computed_once_and_a_damaged_file_is_replaced(client, setti
     prompt = make_prompt(2)
     first = wait(client, "first", prompt)
     assert (first.segments, first.reused) == (4, 0)
-    before = keys_and_values(first.buffer, SHAPE, first.tokens).clone()
+    before = held(first).clone()
     client.loaded("first")
     again = wait(client, "again", prompt)
     assert (again.segments, again.reused) == (4, 4)
@@ -85,7 +91,7 @@ def test_segments_are_computed_once_and_a_damaged_file_is_replaced(client, setti
         data[-9] ^= 1
         file.write_bytes(data)
     mended = wait(client, "mended", prompt)
-    assert torch.equal(keys_and_values(mended.buffer, SHAPE, mended.tokens), before)
+    assert torch.equal(held(mended), before)
 
 
 def test_requests_wait_for_a_buffer_and_all_are_answered(client, buffers):
@@ -280,8 +286,7 @@ def test_engines_that_share_a_worker_get_their_own_answers(settings, worker, tin
             prompt = prompts[engine][number]
             answer = engines[engine].ask(str(number), Parts.of(prompt, "full_reuse"), prompt.ids)
             if answer is not None:
-                held = keys_and_values(answer.buffer, SHAPE, answer.tokens)
-                torch.testing.assert_close(held, expected_buffer(tiny_llama[0], prompt))
+                torch.testing.assert_close(held(answer), expected_buffer(tiny_llama[0], prompt))
                 engines[engine].loaded(str(number))
                 waiting.remove((engine, number))
     for engine in engines:
