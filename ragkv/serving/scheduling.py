@@ -63,7 +63,7 @@ class Scheduling:
         self._log = log
         self._prefix_caching = prefix_caching
         self._refused: set[str] = set()
-        self._loading: set[str] = set()  # in a step that has not ended
+        self._loading: Counter[str] = Counter()  # steps that load a request and have not ended
         self._loads: list[Load] = []
         self._seen = Seen()
 
@@ -114,7 +114,7 @@ class Scheduling:
         fused = self._client.answer(name)
         stop = fused.tokens - 1
         self._loads.append(Load(name, fused, stop - tokens, stop, blocks))
-        self._loading.add(name)
+        self._loading[name] += 1
         self._seen.counts.update(fused=1, segments=fused.segments, reused=fused.reused)
         self._seen.seconds.append(fused.seconds)
 
@@ -124,10 +124,12 @@ class Scheduling:
         return loads
 
     def loaded(self, names: set[str]) -> None:
-        """The step has ended that these requests were loaded in."""
+        """A step has ended that these requests were loaded in."""
         for name in names:
-            self._loading.discard(name)
-            self._client.loaded(name)
+            self._loading[name] -= 1
+            if self._loading[name] <= 0:  # otherwise it was preempted, and a later step loads it again
+                del self._loading[name]
+                self._client.loaded(name)
 
     def finished(self, name: str) -> None:
         """A request has ended."""

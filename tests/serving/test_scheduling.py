@@ -86,6 +86,23 @@ def test_a_buffer_is_free_after_the_step_that_reads_it_even_if_its_request_ends_
     assert client.calls[-1] == ("forget", "two")
 
 
+def test_a_buffer_that_is_loaded_twice_is_free_after_the_second_step():
+    """With steps in flight, vLLM can preempt a request and load it again before it hears that the first step ended."""
+    client = FakeClient()
+    decide = scheduling(client)
+    for preemptions in range(2):
+        assert decide.tokens(Request(num_preemptions=preemptions), 0) == 99
+        decide.load(Request(num_preemptions=preemptions), [7], 99)
+    decide.loaded({"one"})
+    assert ("loaded", "one") not in client.calls
+    decide.finished("one")
+    assert ("forget", "one") not in client.calls
+    decide.loaded({"one"})
+    assert client.calls[-1] == ("loaded", "one")
+    decide.finished("one")
+    assert client.calls[-1] == ("forget", "one")
+
+
 @pytest.mark.parametrize(
     ("change", "computed", "reason"),
     [
