@@ -1,6 +1,7 @@
 """Buffers of shared memory in a process that reads or writes them."""
 
 import os
+from errno import ENOSPC
 
 import torch
 from torch import Tensor
@@ -47,6 +48,28 @@ class MappedBuffers:
         shape = self._shape
         numbers = self._mapped[path][: shape.numbers(tokens)]
         return numbers.view(shape.layers, 2, tokens, shape.kv_heads, shape.head_dim)
+
+    def reserve(self, path: str, tokens: int) -> None:
+        """Take the memory for a prompt of that many tokens. Without it, writing to a buffer can end this process.
+
+        Raises
+        ------
+        MemoryError
+            The shared memory of this machine is full.
+        """
+        size = self._shape.numbers(tokens) * self._shape.dtype.itemsize
+        file = os.open(path, os.O_RDWR)
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno != ENOSPC:
+                raise
+            raise MemoryError(
+                f"shared memory (/dev/shm) has no {size / 2**30:.2f} GiB left for a prompt's keys and values: make it "
+                "larger (docker run --shm-size), or serve with fewer buffers (--buffers) or shorter prompts (--tokens)"
+            ) from error
+        finally:
+            os.close(file)
 
     def _map(self, path: str) -> Tensor:
         dtype = self._shape.dtype

@@ -127,6 +127,7 @@ class Worker:
         """Compute a fused prefill into the buffer that the message names."""
         start = perf_counter()
         parts = Parts.read(message["parts"], len(message["ids"]))
+        self._buffers.reserve(message["buffer"], parts.tokens)
         prompt = self.chunk_context(parts.prompt(message["ids"]))
         selector = parts.make_selector()
         segments = set(prompt.segments(self.model.config.bos_token_id)) if selector.reuses else set()

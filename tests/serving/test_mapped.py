@@ -1,5 +1,6 @@
 """Buffers in a process that reads or writes them, and when they are pinned."""
 
+from errno import ENOSPC
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,17 @@ def test_a_buffer_that_was_removed_cannot_be_read(buffers, pinning):
     with pytest.raises(OSError):
         mapped.keys_and_values(path, TOKENS)
     assert pinning.pinned == []
+
+
+def test_memory_that_is_reserved_is_taken_and_a_full_machine_is_one_clear_error(buffers, monkeypatch):
+    mapped, path = MappedBuffers(SHAPE), buffers.take()
+    assert Path(path).stat().st_blocks == 0
+    mapped.reserve(path, TOKENS)
+    assert Path(path).stat().st_blocks * 512 >= SHAPE.numbers(TOKENS) * 4
+
+    def full(*arguments: object) -> None:
+        raise OSError(ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(MemoryError, match=r"shared memory \(/dev/shm\) has no .* GiB left"):
+        mapped.reserve(path, TOKENS)
