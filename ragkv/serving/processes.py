@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from threading import Event, Thread
 
@@ -62,7 +61,8 @@ class WorkerProcess:
     def _start(self) -> subprocess.Popen[bytes]:
         Path(self.settings.address).unlink(missing_ok=True)
         self.starts += 1
-        return start_child([sys.executable, "-m", "ragkv.serving.worker", self.settings.to_json()])
+        parent = str(os.getpid())
+        return subprocess.Popen([sys.executable, "-m", "ragkv.serving.worker", parent, self.settings.to_json()])
 
     def _keep(self) -> None:
         pause = 0.5
@@ -74,15 +74,6 @@ class WorkerProcess:
                 return
             print(f"the worker ended with exit code {code} and is started again", file=sys.stderr, flush=True)
             self.process = self._start()
-
-
-def start_child(command: list[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a process that ends when this one does, even if this one is killed, see `ragkv.serving.child`.
-
-    The thread that calls this must stay alive as long as the child is needed.
-    """
-    launcher = [sys.executable, "-m", "ragkv.serving.child", str(os.getpid())]
-    return subprocess.Popen([*launcher, *command], env=environment)
 
 
 def transfer_config(settings: Settings, *, timeout: float = 60.0, buffers: int = 4) -> dict:
@@ -108,8 +99,12 @@ def vllm_command(settings: Settings, name: str, config: dict, arguments: list[st
 
 
 def run_server(command: list[str], settings: Settings) -> int:
-    """Run vLLM's server until it ends, and return its exit code. A signal to this process reaches it, too."""
-    server = start_child(command, os.environ | {VARIABLE: settings.to_json()})
+    """Run vLLM's server until it ends, and return its exit code. A signal to this process reaches it, too.
+
+    vLLM does not end its engines if it is told to end while it starts, so they are one process group.
+    """
+    group = [sys.executable, "-m", "ragkv.serving.children", str(os.getpid()), *command]
+    server = subprocess.Popen(group, env=os.environ | {VARIABLE: settings.to_json()})
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.terminate())
     return server.wait()

@@ -26,6 +26,7 @@ from ragkv.prompt import Prompt
 from ragkv.rag.chunk_context import ChunkContext
 from ragkv.selectors import Selector
 from ragkv.serving.buffers import KVShape
+from ragkv.serving.children import end_with_parent
 from ragkv.serving.documents import store_documents
 from ragkv.serving.identity import identity
 from ragkv.serving.mapped import MappedBuffers
@@ -211,4 +212,5 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(Settings.from_json(sys.argv[1]))
+    end_with_parent(int(sys.argv[1]))
+    main(Settings.from_json(sys.argv[2]))

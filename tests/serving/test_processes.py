@@ -6,9 +6,10 @@ import subprocess
 import sys
 from contextlib import suppress
 
+import pytest
 from helpers import ROOT
 
-# Starts a worker and a process in place of vLLM's server, and prints the ids of both.
+# Starts a worker and a command in place of vLLM's server.
 PARENT = """
 import sys
 from ragkv.serving.processes import WorkerProcess, run_server
@@ -17,25 +18,38 @@ from ragkv.serving.settings import Settings
 settings = Settings.from_json(sys.argv[1])
 worker = WorkerProcess(settings)
 print(worker.process.pid, flush=True)
-run_server([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"], settings)
+sys.exit(run_server([sys.executable, "-c", sys.argv[2]], settings))
+"""
+# Starts a process of its own, does nothing to end it, and prints the ids of both.
+SERVER = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(os.getpid(), child.pid, flush=True)
+time.sleep(600)
 """
 
 
-def test_the_worker_and_the_server_end_when_their_parent_is_killed(settings):
-    command = [sys.executable, "-c", PARENT, settings.to_json()]
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=str)
+def test_the_worker_and_all_of_the_servers_processes_end_with_their_parent(settings, number):
+    command = [sys.executable, "-c", PARENT, settings.to_json(), SERVER]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    children = [int(parent.stdout.readline()) for _ in range(2)]
+    processes = [int(line) for line in (parent.stdout.readline() + parent.stdout.readline()).split()]
+    assert len(processes) == 3
     try:
-        parent.kill()
-        parent.communicate(timeout=60)  # returns once all processes that write to this pipe have ended
+        parent.send_signal(number)
+        parent.communicate(timeout=60)  # returns once all processes that can write to this pipe have ended
     finally:
-        for child in children:  # if the test fails
+        for process in processes:  # if the test fails
             with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
+                os.kill(process, signal.SIGKILL)
 
 
-def test_a_child_whose_parent_has_ended_does_not_start():
-    command = [sys.executable, "-m", "ragkv.serving.child", "0", "echo", "started"]
-    assert subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT).stdout == ""
-    command[3] = str(os.getpid())
-    assert subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT).stdout == "started\n"
+def test_the_exit_code_is_the_commands(settings):
+    command = [sys.executable, "-m", "ragkv.serving.children", str(os.getpid()), sys.executable, "-c", "exit(7)"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 7
+
+
+def test_a_command_whose_parent_has_ended_is_not_run():
+    command = [sys.executable, "-m", "ragkv.serving.children", "0", "echo", "started"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", "the parent process has ended\n")
