@@ -3,6 +3,9 @@
 import re
 import signal
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
@@ -17,14 +20,12 @@ from ragkv import KVStore, Prompt, decode, fused_prefill, load_model, precompute
 from ragkv.models.load import model_source
 from ragkv.selectors import get_selector
 from ragkv.serving.documents import make_prompt
+from ragkv.serving.messages import Connection
 from ragkv.serving.parts import Parts
 from ragkv.serving.processes import WorkerProcess, transfer_config
 from ragkv.serving.settings import Settings
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed here: `make serving` runs these tests")
-
-MODELS = ["tiny-llama", "tiny-mistral", "tiny-qwen", "smollm2"]
-NEW_TOKENS = 12
 
 
 @lru_cache
@@ -42,6 +43,7 @@ class Engine:
     worker: WorkerProcess
     model: Any
     tokenizer: Any
+    new_tokens: int = 12
 
     def prompts(self, number: int, seed: int = 0) -> list[Prompt]:
         """Prompts over a few shared documents, in new orders."""
@@ -65,7 +67,7 @@ class Engine:
             salt = {"cache_salt": f"{time.time_ns()}-{number}"} if salted else {}
             inputs.append(vllm.TokensPrompt(prompt_token_ids=list(prompt.ids), **salt))
             extra = None if entry is None else {"kv_transfer_params": entry}
-            sampling.append(vllm.SamplingParams(temperature=0, max_tokens=NEW_TOKENS, extra_args=extra))
+            sampling.append(vllm.SamplingParams(temperature=0, max_tokens=self.new_tokens, extra_args=extra))
         outputs = self.llm.generate(inputs, sampling, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
@@ -76,20 +78,37 @@ class Engine:
         answers = []
         for prompt in prompts:
             prefill = fused_prefill(self.model, prompt, store, get_selector("a3", ratio=ratio))
-            answer = decode(self.model, prefill, max_new_tokens=NEW_TOKENS)
+            answer = decode(self.model, prefill, max_new_tokens=self.new_tokens)
             answers.append(answer.ids + ([] if answer.stop is None else [answer.stop]))
         return answers
 
     def counts(self) -> dict[str, int]:
-        """The connector's counters."""
+        """The connector's counters, and vLLM's own of preemptions."""
         values = {metric.name: getattr(metric, "value", None) for metric in self.llm.get_metrics()}
-        names = ("fused", "fallen_back", "segments", "reused")
-        return {name: int(values.get(f"vllm:ragkv_{name}") or 0) for name in names}
+        names = ("ragkv_fused", "ragkv_fallen_back", "ragkv_segments", "ragkv_reused", "num_preemptions")
+        return {name.removeprefix("ragkv_"): int(values.get(f"vllm:{name}") or 0) for name in names}
+
+
+@contextmanager
+def start_vllm(settings: Settings, **options: object) -> Iterator[Any]:
+    """vLLM with the connector."""
+    options = {"max_model_len": 2048, "disable_log_stats": False, **options}
+    llm = vllm.LLM(
+        settings.model,
+        dtype="float32",
+        max_num_seqs=16,
+        enforce_eager=True,
+        kv_transfer_config=transfer_config(settings),
+        **options,
+    )
+    yield llm
+    llm.llm_engine.engine_core.shutdown()
 
 
 @pytest.fixture(scope="module")
 def engine(request: pytest.FixtureRequest):
-    name, _, ranks = request.param.partition(" x")
+    """Its parameter is the name of a model, and options of vLLM if there are any."""
+    name, options = request.param
     try:
         model, tokenizer = load_model(name, device="cpu")
     except ImportError as error:
@@ -99,24 +118,19 @@ def engine(request: pytest.FixtureRequest):
         settings = Settings(
             model=str(model_source(name)), store=f"{folder}/kv", address=f"{folder}/socket", dtype="float32", threads=1
         )
-        with WorkerProcess(settings) as worker:
-            llm = vllm.LLM(
-                settings.model,
-                dtype="float32",
-                max_model_len=2048,
-                max_num_seqs=16,
-                tensor_parallel_size=int(ranks or 1),
-                enforce_eager=True,
-                disable_log_stats=False,
-                kv_transfer_config=transfer_config(settings),
-            )
+        with WorkerProcess(settings) as worker, start_vllm(settings, **options) as llm:
             worker.wait_until_ready()
             yield Engine(llm, worker, model, tokenizer)
-            llm.llm_engine.engine_core.shutdown()
 
 
-every_model = pytest.mark.parametrize("engine", MODELS, indirect=True)
-one_model = pytest.mark.parametrize("engine", ["tiny-llama"], indirect=True)
+def engine_with(*models: str, **options: object) -> pytest.MarkDecorator:
+    """Run a test with each of these models in vLLM, with options of vLLM."""
+    ids = [" ".join([model, *options]) for model in models]
+    return pytest.mark.parametrize("engine", [(model, options) for model in models], indirect=True, ids=ids)
+
+
+every_model = engine_with("tiny-llama", "tiny-mistral", "tiny-qwen", "smollm2")
+one_model = engine_with("tiny-llama")
 
 
 @every_model
@@ -134,9 +148,9 @@ def test_with_all_tokens_recomputed_answers_are_vllms_own(engine):
     assert engine.fused(prompts, ratio=1.0) == engine.plain(prompts)
 
 
-def random_prompts(engine: Engine, number: int) -> list[Prompt]:
+def random_prompts(engine: Engine, number: int, seed: int = 3) -> list[Prompt]:
     """Prompts of random ids, after which even a small change of keys and values changes the answer."""
-    rng = Random(3)
+    rng = Random(seed)
     part = lambda length: [rng.randrange(10, engine.model.config.vocab_size) for _ in range(length)]  # noqa: E731
     return [Prompt([1, *part(4)], [part(100) for _ in range(4)], part(5)) for _ in range(number)]
 
@@ -157,11 +171,42 @@ def test_the_prefix_cache_never_mixes_methods(engine):
     assert engine.counts()["fallen_back"] - before["fallen_back"] == 4
 
 
-@pytest.mark.parametrize("engine", ["tiny-llama x2"], indirect=True)
+@engine_with("tiny-llama", tensor_parallel_size=2)
 def test_every_rank_of_tensor_parallelism_gets_its_own_heads(engine):
     prompts, before = random_prompts(engine, 4), engine.counts()
     assert engine.fused(prompts) == engine.own(prompts)
     assert engine.counts()["fused"] - before["fused"] == 4
+
+
+# Two prompts of 410 tokens take 13 blocks each, and one block is vLLM's own: there is none left for their answers.
+@engine_with("tiny-llama", block_size=32, num_gpu_blocks_override=27, max_model_len=512)
+def test_a_request_that_vllm_preempts_gets_the_same_answer(engine):
+    engine = replace(engine, new_tokens=48)
+    prompts, before = random_prompts(engine, 6), engine.counts()
+    assert engine.fused(prompts) == engine.own(prompts)
+    after = engine.counts()
+    assert after["num_preemptions"] > before["num_preemptions"], "without a preemption this test says nothing"
+    assert after["fallen_back"] == before["fallen_back"]
+
+
+@one_model
+def test_two_engines_share_a_worker(engine):
+    prompts = [random_prompts(engine, 8, seed) for seed in (4, 5)]
+    with start_vllm(engine.worker.settings, disable_log_stats=True) as llm, ThreadPoolExecutor(2) as pool:
+        engines = [engine, replace(engine, llm=llm)]
+        before = prefills(engine)
+        answers = list(pool.map(Engine.fused, engines, prompts))
+    assert answers == [engine.own(own) for own in prompts]
+    assert prefills(engine) - before == 16
+
+
+def prefills(engine: Engine) -> int:
+    """How many prefills the worker has answered."""
+    connection = Connection(engine.worker.settings.address)
+    connection.send("status")
+    (status,) = connection.receive(10)
+    connection.close()
+    return status.get("prefill", 0)
 
 
 @one_model
