@@ -5,6 +5,7 @@ One thread computes; one per connection reads messages into a queue of bounded l
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections import Counter
@@ -212,5 +213,6 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent gets it, too, and ends this process
     end_with_parent(int(sys.argv[1]))
     main(Settings.from_json(sys.argv[2]))

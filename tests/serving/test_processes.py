@@ -17,6 +17,8 @@ from ragkv.serving.settings import Settings
 
 settings = Settings.from_json(sys.argv[1])
 worker = WorkerProcess(settings)
+if "wait" in sys.argv:
+    worker.wait_until_ready()
 print(worker.process.pid, flush=True)
 sys.exit(run_server([sys.executable, "-c", sys.argv[2]], settings))
 """
@@ -44,7 +46,19 @@ def test_the_worker_and_all_of_the_servers_processes_end_with_their_parent(setti
                 os.kill(process, signal.SIGKILL)
 
 
-def test_the_exit_code_is_the_commands(settings):
+def test_ctrl_c_ends_all_and_the_worker_is_not_started_again(settings):
+    command = [sys.executable, "-c", PARENT, settings.to_json(), SERVER, "wait"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    parent = subprocess.Popen(command, text=True, cwd=ROOT, start_new_session=True, **pipes)
+    parent.stdout.readline()
+    parent.stdout.readline()
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
+    _, errors = parent.communicate(timeout=60)
+    assert "started again" not in errors
+    assert "KeyboardInterrupt" not in errors
+
+
+def test_the_exit_code_is_the_commands():
     command = [sys.executable, "-m", "ragkv.serving.children", str(os.getpid()), sys.executable, "-c", "exit(7)"]
     assert subprocess.run(command, cwd=ROOT).returncode == 7
 
