@@ -116,13 +116,13 @@ class Worker:
             if job.gone.is_set() or cancelled in self._cancelled:
                 raise ValueError("the request was cancelled")
             answer = self._add(job.message) if kind == "add" else self._prefill(job.message)
+            self._finished[kind] += 1  # before the answer, after which a client may ask for the status
             job.reply(job=number, **answer)
-            self._finished[kind] += 1
         except Exception as error:  # whatever is wrong with a request, the next one is served
             if not isinstance(error, (ValueError, StoreError)):
                 traceback.print_exc()
-            job.reply("failed", job=number, reason=f"{type(error).__name__}: {error}")
             self._finished["failed"] += 1
+            job.reply("failed", job=number, reason=f"{type(error).__name__}: {error}")
         self._cancelled.discard(cancelled)
 
     def _prefill(self, message: Message) -> Message:
