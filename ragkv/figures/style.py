@@ -150,12 +150,12 @@ def label(method: str, ratio: float, share: float | None = None) -> str:
     """
     if method in BASELINES:
         return method
-    name = f"{method} {ratio:.0%}"
+    name = f"{method} {percent(ratio)}"
     return name if share is None or abs(share - ratio) <= 0.1 * ratio else f"{name} ({percent(share)})"
 
 
 def percent(share: float) -> str:
-    """A share with three digits: ``"15%"``, ``"0.781%"``."""
+    """A share with up to three digits: ``"15%"``, ``"0.781%"``."""
     return f"{100 * share:.3g}%"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
@@ -55,7 +56,7 @@ def write_table(
     shown
         The same table as the page and LaTeX show it, if it has other columns there than in the CSV file.
     best
-        Which cells the page marks, see `best_values`; it may lack columns.
+        Which cells the page and LaTeX show in bold, see `best_values`; it may lack columns.
     turned
         Show one column per method and ratio instead of one row, so that many tasks fit on a page.
     """
@@ -67,10 +68,21 @@ def write_table(
     shown = _turned(shown) if turned else _flat(shown)
     write_text(csv, _safe(table).to_csv(float_format="%.4f"))
     comment = " ".join(f"{key} {' '.join(str(value).split())}" for key, value in source.items())  # on one line
-    plain = shown.replace(BREAK, " ", regex=True)
-    latex = plain.to_latex(index=turned, na_rep="", float_format=TWO_DIGITS, escape=True)
-    write_text(tex, f"% {comment}\n{latex}")
+    write_text(tex, f"% {comment}\n{_latex(shown, marks, index=turned)}")
     return Table(as_html(shown, marks, index=turned), csv.name, tex.name)
+
+
+def _latex(table: pd.DataFrame, best: pd.DataFrame, *, index: bool) -> str:
+    """A table in LaTeX, with all cells and headings escaped; arguments as for `as_html`."""
+    names = np.full((len(table), table.shape[1] - best.shape[1]), "")  # columns such as the method's
+    bold = np.hstack([names, np.where(best, "textbf:--rwrap;", "")])  # the command, as pandas writes it
+    styler = table.replace(BREAK, " ", regex=True).style
+    styler.format(escape="latex", na_rep="", precision=2)
+    styler.format_index(escape="latex", axis="index").format_index(escape="latex", axis="columns")
+    styler.apply(lambda cells: bold, axis=None)
+    if not index:
+        styler.hide(axis="index")
+    return styler.to_latex(hrules=True)
 
 
 def _safe(table: pd.DataFrame) -> pd.DataFrame:
@@ -192,7 +204,7 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
     """One row per method and ratio, with both as columns."""
     shown = table.reset_index()
     if "ratio" in shown:
-        shown["ratio"] = shown["ratio"].map("{:.0%}".format)
+        shown["ratio"] = shown["ratio"].map(percent)
     return shown
 
 

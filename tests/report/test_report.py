@@ -327,6 +327,30 @@ def test_latex_uses_booktabs_and_names_its_source(root):
     assert all(line.count(" & ") == 3 for line in lines if line.endswith(r"\\"))
 
 
+def cells(latex):
+    """The cells of a table's rows, without the headings."""
+    rows = latex.partition(r"\midrule")[2].partition(r"\bottomrule")[0].strip().splitlines()
+    return [row.removesuffix(r" \\").split(" & ") for row in rows]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_latex_and_the_page_mark_the_same_values(tmp_path, turned):
+    index = pd.MultiIndex.from_tuples([("a3", 0.125), ("a3", 0.15), ("50%", 0.15)], names=["method", "ratio"])
+    table = pd.DataFrame({"vt_1": [1.0, 0.25, 1.0], "kl": ["0.1\n(0.0 … 0.2)", "9 & 9", "1"]}, index=index)
+    best = pd.DataFrame({"vt_1": [True, False, True], "kl": [False, True, False]}, index=index)
+    written = write_table(table, tmp_path / "t", {}, best=best, turned=turned)
+    found = cells((tmp_path / written.tex).read_text())
+    by_row = [[r"\textbf{1.00}", "0.1 (0.0 … 0.2)"], ["0.25", r"\textbf{9 \& 9}"], [r"\textbf{1.00}", "1"]]
+    methods = [["a3", r"12.5\%"], ["a3", r"15\%"], [r"50\%", r"15\%"]]
+    if turned:
+        assert found == [["vt\\_1", *(row[0] for row in by_row)], ["kl", *(row[1] for row in by_row)]]
+    else:
+        assert found == [[*names, *row] for names, row in zip(methods, by_row, strict=True)]
+    assert re.findall(r'<td class="best">(.*?)</td>', written.html) == (
+        ["1.00", "1.00", "9 &amp; 9"] if turned else ["1.00", "9 &amp; 9", "1.00"]
+    )
+
+
 def test_a_table_with_axes_exchanged_keeps_its_csv(tmp_path):
     index = pd.MultiIndex.from_tuples([("a3", 0.15), ("full_reuse", 0.0)], names=["method", "ratio"])
     table = pd.DataFrame({"vt_1": [1.0, 0.25], "vt_2": [0.5, 0.0]}, index=index)
