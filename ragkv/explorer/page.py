@@ -4,25 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from ragkv.explorer.looks import STAGES, Look, Subject
 from ragkv.figures.highlight import highlight
+from ragkv.figures.templates import templates
 
 _COLOURS = dict(zip(STAGES, ("#009E73", "#56B4E9", "#E69F00", "#888888"), strict=True))  # Okabe and Ito, and grey
 _WRONG, _TELLING, _QUIET = "#D55E00", "#0072B2", "#888888"
 _LONGEST = 12  # em of the longest time
-_PAGE: Any = (
-    Environment(
-        loader=PackageLoader("ragkv.explorer", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    .get_template("page.html.jinja")
-    .module
-)
+_PAGE: Any = templates("ragkv.explorer").get_template("page.html.jinja").module
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ the page's own colours, so that it is readable in light and dark themes.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from html import escape
+from dataclasses import dataclass
 from itertools import groupby
 
 from matplotlib import colormaps
@@ -14,12 +14,36 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ragkv.figures.style import EVIDENCE
+from ragkv.figures.templates import templates
 from ragkv.prompt import Ids, Prompt
 
-_RECOMPUTED = "background:#F5C77E;color:#1A1A1A;border-radius:2px"
-_EVIDENCE = f"font-weight:bold;text-decoration:none;border-bottom:3px solid {EVIDENCE}"
-_CHUNK = "margin:0 0 .8em;padding-left:.6em;border-left:2px solid #888"
 _LEVELS = [to_hex(colormaps["cividis"](level / 15)) for level in range(16)]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Text of one kind, and the white space before it, which is not marked."""
+
+    space: str
+    text: str
+    recomputed: bool
+    evidence: bool
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """A chunk's weights: stops of a gradient, its width, and the chunk's share of all weights, both in per cent."""
+
+    stops: list[str]
+    width: float
+    share: float
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    caption: str
+    strip: _Strip | None
+    pieces: list[_Piece]
 
 
 def highlight(
@@ -57,31 +81,34 @@ def highlight(
     if weights is not None and len(weights) != len(prompt.document_span):
         raise ValueError(f"attention to {len(weights)} tokens, and the document has {len(prompt.document_span)}")
     longest = max(map(len, prompt.chunks), default=0)
-    parts = [_legend(bool(evidence_indices), None if weights is None else measure)]
+    chunks = []
     for number, (span, ids) in enumerate(zip(prompt.chunk_spans, prompt.chunks, strict=True), 1):
         recomputed = [position in recomputed_positions for position in span]
         proven = [position - start in evidence_indices for position in span]
-        parts.append(f'<div style="{_CHUNK}">{_caption(number, recomputed, proven)}')
+        strip = None
         if weights is not None:
-            parts.append(_strip(weights, slice(span.start - start, span.stop - start), len(span) / longest))
-        pieces = [(text, any(recomputed[tokens]), any(proven[tokens])) for text, tokens in token_texts(tokenizer, ids)]
-        parts.append(f'<p style="margin:0;white-space:pre-wrap">{_marked(pieces)}</p></div>')
-    return f'<div style="font-family:monospace;font-size:90%;line-height:1.5">{"".join(parts)}</div>'
+            strip = _strip(weights, slice(span.start - start, span.stop - start), len(span) / longest)
+        tokens = [(text, any(recomputed[part]), any(proven[part])) for text, part in token_texts(tokenizer, ids)]
+        chunks.append(_Chunk(_caption(number, recomputed, proven), strip, list(_pieces(tokens))))
+    return (
+        templates("ragkv.figures")
+        .get_template("highlight.html.jinja")
+        .render(
+            chunks=chunks,
+            has_evidence=bool(evidence_indices),
+            evidence_colour=EVIDENCE,
+            measure=None if weights is None else measure,
+            levels=_LEVELS,
+        )
+    )
 
 
-def _marked(pieces: Iterable[tuple[str, bool, bool]]) -> str:
-    """HTML of pieces (text, recomputed, evidence); neighbours of the same kind share a mark."""
-    html = []
-    for (recomputed, proven), neighbours in groupby(pieces, key=lambda piece: piece[1:]):
-        text = "".join(piece[0] for piece in neighbours)
-        space = text[: len(text) - len(text.lstrip())] if text.strip() else ""  # before a word; it is not marked
-        marked = escape(text[len(space) :])
-        if proven:
-            marked = f'<u style="{_EVIDENCE}">{marked}</u>'
-        if recomputed:
-            marked = f'<mark style="{_RECOMPUTED}">{marked}</mark>'
-        html.append(space + marked)
-    return "".join(html)
+def _pieces(tokens: Iterable[tuple[str, bool, bool]]) -> Iterator[_Piece]:
+    """Join neighbouring tokens (text, recomputed, evidence) of the same kind."""
+    for (recomputed, proven), neighbours in groupby(tokens, key=lambda token: token[1:]):
+        text = "".join(token[0] for token in neighbours)
+        space = text[: len(text) - len(text.lstrip())] if text.strip() else ""
+        yield _Piece(space, text[len(space) :], recomputed, proven)
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Ids) -> Iterator[tuple[str, slice]]:
@@ -102,11 +129,11 @@ def _caption(number: int, recomputed: Sequence[bool], proven: Sequence[bool]) ->
     if any(proven):
         both = sum(a and b for a, b in zip(recomputed, proven, strict=True))
         caption += f", {both} of the {sum(proven)} of evidence"
-    return f'<div style="font-size:85%;opacity:.75">{caption}</div>'
+    return caption
 
 
-def _strip(weights: Sequence[float], chunk: slice, width: float) -> str:
-    """A strip of a chunk's weights, and beside it the chunk's share of all weights.
+def _strip(weights: Sequence[float], chunk: slice, width: float) -> _Strip:
+    """A strip of a chunk's weights.
 
     Parameters
     ----------
@@ -124,18 +151,4 @@ def _strip(weights: Sequence[float], chunk: slice, width: float) -> str:
         stops.append(f"{_LEVELS[level]} {100 * start / len(levels):.4g}% {100 * end / len(levels):.4g}%")
         start = end
     share = sum(weights[chunk]) / total if total > 0 else 0.0
-    return (
-        '<div style="display:flex;align-items:center;gap:.5em"><div style="flex:1">'
-        f'<div style="width:{100 * width:.4g}%;height:10px;background:linear-gradient(90deg,{",".join(stops)})"></div>'
-        f'</div><div style="font-size:85%;opacity:.75;width:3em">{share:.0%}</div></div>'
-    )
-
-
-def _legend(evidence: bool, measure: str | None) -> str:
-    samples = [_marked([("recomputed", True, False)])]
-    if evidence:
-        samples.append(_marked([("evidence", False, True)]))
-    if measure is not None:
-        ramp = f"display:inline-block;width:6em;height:10px;background:linear-gradient(90deg,{','.join(_LEVELS)})"
-        samples.append(f'{escape(measure)}, low <span style="{ramp}"></span> high')
-    return f'<div style="margin-bottom:.6em">{" &nbsp; ".join(samples)}</div>'
+    return _Strip(stops, 100 * width, 100 * share)

@@ -1,23 +1,11 @@
 """Pages from templates. Every value that is not `Markup` is escaped, so prompts and names are shown as plain text."""
 
-from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ragkv.figures.templates import templates
 from ragkv.results.files import write_text
-
-
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("ragkv.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def fill_in(template: str, **values: object) -> Markup:
@@ -28,7 +16,7 @@ def fill_in(template: str, **values: object) -> Markup:
     Markup
         HTML, which other templates do not escape again.
     """
-    return Markup(_environment().get_template(template).render(values))
+    return Markup(templates("ragkv.report").get_template(template).render(values))
 
 
 def render(template: str, path: Path, **values: object) -> Path:
