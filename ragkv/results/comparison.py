@@ -1,9 +1,8 @@
 """Methods compared: mean scores with 95 % confidence intervals, and their differences prompt by prompt."""
 
-from statistics import NormalDist
-
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest, bootstrap
 
 RESAMPLES = 2000
 GROUP = ["method", "ratio"]
@@ -33,7 +32,8 @@ def summarise(rows: pd.DataFrame, by: list[str] | None = None, baseline: str = "
         ``score`` and its 95 % interval ``low, high``; ``difference`` to the baseline with ``difference_low,
         difference_high``; ``prompts``; and where the results have them, the mean ``share`` of the document that was
         recomputed, and median ``ttft`` and ``tpot`` in seconds. Intervals are percentiles of 2,000 resamples of the
-        prompts, drawn with a fixed seed; that of the score is Wilson's if the task's scores are all 0 or 1.
+        prompts, drawn with a fixed seed. That of the score is Wilson's if the task's scores are all 0 or 1: it holds
+        for few prompts, and has a width even if all answers are right.
     """
     tables = []
     for labels, part in rows.groupby(by, sort=True) if by else [((), rows)]:
@@ -45,7 +45,8 @@ def summarise(rows: pd.DataFrame, by: list[str] | None = None, baseline: str = "
             score = interval(scores[key].to_numpy(), "score")
             line |= {"score": score["score"], "low": score["score_low"], "high": score["score_high"]}
             if right_or_wrong:
-                line["low"], line["high"] = wilson(int(group["score"].sum()), len(group))
+                right = binomtest(int(group["score"].sum()), len(group))
+                line["low"], line["high"] = right.proportion_ci(method="wilson")
             if base is not None:
                 line |= interval((scores[key] - base).to_numpy(), "difference")
             line["prompts"] = len(group)
@@ -59,30 +60,12 @@ def summarise(rows: pd.DataFrame, by: list[str] | None = None, baseline: str = "
 def interval(values: np.ndarray, name: str = "mean", seed: int = 0) -> dict[str, float]:
     """The mean of `values` and its 95 % bootstrap interval (percentiles), as ``name, name_low, name_high``."""
     values = values[~np.isnan(values)]
-    if not len(values):
-        return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
-    resampled = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[resampled].mean(axis=1), [2.5, 97.5])
-    return {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
-
-
-def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for a share of right answers (E. B. Wilson, JASA 22, 1927).
-
-    It holds for few prompts and for shares of 0 and 1 too, where a bootstrap interval has no width.
-
-    Raises
-    ------
-    ValueError
-        `right` is not between 0 and `total`, or there are no answers.
-    """
-    if not 0 <= right <= total or total == 0:
-        raise ValueError(f"{right} right answers of {total}: give a number of answers, and how many of these are right")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, weight = right / total, z * z / total
-    middle = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * (share * (1 - share) / total + weight / (4 * total)) ** 0.5
-    return (middle - half if right else 0.0), (middle + half if right < total else 1.0)  # exact at both ends
+    mean = float(values.mean()) if len(values) else np.nan
+    low = high = mean  # of one value there is only one resample
+    if len(values) > 1:
+        resampled = bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=seed)
+        low, high = map(float, resampled.confidence_interval)
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def shares(*results: pd.DataFrame) -> pd.Series:

@@ -121,6 +121,8 @@ def recovered(
     values = table[order].to_numpy()  # (prompts, methods)
     column_of = {name: [method for method, _ in order].index(name) for name in (full, reuse)}
     sign = -1.0 if column in LOWER_IS_BETTER else 1.0
+    # The same resamples as in `interval`, counted: scipy.stats.bootstrap would copy all values for each of them, and
+    # gives no interval if a single resample has no gap.
     drawn = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
     counts = np.apply_along_axis(np.bincount, 1, drawn, minlength=len(values))  # (resamples, prompts)
 

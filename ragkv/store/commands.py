@@ -1,12 +1,12 @@
 """``ragkv store``: list a store's segments, verify them, and free space."""
 
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from ragkv.store import Cache, KVStore, StoreError
 from ragkv.store.collect import collect
@@ -18,21 +18,20 @@ if TYPE_CHECKING:
 
 store = typer.Typer(help="Look after a store of keys and values.", no_args_is_help=True)
 Url = Annotated[str, typer.Argument(help="A folder, or an fsspec URL such as s3://bucket/kv.")]
-_UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
-def parse_bytes(text: str) -> int:
-    """Read ``"500M"``, ``"1.5 GB"`` or a plain number of bytes; units are powers of a thousand.
+def parse_bytes(text: str) -> ByteSize:
+    """Read ``"500M"``, ``"1.5 GB"`` or a plain number of bytes; these units are powers of a thousand.
 
     Raises
     ------
     typer.BadParameter
         The text is none of these.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
-    if not match:
-        raise typer.BadParameter(f"{text!r} is no number of bytes: give one such as 500000, 500M or 1.5G")
-    return int(float(match[1]) * _UNITS[match[2]])
+    if ByteSize.byte_string_re.fullmatch(text.strip()):  # pydantic alone would read 1,000G as one byte
+        with suppress(ValidationError):
+            return TypeAdapter(ByteSize).validate_python(text)
+    raise typer.BadParameter(f"{text!r} is no number of bytes: give one such as 500000, 500M or 1.5G")
 
 
 @store.command("ls")
@@ -105,19 +104,18 @@ def verify_command(url: Url) -> None:
 @store.command("gc")
 def collect_command(
     url: Url,
-    budget: Annotated[str, typer.Option(help="Bytes that may stay: a number, or 500M, 20G, ...")],
+    budget: Annotated[ByteSize, typer.Option(parser=parse_bytes, help="What may stay, in bytes, or as 500M, 20G, ...")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
     """Evict the least recently used segments until the rest fits the budget; what running jobs hold stays."""
-    limit = parse_bytes(budget)
     with _errors_in_one_line():
-        result = collect(_open(url), limit, dry_run=dry_run, progress=True)
+        result = collect(_open(url), budget, dry_run=dry_run, progress=True)
     evicted = "would evict" if dry_run else "evicted"
     typer.echo(f"{evicted} {len(result.evicted)} segments, {_size(result.freed)}; {_size(result.bytes)} stay")
     if result.leftovers:
         removed = "would remove" if dry_run else "removed"
         typer.echo(f"{removed} {result.leftovers} unfinished files of killed jobs")
-    if result.bytes > limit:
+    if result.bytes > budget:
         typer.echo(f"over the budget: running jobs hold {result.held} segments; `ragkv store stats` says which jobs")
 
 
@@ -154,8 +152,4 @@ def _table(rows: "pd.DataFrame") -> str:
 
 def _size(count: float) -> str:
     """A number of bytes in the unit that people would use."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    return ByteSize(count).human_readable(decimal=True, separator=" ")

@@ -313,7 +313,7 @@ def test_serving_page_says_what_kills_did():
     assert (found["kills"], found["answered"], fused + alone) == (10, found["requests"], found["requests"])
     assert found["other_than_ragkvs_own"] <= alone
     assert f"killed ten times during {found['requests']} requests" in text
-    assert f"all were answered, {fused} of them fused and {alone} prefilled by vLLM. At most these {alone} can" in text
+    assert f"all were answered, {fused} of them fused and {alone} prefilled by vLLM. Only these {alone} can" in text
     assert f"; {found['other_than_ragkvs_own']} did." in text
 
 
@@ -323,5 +323,5 @@ def test_cluster_page_says_what_shards_take():
     whole, shards = (f"{found[name]['seconds']:.1f} s" for name in ("whole", "shards"))
     assert f"{found['parameters']['prompts']} prompts of tracking on `{found['parameters']['model']}`" in text
     assert f"{found['rows']} rows, take {whole} as a whole and {shards} in two shards side by side" in text
-    assert f"included: {found['seconds ratio']:.2f} of the time, medians of five runs" in text
+    assert f"merge the tables: {found['seconds ratio']:.2f} of the time. These are medians of five runs" in text
     assert (found["parameters"]["shards"], found["parameters"]["repeats"], found["same table"]) == (2, 5, True)

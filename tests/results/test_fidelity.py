@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from ragkv.results.comparison import RESAMPLES, interval, summarise, wilson
+from ragkv.results.comparison import RESAMPLES, interval, summarise
 from ragkv.results.fidelity import (
     FIDELITY,
     agreement,
@@ -232,36 +232,31 @@ def test_what_cannot_be_said_is_left_out():
     assert list(old)[:3] == ["method", "ratio", "recovered_score"]  # an older table
 
 
-def test_the_interval_of_right_answers_is_wilsons():
-    rows = evaluated()
-    table = summarise(rows)
-    for line in table.itertuples():
-        assert (line.low, line.high) == wilson(round(6 * line.score), 6)
-    assert table["low"][0] < 1  # although all six are right
-    rows.loc[0, "score"] = 0.5
-    assert summarise(rows)["low"][2] == interval(rows["score"].to_numpy()[2::4])["mean_low"]
+def of_right_answers(right, total):
+    """The score and its interval, where `right` of `total` answers are right."""
+    scores = [1.0] * right + [0.0] * (total - right)
+    rows = pd.DataFrame({"prompt": range(total), "method": "a3", "ratio": 0.1, "score": scores})
+    return summarise(rows).loc[0, ["score", "low", "high"]]
 
 
-# Wilson's interval
-
-
-@given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
-def test_wilsons_limits_are_the_shares_that_the_answers_just_do_not_rule_out(total, part, confidence):
-    right = round(part * total)
-    z, share = NormalDist().inv_cdf((1 + confidence) / 2), right / total
-    low, high = wilson(right, total, confidence)
-    assert 0 <= low <= share <= high <= 1
+@given(st.integers(1, 300), st.floats(0, 1))
+def test_the_limits_of_right_answers_are_the_shares_that_they_just_do_not_rule_out(total, part):
+    """Wilson's definition: the share lies as many standard errors of the limit from it as the confidence says."""
+    score, low, high = of_right_answers(round(part * total), total)
+    assert 0 <= low <= score <= high <= 1
     for limit in (low, high):
         if 1e-9 < limit < 1 - 1e-9:
-            assert abs(share - limit) == pytest.approx(z * math.sqrt(limit * (1 - limit) / total), rel=1e-6)
+            errors = NormalDist().inv_cdf(0.975)
+            assert abs(score - limit) == pytest.approx(errors * math.sqrt(limit * (1 - limit) / total), rel=1e-6)
 
 
-def test_wilsons_interval_has_a_width_where_all_or_none_are_right():
-    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
-    assert wilson(10, 10) == pytest.approx((1 - 0.2775, 1), abs=1e-4)
+def test_the_interval_of_right_answers_has_a_width_where_all_or_none_are_right():
+    assert of_right_answers(0, 10).tolist() == pytest.approx([0, 0, 0.2775], abs=1e-4)
+    assert of_right_answers(10, 10).tolist() == pytest.approx([1, 1 - 0.2775, 1], abs=1e-4)
 
 
-@pytest.mark.parametrize(("right", "total"), [(3, 2), (-1, 2), (0, 0)])
-def test_wilsons_interval_is_of_answers(right, total):
-    with pytest.raises(ValueError, match=f"{right} right answers of {total}"):
-        wilson(right, total)
+def test_other_scores_have_a_bootstrap_interval():
+    rows = evaluated()
+    assert summarise(rows)["low"][0] < 1, "although all six are right"
+    rows.loc[0, "score"] = 0.5
+    assert summarise(rows)["low"][2] == interval(rows["score"].to_numpy()[2::4])["mean_low"]

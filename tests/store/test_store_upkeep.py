@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 import torch
+import typer
 from helpers import files, make_model, memory_store, random_ids, random_prompt, read_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from ragkv.prompt import Segment
 from ragkv.selectors import get_selector
 from ragkv.store import Cache, Layout, Manifest
 from ragkv.store.collect import collect
+from ragkv.store.commands import parse_bytes
 from ragkv.store.inventory import list_segments, sharing
 from ragkv.store.kvstore import HOLD_SECONDS
 from ragkv.store.segment_file import check_file
@@ -424,6 +426,20 @@ def test_the_command_line_explains_errors(tmp_path):
         assert result.exit_code == 2
         assert said in result.output
         assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("1k", 1000), ("500M", 5e8), ("1.5 GB", 1.5e9), (" 2T ", 2e12), ("1KiB", 1024)]
+)
+def test_a_budget_is_a_size(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", "1,000G", "1.5.3G", "3 quarks", "5%", "1G 2"])
+def test_a_budget_that_is_no_size_is_refused(text):
+    """A mistake would evict everything."""
+    with pytest.raises(typer.BadParameter, match="is no number of bytes"):
+        parse_bytes(text)
 
 
 def test_precompute_and_evaluation_hold_what_they_need(tmp_path, monkeypatch):
