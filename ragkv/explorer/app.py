@@ -8,7 +8,7 @@ import ipywidgets as widgets
 from ragkv.experiment.profile import load_profile
 from ragkv.explorer import page
 from ragkv.explorer.background import Cancelled, Job, Progress
-from ragkv.explorer.choices import Choice, Pane
+from ragkv.explorer.choices import SIDE_BY_SIDE, Choice, Pane
 from ragkv.explorer.looks import Look, Looks, Subject
 from ragkv.explorer.sources import Source
 from ragkv.prompt.formats import decode_text
@@ -19,10 +19,10 @@ class Running(widgets.HBox):
     """A progress bar and a button to cancel, visible only while something is computed."""
 
     def __init__(self) -> None:
-        self.bar = widgets.FloatProgress(max=1.0, layout={"width": "16em"})
-        self.what = widgets.Label()
-        self.cancel = widgets.Button(description="cancel", layout={"width": "auto"})
-        super().__init__([self.bar, self.what, self.cancel], layout={"display": "none"})
+        self.bar = widgets.FloatProgress(max=1.0, layout={"width": "16em", "min_width": "0"})
+        self.what = widgets.Label(layout={"flex": "none"})
+        self.cancel = widgets.Button(description="cancel", layout={"width": "auto", "flex": "none"})
+        super().__init__([self.bar, self.what, self.cancel], layout=SIDE_BY_SIDE | {"display": "none"})
 
     def show(self, what: str, done: int, total: int) -> None:
         """Show how much is done."""
@@ -79,7 +79,8 @@ class Explorer(widgets.VBox):
         self.running = Running()
         self.message = widgets.HTML()
         self.answers = widgets.HTML()
-        super().__init__([self.choice, self.running, self.message, self.answers, widgets.HBox(self.panes)])
+        panes = widgets.HBox(self.panes, layout=SIDE_BY_SIDE)
+        super().__init__([self.choice, self.running, self.message, self.answers, panes])
         self._observe()
         self._compute()
         self.wait()

@@ -14,8 +14,10 @@ CHUNKS = (16, 32, 64, 128, 256, 512, 1024)
 NOTES = """Late the cook wrote VAR PIGA 414. Today the baker sold the old boat. Once the miner opened the red box.
 
 Then the poet wrote VAR REDA PIGA. Soon the monk lost the red coat. Often the judge cleaned the tall tower."""
-_SIDE_BY_SIDE = {"flex_flow": "row wrap"}
+SIDE_BY_SIDE = {"flex_flow": "row wrap"}  # below each other, where the screen is narrow
 _WIDE = {"width": "98%"}
+_HALF = {"flex": "1 1 24em", "min_width": "0", "padding": "0 1em 0 0"}  # of the width, or all of a narrow screen
+_WITHIN = {"max_width": "calc(100% - 4px)"}  # the pane and its margins
 
 
 class Own(widgets.VBox):
@@ -26,9 +28,7 @@ class Own(widgets.VBox):
         self.document = widgets.Textarea(NOTES, description="document", rows=6, **options)
         self.file = widgets.FileUpload(accept=".txt,.md", multiple=False, description="open a file")
         self.question = widgets.Text("Find VAR REDA?", description="question", **options)
-        self.answer = widgets.Text(
-            description="answer", placeholder="if you know it: gives a score and evidence", **options
-        )
+        self.answer = widgets.Text(description="answer", placeholder="optional: gives a score", **options)
         super().__init__([self.document, self.file, self.question, self.answer])
 
     def source(self) -> OwnText:
@@ -64,7 +64,7 @@ class Choice(widgets.VBox):
         self.layer = widgets.Dropdown(options=[ALL], description="attention")
         self.own = Own()
         rows = [self.model, self.task, self.number], [self.chunk_tokens, self.layer]
-        super().__init__([*(widgets.HBox(row, layout=_SIDE_BY_SIDE) for row in rows), self.own])
+        super().__init__([*(widgets.HBox(row, layout=SIDE_BY_SIDE) for row in rows), self.own])
         self.task.observe(self._fit, "value")
         self._fit()
         if prompt is not None:
@@ -114,11 +114,13 @@ class Pane(widgets.VBox):
         names = [name for name in SELECTORS if name != "full_prefill"]
         if selector not in names:
             raise ValueError(f"no selector {selector!r} to look at: choose one of {', '.join(names)}")
-        self.selector = widgets.Dropdown(options=names, value=selector, description="selector")
+        self.selector = widgets.Dropdown(options=names, value=selector, description="selector", layout=_WITHIN)
         ratios = [(f"{value:.0%}", value) for value in sorted({*RATIOS, ratio})]
-        self.ratio = widgets.SelectionSlider(options=ratios, value=ratio, description="ratio", continuous_update=False)
+        self.ratio = widgets.SelectionSlider(
+            options=ratios, value=ratio, description="ratio", continuous_update=False, layout=_WITHIN
+        )
         self.document = widgets.HTML()
-        super().__init__([self.selector, self.ratio, self.document], layout={"width": "50%", "padding": "0 1em 0 0"})
+        super().__init__([self.selector, self.ratio, self.document], layout=_HALF)
         self.selector.observe(self._fit, "value")
         self._fit()
 

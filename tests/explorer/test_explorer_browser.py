@@ -10,17 +10,17 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
+from browser import browser, needs_chromium
 from helpers import ROOT
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 NOTEBOOK = "13_explorer.ipynb"
 TOKEN = "only-for-this-test"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-PICTURES = os.environ.get("RAGKV_SCREENSHOTS")  # a folder for a screenshot
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+PICTURES = os.environ.get("RAGKV_SCREENSHOTS")  # a folder for screenshots
+WIDTHS = (1400, 390)  # a wide screen and a telephone
 PATIENCE = 45_000  # milliseconds to wait for something that takes a second on an idle machine
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH: apt-get install chromium")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -69,19 +69,15 @@ def address(server: subprocess.Popen, home: Path) -> str:
 @contextmanager
 def opened(url: str):
     """The notebook in a new page, after all cells ran and the app appeared."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        try:
-            page = browser.new_page(viewport={"width": 1500, "height": 1100})
-            page.set_default_timeout(PATIENCE)
-            page.goto(f"{url}doc/tree/notebooks/{NOTEBOOK}?token={TOKEN}")
-            expect(page.get_by_role("button", name="| Idle")).to_be_visible(timeout=PATIENCE)  # the kernel is there
-            page.get_by_role("menuitem", name="Run", exact=True).click()
-            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-            expect(app(page).locator("mark").first).to_be_attached(timeout=PATIENCE)
-            yield page
-        finally:
-            browser.close()
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1500, "height": 1100})
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"{url}doc/tree/notebooks/{NOTEBOOK}?token={TOKEN}")
+        expect(page.get_by_role("button", name="| Idle")).to_be_visible(timeout=PATIENCE)  # the kernel is there
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        expect(app(page).locator("mark").first).to_be_attached(timeout=PATIENCE)
+        yield page
 
 
 def app(page: Page):
@@ -130,3 +126,36 @@ def test_a_slider_moves_and_the_highlighted_text_changes(lab):
         while notebook.read_bytes() == committed:
             assert monotonic() < end
             page.wait_for_timeout(100)
+
+
+# Elements that reach beyond the app's right edge, or scroll sideways (the table of answers alone may), text that is too
+# small, and labels that are cut off.
+FLAWS = """app => {
+    const edge = app.closest(".jp-OutputArea-output").getBoundingClientRect().right + 1;
+    const visible = [...app.querySelectorAll("*")].filter(e => e.getClientRects().length && !e.closest("table"));
+    const written = visible.filter(e => [...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim()));
+    const labels = visible.filter(e => e.matches(".widget-label, .widget-readout, button"));
+    const scrolls = e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== "visible";
+    const list = (elements, wrong) => elements.filter(wrong).map(e => e.outerHTML.slice(0, 120));
+    return {
+        beyond: list(visible, e => e.getBoundingClientRect().right > edge),
+        scrolls: list(visible, e => scrolls(e) && !e.querySelector(":scope > table, :scope > input")),
+        small: list(written, e => parseFloat(getComputedStyle(e).fontSize) < 10),
+        cut: list(labels, e => e.scrollWidth > e.clientWidth + 1),
+    };
+}"""
+
+
+def test_the_app_fits_a_wide_screen_and_a_telephone(lab):
+    """With a benchmark's prompt, and with the fields for one's own text."""
+    url, _ = lab
+    with opened(url) as page:
+        for name, task, question in (("task", "ruler: vt_3", "Find VAR"), ("own", "your own text", "Find VAR REDA?")):
+            app(page).get_by_label("prompt", exact=True).select_option(task)
+            expect(app(page).locator("table").locator("..").locator("..")).to_contain_text(f"question: {question}")
+            expect(app(page).get_by_role("button", name="cancel")).to_be_hidden()
+            for width in WIDTHS:
+                page.set_viewport_size({"width": width, "height": 4000})  # all of it
+                if PICTURES:
+                    app(page).screenshot(path=Path(PICTURES) / f"explorer-{name}-{width}.png")
+                assert app(page).evaluate(FLAWS) == {"beyond": [], "scrolls": [], "small": [], "cut": []}

@@ -4,17 +4,17 @@ import ast
 import multiprocessing
 import os
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+from browser import browser, needs_chromium
 from helpers import ROOT
 from pages import run_page
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from pymdownx.slugs import slugify
 
 import ragkv
@@ -22,7 +22,6 @@ from ragkv.experiment.experiment import Experiment
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 SLUG = slugify(case="lower")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 def name(path):
@@ -101,20 +100,16 @@ def test_pictures_open(site):
                 opened.verify()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH: apt-get install chromium")
+@needs_chromium
 def test_the_search_works_from_files(site):
     """Pages that are opened from a folder, without a server."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        try:
-            page = browser.new_page()
-            page.goto((site / "guide.html").as_uri())
-            page.get_by_role("textbox", name="Search").click()
-            page.keyboard.type("which method for me")
-            found = page.locator(".md-search-result__item a[href*='which-method.html']")
-            expect(found.first).to_be_attached(timeout=45_000)
-        finally:
-            browser.close()
+    with browser() as chromium:
+        page = chromium.new_page()
+        page.goto((site / "guide.html").as_uri())
+        page.get_by_role("textbox", name="Search").click()
+        page.keyboard.type("which method for me")
+        found = page.locator(".md-search-result__item a[href*='which-method.html']")
+        expect(found.first).to_be_attached(timeout=45_000)
 
 
 def name_in(site, page):

@@ -1,4 +1,4 @@
-"""The report, the explorer and the documentation in a browser, on a wide screen and on a telephone.
+"""The report and the documentation in a browser, on a wide screen and on a telephone; tests/explorer has the explorer.
 
 Pages must fit the screen, load all their pictures, need no network, and write no error to the console. A folder in the
 environment variable RAGKV_SCREENSHOTS gets a picture of every page.
@@ -12,13 +12,11 @@ from pathlib import Path
 import pytest
 from browser import Watched, browser, needs_chromium
 from helpers import ROOT
-from ipywidgets import HTML, Widget
 from profiles import write_profile
 
-from ragkv.explorer import Explorer
 from ragkv.run import run_profile
 
-WIDTHS = (1280, 390)
+WIDTHS = (1400, 390)
 PICTURES = os.environ.get("RAGKV_SCREENSHOTS")
 NEEDLE = {"haystack": "tiny", "tasks": {"single": {"lengths": [128], "depths": [0, 100]}}}
 RULER = {"source": "tiny", "tasks": {"vt_1": {"prompts": 10, "lengths": [256], "ratios": [0.1, 0.3]}}}
@@ -111,26 +109,6 @@ def test_on_paper_folds_are_open_and_interactive_figures_are_left_out(chromium, 
     assert not page.locator("nav").is_visible()
     assert page.locator("details:not(.examples):not([open])").count() == 0
     page.close()
-
-
-def test_what_the_explorer_shows_fits(chromium, tmp_path):
-    """Its HTML, in the layout that JupyterLab gives it: a table of answers that scrolls, and two panes."""
-    answers, *panes = [html.value for html in parts(Explorer("smoke", root=ROOT)) if html.value]
-    half = "width:50%;min-width:0;padding:0 1em 0 0;box-sizing:border-box"
-    halves = "".join(f'<div style="{half}">{pane}</div>' for pane in panes)
-    page = tmp_path / "explorer.html"
-    page.write_text(
-        '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f'<body><div style="overflow-x:auto">{answers}</div><div style="display:flex">{halves}</div></body>'
-    )
-    assert len(panes) == 2
-    check(chromium, page)
-
-
-def parts(widget: Widget) -> list[HTML]:
-    """The HTML widgets within a widget."""
-    own = [widget] if isinstance(widget, HTML) else []
-    return own + [part for child in getattr(widget, "children", ()) for part in parts(child)]
 
 
 @pytest.fixture(scope="module")
