@@ -118,7 +118,10 @@ def _exported() -> Iterator[tuple[str, str]]:
 
 
 def _notebooks(config: MkDocsConfig) -> Iterator[File]:
-    """A page per notebook, and the images in its outputs."""
+    """A page per notebook, and the images in its outputs.
+
+    It is Markdown, so its links are checked and turned like those of other pages, and it needs no styles or scripts.
+    """
     exporter = MarkdownExporter(preprocessors=[CoalesceStreamsPreprocessor()])  # joins text that was printed in pieces
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         text, resources = exporter.from_filename(str(path), resources={"output_files_dir": f"{path.stem}_files"})

@@ -146,7 +146,7 @@ def _choices(compared: Compared, candidates: list[Key], measure: str) -> pd.Data
         named = [_plain(compared, key) for key in tied[:MOST_NAMED]]
         if len(tied) > MOST_NAMED:
             named.append(f"and {len(tied) - MOST_NAMED} more")
-        row["not told apart from"] = BREAK.join(named)
+        row["not told apart from"] = BREAK.join(named) or "none"
         table.append(row)
     return pd.DataFrame(table)
 

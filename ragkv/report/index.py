@@ -13,6 +13,8 @@ from ragkv.results.files import read_json
 from ragkv.results.outputs import reports, summaries
 from ragkv.results.ranking import FEWEST
 
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
 
 def write_index(root: str | Path) -> Path:
     """Write ``outputs/index.html``, which lists every report below it with its models' scores, device and commit.
@@ -36,12 +38,13 @@ def _model(name: str, files: list[Path]) -> dict:
     tasks = [read_json(path, "of the benchmark") for path in files]
     means = _means([pd.DataFrame(task["summary"]).set_index(GROUP) for task in tasks])
     prompts = [task["summary"][0]["prompts"] for task in tasks]
-    row: dict = {"model": name, "tasks": len(tasks), "prompts": sum(prompts)}
-    for method, ratio in (("full_prefill", 1.0), ("full_reuse", 0.0)):
-        row[method] = _shown(means.loc[(method, ratio)]) if (method, ratio) in means.index else ""
+    row: dict = {"model": name}
     partial = means[[0 < ratio < 1 for _, ratio in means.index]]
     if len(partial):
         row |= _best(partial) if min(prompts) >= FEWEST else {"best": "too few prompts", "by": ""}
+    for method, ratio in (("full_prefill", 1.0), ("full_reuse", 0.0)):
+        row[method] = _shown(means.loc[(method, ratio)]) if (method, ratio) in means.index else ""
+    row |= {"prompts": sum(prompts), "tasks": len(tasks)}
     source = tasks[0]["provenance"]
     return row | {"measured on": f"{source['device']}, {source['dtype']}{BREAK}{source['commit']}"}
 
@@ -81,4 +84,5 @@ def _best(partial: pd.DataFrame) -> dict[str, str]:
 
 
 def _shown(line: pd.Series) -> str:
-    return f"{line['score']:.2f}{BREAK}({line['low']:.2f} … {line['high']:.2f})"
+    ends = f"({line['low']:.2f} … {line['high']:.2f})"
+    return f"{line['score']:.2f}{BREAK}{ends.replace(' ', NO_BREAK)}"

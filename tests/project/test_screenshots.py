@@ -21,7 +21,18 @@ PICTURES = os.environ.get("RAGKV_SCREENSHOTS")
 NEEDLE = {"haystack": "tiny", "tasks": {"single": {"lengths": [128], "depths": [0, 100]}}}
 RULER = {"source": "tiny", "tasks": {"vt_1": {"prompts": 10, "lengths": [256], "ratios": [0.1, 0.3]}}}
 METHODS = ["full_prefill", "full_reuse", "a3", "epic"]
-PAGES = ("index", "figures", "results", "selectors", "troubleshooting", "CHANGELOG", "api/index", "notebooks/00_idea")
+PAGES = (
+    "index",
+    "which-method",
+    "glossary",
+    "figures",
+    "results",
+    "selectors",
+    "troubleshooting",
+    "CHANGELOG",
+    "api/index",
+    "notebooks/00_idea",
+)
 
 pytestmark = needs_chromium
 
