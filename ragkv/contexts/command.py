@@ -36,10 +36,6 @@ def train_command(
     batches: Annotated[int, typer.Option(min=1, help="Batches of a step.")] = Settings.batches,
     batch_tokens: Annotated[int, typer.Option(min=64, help="Document tokens of a batch.")] = 16384,
     questions: Annotated[int, typer.Option(min=1, help="Questions about each document, which share its pass.")] = 4,
-    repaired: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="Share of batches in which what is asked for counts as recomputed."),
-    ] = Settings.repaired,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Gradient checkpointing: far less memory, a third more time.")
     ] = False,
@@ -64,7 +60,6 @@ def train_command(
         learning_rate=learning_rate,
         batches=batches,
         patience=patience,
-        repaired=repaired,
         recompute=recompute,
         seed=seed,
     )

@@ -56,16 +56,12 @@ class Exercise:
         about one prompt's document stand next to each other.
     answer
         Where in `question` the answer begins; its length if the model is to answer.
-    evidence
-        ``(prompts * questions, tokens)``: the places in the document, counted from the first chunk's first token, of
-        what each question asks for. No tokens where the model is to answer.
     """
 
     prefix: Ids
     chunks: Tensor
     question: Tensor
     answer: int
-    evidence: Tensor
 
     @property
     def questions(self) -> int:
@@ -151,24 +147,19 @@ class Exercises:
         prefix, turn_end = chat_parts(self._tokenizer, random.choice(INSTRUCTIONS), "")
         if random.random() < self._open_share:
             question = [*self._text("\n" + random.choice(OPEN)), *turn_end]
-            asked = torch.tensor([question] * prompts)
-            return Exercise(tuple(prefix), torch.tensor(chunks), asked, len(question), asked[:, :0])
+            return Exercise(tuple(prefix), torch.tensor(chunks), torch.tensor([question] * prompts), len(question))
 
         cloze = random.random() < 0.25
         begun = not cloze and random.random() < 0.5  # the answer has begun: with the words that the question quotes
         wording = random.choice(CLOZE if cloze else RECALL).split("{words}")
         before, after = self._text("\n" + wording[0]), self._text(wording[1])
-        questions, evidence = [], []
+        questions = []
         for of_prompt in chunks:
             for _ in range(min(self._questions, MOST_QUESTIONS // prompts)):
-                number = random.randrange(count)
-                words, answer, places = self._quote(of_prompt[number], cloze)
+                words, answer = self._quote(random.choice(of_prompt), cloze)
                 questions.append([*before, *words, *after, *turn_end, *(words if begun else []), *answer])
-                evidence.append([number * tokens + place for place in places])
         answer_start = len(questions[0]) - len(answer)
-        return Exercise(
-            tuple(prefix), torch.tensor(chunks), torch.tensor(questions), answer_start, torch.tensor(evidence)
-        )
+        return Exercise(tuple(prefix), torch.tensor(chunks), torch.tensor(questions), answer_start)
 
     def _chunk(self, tokens: int) -> list[int]:
         """A window of some text, with a blank line at its end as chunks of documents have."""
@@ -179,11 +170,8 @@ class Exercises:
                 start = self._random.randrange(len(text) - body + 1)
                 return [*text[start : start + body], *self._blank_line]
 
-    def _quote(self, chunk: Sequence[int], cloze: bool) -> tuple[list[int], list[int], range]:
-        """What a question quotes of a chunk, its answer, and where both stand in the chunk.
-
-        The answer is the words behind the quote, or the words left out of it.
-        """
+    def _quote(self, chunk: Sequence[int], cloze: bool) -> tuple[list[int], list[int]]:
+        """What a question quotes of a chunk, and the answer: the words behind it, or the words left out."""
         body = len(chunk) - len(self._blank_line)
         behind = CUE if cloze else 0
         answer_tokens = min(self._answer_tokens // (2 if cloze else 1), body - CUE - behind)
@@ -193,7 +181,7 @@ class Exercises:
         words = list(chunk[start:answer_start])
         if cloze:
             words += [*self._gap, *chunk[answer_stop : answer_stop + CUE]]
-        return words, list(chunk[answer_start:answer_stop]), range(start, answer_stop + behind)
+        return words, list(chunk[answer_start:answer_stop])
 
     def _text(self, text: str) -> list[int]:
         return encode(self._tokenizer, text)

@@ -26,7 +26,6 @@ def divergences(
     exercise: Exercise,
     *,
     behind_prefix: bool,
-    repaired: bool = False,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """How far plain reuse behind the context is from a full prefill, in nats.
@@ -35,8 +34,6 @@ def divergences(
     ----------
     context
         ``(layers, 2, kv_heads, tokens, head_dim)`` on the model's device; gradients reach it.
-    repaired
-        What the questions ask for has full prefill's keys and values, as if a selector had recomputed it.
     recompute
         Keep only each layer's input, keys and values for the backward pass, which computes each layer again
         (gradient checkpointing). It takes far less memory and about a third more time.
@@ -63,8 +60,6 @@ def divergences(
     front = prefix if behind_prefix else prefix[:, :1]
     stored = _stored(model, rotary, context, front, chunks, recompute=recompute)
     reused = _per_question(exercise, _behind(computed, prefix.shape[1], stored, rotary))
-    if repaired:
-        reused = _repaired(reused, whole, exercise.evidence.to(device) + prefix.shape[1])
     found = _logits(model, rotary, reused, asked, recompute=recompute)[:, :-1]
 
     expected, found = expected.float().log_softmax(-1), found.float().log_softmax(-1)
@@ -85,20 +80,6 @@ def _per_question(exercise: Exercise, documents: Sequence[KV]) -> list[KV]:
     times = exercise.questions
     return [
         (keys.repeat_interleave(times, dim=0), values.repeat_interleave(times, dim=0)) for keys, values in documents
-    ]
-
-
-def _repaired(reused: Sequence[KV], whole: Sequence[KV], places: Tensor) -> list[KV]:
-    """The reused keys and values, with full prefill's at some places of each question's document."""
-    _, kv_heads, _, head_dim = reused[0][0].shape
-    index = places[:, None, :, None].expand(-1, kv_heads, -1, head_dim)
-
-    def repair(states: Tensor, right: Tensor) -> Tensor:
-        return states.scatter(2, index, right.gather(2, index))
-
-    return [
-        (repair(keys, right_keys), repair(values, right_values))
-        for (keys, values), (right_keys, right_values) in zip(reused, whole, strict=True)
     ]
 
 

@@ -47,9 +47,6 @@ class Settings:
     behind_prefix
         The share of batches whose chunks are computed behind the prompt's prefix; in the others they are computed
         behind BOS alone. One context then serves both.
-    repaired
-        The share of batches in which what the questions ask for has full prefill's keys and values, as if a selector
-        had recomputed it: the context then learns what the other tokens need.
     check_every
         Steps between two looks at held-out texts.
     patience
@@ -66,30 +63,10 @@ class Settings:
     learning_rate: float = 1e-2
     batches: int = 1
     behind_prefix: float = 0.5
-    repaired: float = 0.0
     check_every: int = 100
     patience: int = 5
     recompute: bool = False
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Prompts that go through the model together.
-
-    Attributes
-    ----------
-    exercise
-        The prompts.
-    behind_prefix
-        Whether their chunks are computed behind the prefix.
-    repaired
-        Whether what the questions ask for has full prefill's keys and values.
-    """
-
-    exercise: Exercise
-    behind_prefix: bool
-    repaired: bool
 
 
 def train(
@@ -141,12 +118,11 @@ def train(
         resume(checkpoint, training, made_with)
         for _ in range(training.progress.step * settings.batches):  # the texts go on where they stopped
             drawn.draw()
-            torch.rand(2, generator=random)
+            torch.rand((), generator=random)
 
-    def next_batch() -> _Batch:
+    def next_batch() -> tuple[Exercise, bool]:
         exercise = drawn.draw()
-        behind_prefix, repaired = torch.rand(2, generator=random).tolist()
-        return _Batch(exercise, behind_prefix < settings.behind_prefix, repaired < settings.repaired)
+        return exercise, torch.rand((), generator=random).item() < settings.behind_prefix
 
     start = saved = monotonic()
     before = training.progress.seconds
@@ -179,20 +155,14 @@ def _step(
     rotary: list[Rotary],
     settings: Settings,
     training: Training,
-    batches: Sequence[_Batch],
+    batches: Sequence[tuple[Exercise, bool]],
 ) -> None:
-    """One step of the optimizer."""
+    """One step of the optimizer, over batches with or without the prefix before their chunks."""
     progress = training.progress
     found = 0.0
-    for batch in batches:
+    for exercise, behind_prefix in batches:
         answer, question = divergences(
-            model,
-            rotary,
-            training.context,
-            batch.exercise,
-            behind_prefix=batch.behind_prefix,
-            repaired=batch.repaired,
-            recompute=settings.recompute,
+            model, rotary, training.context, exercise, behind_prefix=behind_prefix, recompute=settings.recompute
         )
         ((answer + QUESTION_WEIGHT * question) / len(batches)).backward()
         found += answer.item() / len(batches)
@@ -203,7 +173,7 @@ def _step(
     training.optimizer.zero_grad(set_to_none=True)
 
     running = found if progress.step == 0 else 0.98 * progress.divergence + 0.02 * found
-    prompts = progress.prompts + sum(len(batch.exercise.chunks) for batch in batches)
+    prompts = progress.prompts + sum(len(exercise.chunks) for exercise, _ in batches)
     training.progress = replace(progress, step=progress.step + 1, prompts=prompts, divergence=running)
 
 

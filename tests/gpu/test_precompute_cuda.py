@@ -56,7 +56,8 @@ def test_a_segment_is_the_same_bit_by_bit_whatever_shares_its_pass(family, rng, 
 
 
 def test_precompute_stores_the_same_bits_one_by_one_and_at_once(family, rng):
-    model = make_model(family, max_position_embeddings=2048).to("cuda", torch.bfloat16)
+    window = {"sliding_window": 2048} if family == "gemma3_text" else {}
+    model = make_model(family, max_position_embeddings=2048, **window).to("cuda", torch.bfloat16)
     chunks = [random_ids(rng, 20 + i % 13) for i in range(40)]
     assert most_tokens(model) == MOST_TOKENS
     at_once, one_by_one = memory_store(), memory_store()
