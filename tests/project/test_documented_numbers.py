@@ -139,6 +139,16 @@ def stored_keys(run, header, rows):
         yield layer, cell.removesuffix(" %"), 100 * recorded[layer]["recovered"][0]
 
 
+def trained_longer(run, header, rows):
+    if run != "contexts-h200.json" or header[0] != "trained longer":
+        return
+    recorded = json.loads((RECORDED / run).read_text())["longer"]["methods"]
+    for label, *cells in rows:
+        for cell, kind in zip(cells, header[1:], strict=True):
+            for shown, value in zip(re.findall(r"\d+", cell), recorded[label][kind]["recovered"], strict=True):
+                yield label, shown, 100 * value
+
+
 def prefills(run, header, rows):
     if not re.fullmatch(r"bench-h\d+-.*json", run or "") or header[0] != "tokens" or "ms" in rows[0][1]:
         return
@@ -260,6 +270,7 @@ CHECKS = [
     (contexts, 220),
     (trainings, 12),
     (trained_anew, 36),
+    (trained_longer, 45),
     (stored_keys, 10),
     (prefills, 70),
     (attention, 24),
@@ -304,6 +315,26 @@ def test_readme_says_what_the_figure_shows():
     assert f"CacheBlend answers {share['cacheblend']}, EPIC {share['epic']}, the most surprising tokens" in text
     assert f"tokens {share['surprisal']}." in text
     assert time["a3", 0.15] > 2, "less than half of the full prefill's time"
+
+
+def test_page_on_contexts_counts_the_right_answers_at_twice_the_length():
+    """Of 40 prompts of tracking and 20 two-hop questions per model."""
+    table = pd.read_csv(RECORDED / "contexts/overview.csv")
+    weights = {"ruler": 40, "longbench": 20}
+    columns = [column for column in table if column.split(", ")[-1] in weights]
+    assert len(columns) == 6
+    right = sum(weights[column.split(", ")[-1]] * table[column] for column in columns).round().astype(int)
+    count = dict(zip(zip(table["method"], table["ratio"], strict=True), right, strict=True))
+    text = " ".join((ROOT / "docs/contexts.md").read_text().split())
+    learned, prefix, bos = (
+        count[f"probe{behind}", 0.01]
+        for behind in (" behind a learned context", " behind the prefix", " behind a learned context and BOS")
+    )
+    assert f"answer {learned} of {count['full_prefill', 1.0]} prompts at 1 % behind the context and the prefix" in text
+    assert (
+        f"{prefix} behind the prefix, {bos} behind the context and BOS, and {count['probe', 0.01]} behind BOS" in text
+    )
+    assert f"Plain reuse answers {count['full_reuse', 0.0]} of the 180." in text
 
 
 def test_serving_page_says_what_kills_did():
