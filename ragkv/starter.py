@@ -7,7 +7,13 @@ from typing import Annotated
 import typer
 
 PACKAGE = Path(__file__).parent
-CONTENTS = ("params", "notebooks", "outputs/reference/bench-h100-llama-3-8b.json")
+RECORDS = (  # what notebooks read
+    "bench-h100-llama-3-8b.json",
+    "bench-h200-llama-3-8b.json",
+    "smollm2-gpu/overview-fidelity.csv",
+    "smollm2-gpu/smollm2/ruler/niah_multikey_1.json",
+)
+CONTENTS = ("params", "notebooks", *(f"outputs/reference/{record}" for record in RECORDS))
 
 
 def source() -> Path:
