@@ -102,7 +102,7 @@ def test_everything_parses(path):
     text = path.read_text()
     if path.suffix == ".ipynb":
         cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
-        text = "\n".join(re.sub(r"^%.*$", "", "".join(c["source"]), flags=re.M) for c in cells)
+        text = "\n".join(re.sub(r"^( *)%.*$", r"\1pass", "".join(c["source"]), flags=re.M) for c in cells)
     ast.parse(text)
 
 
