@@ -53,8 +53,13 @@ def record(times=(1.2, 2.0, 5.0), lengths=(4096, 8192), tiers=None):
 
 @pytest.mark.parametrize("name", QUIET)
 def test_recorded_rows_are_predicted_from_other_lengths(name):
-    """Half of the rows are within a tenth of the measured time, nearly all within a quarter, from files a third."""
+    """Half of the rows are within a tenth of the measured time, nearly all within a quarter, from files a third.
+
+    Not of those methods from files that wait for stored keys or values before they choose, see docs/capacity.md.
+    """
     found = check(RECORDS[name])
+    waiting = (found["selector"] == "cacheblend") | found.reindex(columns=["keys"])["keys"].notna()
+    found = found[~(waiting & found["tier"].isin(FILES))]
     from_files = found["tier"].isin(FILES)
     assert (~from_files).sum() >= 10
     for errors, bound in ((found["error"][~from_files].abs(), 0.25), (found["error"][from_files].abs(), 0.35)):
