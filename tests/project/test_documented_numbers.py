@@ -364,6 +364,16 @@ def test_page_on_contexts_counts_the_right_answers_at_twice_the_length():
     assert f"Plain reuse answers {count['full_reuse', 0.0]} of the 180." in text
 
 
+def test_page_on_contexts_says_what_a_single_chunk_loses():
+    rows = json.loads((RECORDED / "contexts.json").read_text())["one chunk"]["rows"]
+    kl = {row["behind"]: f"{row['reuse'][0]:.3f}" for row in rows}
+    text = " ".join((ROOT / "docs/contexts.md").read_text().split())
+    assert (
+        f"a KL of {kl['BOS']} behind BOS, {kl['learned']} behind the context and BOS, {kl['learned+prefix']} behind the "
+        f"context and the prefix, and {kl['prefix']} behind the prefix."
+    ) in text
+
+
 def test_serving_page_says_what_kills_did():
     found = json.loads((RECORDED / "serving.json").read_text())["kills"]
     text = " ".join((ROOT / "docs/serving.md").read_text().split())
