@@ -54,12 +54,11 @@ def divergences(
         asked = torch.cat((asked, _answers(model, unanswered)), dim=1)
 
     with torch.no_grad():
-        computed = _at_places(rotary, keys_values(model, rotary, document, None, 0), 0)
-        whole = _per_question(exercise, computed)
+        whole = _at_places(rotary, keys_values(model, rotary, document, None, 0), 0)
         expected = _logits(model, rotary, whole, asked, recompute=False)[:, :-1]
     front = prefix if behind_prefix else prefix[:, :1]
     stored = _stored(model, rotary, context, front, chunks, recompute=recompute)
-    reused = _per_question(exercise, _behind(computed, prefix.shape[1], stored, rotary))
+    reused = _behind(whole, prefix.shape[1], stored, rotary)
     found = _logits(model, rotary, reused, asked, recompute=recompute)[:, :-1]
 
     expected, found = expected.float().log_softmax(-1), found.float().log_softmax(-1)
@@ -73,14 +72,6 @@ def _at_places(rotary: list[Rotary], states: Sequence[KV], start: int) -> list[K
     tokens = states[0][0].shape[2]
     positions = torch.arange(start, start + tokens, device=states[0][0].device)
     return [(rotate(keys, positions), values) for rotate, (keys, values) in zip(rotary, states, strict=True)]
-
-
-def _per_question(exercise: Exercise, documents: Sequence[KV]) -> list[KV]:
-    """The keys and values of each question's document."""
-    times = exercise.questions
-    return [
-        (keys.repeat_interleave(times, dim=0), values.repeat_interleave(times, dim=0)) for keys, values in documents
-    ]
 
 
 def _stored(
@@ -148,11 +139,13 @@ def _logits(
     model: PreTrainedModel, rotary: list[Rotary], reused: Sequence[KV], asked: Tensor, *, recompute: bool
 ) -> Tensor:
     """Logits of the questions' tokens, which stand behind the reused keys and values of their documents."""
-    start = reused[0][0].shape[2]
+    documents, _, start, _ = reused[0][0].shape
+    questions = len(asked) // documents
     positions = torch.arange(start, start + asked.shape[1], device=asked.device)
 
     def place(index: int, fresh: KV) -> KV:
-        (keys, values), (before_keys, before_values) = fresh, reused[index]
+        keys, values = fresh
+        before_keys, before_values = (states.repeat_interleave(questions, dim=0) for states in reused[index])
         rotated = rotary[index](keys, positions)
         return torch.cat((before_keys, rotated), dim=2), torch.cat((before_values, values), dim=2)
 
