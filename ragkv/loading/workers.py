@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ragkv.loading.pinned import pin, unpin
 from ragkv.store.segment_file import ByteRange
 
 MAX_WORKERS = 16
@@ -133,7 +134,7 @@ class ReadWorkers:
             os.ftruncate(memory_file, size)
             self._buffer = torch.frombuffer(mmap.mmap(memory_file, size), dtype=torch.uint8)
             pinned_at = self._buffer.data_ptr() if torch.cuda.is_available() else None
-            if pinned_at is not None and not _pin(pinned_at, size):
+            if pinned_at is not None and pin(pinned_at, size) is not None:
                 raise MemoryError(
                     f"{size / 2**30:.2f} GiB of this machine's memory could not be pinned to read stored segments "
                     "into: free memory, or give shorter prompts"
@@ -165,18 +166,12 @@ def _has_input(file: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _pin(address: int, size: int) -> bool:
-    """Have CUDA pin existing memory; return whether it did."""
-    cuda = torch.cuda.cudart()
-    return cuda.cudaHostRegister(address, size, 0) == cuda.cudaError.success
-
-
 def _stop_workers(owner: int, workers: Sequence[subprocess.Popen[bytes]], pinned_at: int | None) -> None:
     """Unpin the buffer and end the workers; in a forked child, leave its parent's alone."""
     if owner != os.getpid():
         return
     if pinned_at is not None:
-        torch.cuda.cudart().cudaHostUnregister(pinned_at)
+        unpin(pinned_at)
     for worker in workers:
         assert worker.stdin is not None
         with suppress(BrokenPipeError):  # it has ended already

@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ragkv.loading import pinned
+
 
 class Pinning(Protocol):
     """Pins memory that exists already. `CudaPinning` is the real one."""
@@ -27,9 +29,8 @@ class CudaPinning:
     """Has CUDA pin memory of this process. Each process that maps shared memory pins it for itself."""
 
     def pin(self, memory: Tensor) -> None:
-        cuda = torch.cuda.cudart()
-        error = cuda.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
-        if error == cuda.cudaError.success:
+        error = pinned.pin(memory.data_ptr(), memory.nbytes)
+        if error is None:
             return
         with suppress(RuntimeError):  # CUDA reports the error again after the next kernel: let it be this one
             torch.ones(1, device="cuda")
@@ -39,7 +40,7 @@ class CudaPinning:
         )
 
     def unpin(self, memory: Tensor) -> None:
-        torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+        pinned.unpin(memory.data_ptr())
 
 
 def wait_for_copies(devices: set[torch.device]) -> None:
