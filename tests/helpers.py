@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Cache,
     Gemma3TextConfig,
     GraniteConfig,
     LlamaConfig,
@@ -149,6 +150,13 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     found, expected = found.double(), expected.double()
     assert found.shape == expected.shape
     return float((found - expected).abs().max() / expected.abs().max())
+
+
+def assert_caches_agree(found: Cache, expected: Cache, bound: float) -> None:
+    """Keys and values of every layer have at most this relative error."""
+    for mine, theirs in zip(found.layers, expected.layers, strict=True):
+        assert relative_error(mine.keys, theirs.keys) <= bound
+        assert relative_error(mine.values, theirs.values) <= bound
 
 
 PROSE = (

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import fuse, make_model, memory_store, random_prompt, relative_error, shared_model
+from helpers import assert_caches_agree, fuse, make_model, memory_store, random_prompt, relative_error, shared_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -61,9 +61,7 @@ def assert_same(together, alone, bound=1e-5):
         assert found.tokens == expected.tokens
         assert torch.equal(found.selected, expected.selected)
         assert relative_error(found.logits, expected.logits) <= bound
-        for mine, theirs in zip(found.cache.layers, expected.cache.layers, strict=True):
-            assert relative_error(mine.keys, theirs.keys) <= bound
-            assert relative_error(mine.values, theirs.values) <= bound
+        assert_caches_agree(found.cache, expected.cache, bound)
 
 
 def test_every_family_and_selector_gives_the_same(model, selector, rng):

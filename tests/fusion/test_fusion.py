@@ -10,6 +10,7 @@ from helpers import (
     FAMILIES,
     RATIO_SELECTORS,
     ROPES,
+    assert_caches_agree,
     fuse,
     make_model,
     memory_store,
@@ -33,9 +34,7 @@ from ragkv.selectors import get_selector
 
 def assert_caches_equal(found, expected):
     assert len(found.layers) == len(expected.layers)
-    for mine, theirs in zip(found.layers, expected.layers, strict=True):
-        assert relative_error(mine.keys, theirs.keys) <= 1e-5
-        assert relative_error(mine.values, theirs.values) <= 1e-5
+    assert_caches_agree(found, expected, 1e-5)
 
 
 @pytest.mark.parametrize("prefix", [4, None])

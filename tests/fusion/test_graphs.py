@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import make_model, random_prompt, relative_error
+from helpers import assert_caches_agree, make_model, random_prompt, relative_error
 
 from ragkv import decode, fused_prefill
 from ragkv.fusion.padded_layers import PaddedLayers
@@ -69,9 +69,7 @@ def test_graphs_give_what_the_layers_give(rng, workspace_of, monkeypatch, device
         found = fused_prefill(model, prompt, store, selector, workspace=workspace)
         assert torch.equal(found.selected, expected.selected)
         assert relative_error(found.logits, expected.logits) <= 1e-4
-        for mine, plain in zip(found.cache.layers, expected.cache.layers, strict=True):
-            assert relative_error(mine.keys, plain.keys) <= 1e-4
-            assert relative_error(mine.values, plain.values) <= 1e-4
+        assert_caches_agree(found.cache, expected.cache, 1e-4)
         assert decode(model, found, max_new_tokens=3).ids == decode(model, expected, max_new_tokens=3).ids
     graphs = workspace._capture
     assert any("tokens" in what for what in graphs.captured)

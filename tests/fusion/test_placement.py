@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import make_model, memory_store, random_prompt, relative_error
+from helpers import assert_caches_agree, make_model, memory_store, random_prompt, relative_error
 
 from ragkv import fused_prefill, precompute
 from ragkv.eviction import get_eviction
@@ -70,9 +70,7 @@ def test_layers_that_are_transferred_are_as_those_read_one_by_one(rng, monkeypat
     assert len(transfers) == (2 if name in ("a3", "cacheblend") and prefix else 1)  # one for the prefix alone
     assert torch.equal(found.selected, expected.selected)
     assert relative_error(found.logits, expected.logits) <= 1e-5
-    for mine, plain in zip(found.cache.layers, expected.cache.layers, strict=True):
-        assert relative_error(mine.keys, plain.keys) <= 1e-5
-        assert relative_error(mine.values, plain.values) <= 1e-5
+    assert_caches_agree(found.cache, expected.cache, 1e-5)
 
 
 @pytest.mark.parametrize("lent", [False, True], ids=["own memory", "in a workspace"])

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import RATIO_SELECTORS, make_model, memory_store, random_prompt, relative_error
+from helpers import RATIO_SELECTORS, assert_caches_agree, make_model, memory_store, random_prompt, relative_error
 
 from ragkv import decode, fused_prefill, precompute
 from ragkv.eviction import get_eviction
@@ -48,9 +48,7 @@ def test_prefill_and_decoding_are_as_without(family, rng, device):
             assert torch.equal(found.selected, expected.selected)
             assert relative_error(found.logits, expected.logits) <= 1e-4
             assert found.cache.get_seq_length() == len(prompt.ids)
-            for mine, plain in zip(found.cache.layers, expected.cache.layers, strict=True):
-                assert relative_error(mine.keys, plain.keys) <= 1e-4
-                assert relative_error(mine.values, plain.values) <= 1e-4
+            assert_caches_agree(found.cache, expected.cache, 1e-4)
             assert decode(model, found, max_new_tokens=5).ids == decode(model, expected, max_new_tokens=5).ids
 
 
@@ -105,9 +103,7 @@ def test_decoding_behind_an_eviction_goes_on_in_the_workspace(family, rng, monke
             assert len(steps) == 5
             assert generation.ids == plainly.ids
             assert generation.cache.get_seq_length() == kept + 5
-            for mine, theirs in zip(generation.cache.layers, plainly.cache.layers, strict=True):
-                assert relative_error(mine.keys, theirs.keys) <= 1e-4
-                assert relative_error(mine.values, theirs.values) <= 1e-4
+            assert_caches_agree(generation.cache, plainly.cache, 1e-4)
 
 
 def test_a_prompt_too_long_and_another_model_are_refused(llama, rng):
@@ -197,9 +193,7 @@ def test_decoding_may_need_more_than_the_workspace(llama, rng, left, monkeypatch
     assert generation.ids == expected.ids
     assert len(generation.ids) == 6
     assert len(steps) == (5 if left >= 5 else 0)
-    for mine, plain in zip(generation.cache.layers, expected.cache.layers, strict=True):
-        assert relative_error(mine.keys, plain.keys) <= 1e-4
-        assert relative_error(mine.values, plain.values) <= 1e-4
+    assert_caches_agree(generation.cache, expected.cache, 1e-4)
 
 
 @GPU

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 import torch
-from helpers import make_model, random_prompt, relative_error
+from helpers import assert_caches_agree, make_model, random_prompt, relative_error
 
 from ragkv import decode, fused_prefill, fused_prefills
 from ragkv.fusion.workspace import Workspace
@@ -65,9 +65,7 @@ def test_a_batch_gives_what_each_prompt_gives(family, name, rows, where):
         for found, expected in zip(together, alone, strict=True):
             assert torch.equal(found.selected, expected.selected)
             assert relative_error(found.logits, expected.logits) <= 1e-4
-            for mine, theirs in zip(found.cache.layers, expected.cache.layers, strict=True):
-                assert relative_error(mine.keys, theirs.keys) <= 1e-4
-                assert relative_error(mine.values, theirs.values) <= 1e-4
+            assert_caches_agree(found.cache, expected.cache, 1e-4)
             assert decode(model, found, max_new_tokens=4).ids == decode(model, expected, max_new_tokens=4).ids
 
 
