@@ -24,7 +24,7 @@ class Choices:
 
     def __init__(self, trusting: bool):
         self._trusting = trusting
-        self._checks: list[Tensor] = []
+        self._trusted_rows: list[tuple[Tensor, int]] = []  # of each choice, and the number of document tokens
 
     def rows(self, selector: Selector, prompt: Prompt, chosen: Tensor | None, active: Tensor) -> Tensor:
         """The rows of a prompt that go on: those of the chosen document tokens, sorted, and those of the question.
@@ -54,13 +54,16 @@ class Choices:
         return torch.cat((kept, torch.arange(first, len(active), device=kept.device)))
 
     def valid(self) -> bool:
-        """True if every trusted choice was valid. On a GPU, call it after synchronising."""
-        return all(map(bool, self._checks))
+        """True if every trusted choice was valid. It waits for the GPU, so ask once everything else is started."""
+        checks = [
+            (kept.diff() > 0).all() & (kept >= 0).all() & (kept < tokens).all() for kept, tokens in self._trusted_rows
+        ]
+        return not checks or bool(torch.stack(checks).all())
 
     def _trusted(self, chosen: Tensor, tokens: int) -> Tensor:
         """The rows of chosen tokens, all of which are still there. Each is assumed to be chosen once."""
         kept = chosen.sort().values
-        self._checks.append((kept.diff() > 0).all() & (kept >= 0).all() & (kept < tokens).all())
+        self._trusted_rows.append((kept, tokens))
         return kept.clamp(0, tokens - 1)
 
 

@@ -144,6 +144,28 @@ class Forward:
         )
         return hidden, going_on
 
+    def observe(self, index: int, hidden: Tensor, rows: Rows) -> tuple[Tensor, KV, float]:
+        """What these rows attend to in a layer, without computing its output.
+
+        Returns
+        -------
+        queries
+            ``(1, heads, rows, head_dim)``, rotated.
+        fused
+            Keys (rotated) and values of all slots, these rows' own included.
+        scaling
+            Of their products.
+        """
+        layer = self._model.model.layers[index]
+        attention = layer.self_attn
+        rows = rows.to(decoder.device(layer))
+        normed = decoder.attention_input(layer, hidden.to(rows.positions.device))
+        self._stored.finish(index)
+        fresh = decoder.keys_values(attention, normed)
+        write(self._memory.layer(index), fresh, self.rotary[index], rows.positions, rows.slots)
+        queries = self.rotary[index](decoder.queries(attention, normed), rows.positions)
+        return queries, self._tokens_of(index), attention.scaling
+
     def weights(self, rows: Rows, power: float) -> Tensor:
         """Attention weights of a pass over these rows through all layers.
 

@@ -106,7 +106,7 @@ class PaddedLayers:
             return attended
 
         layer = self._memory.model.model.layers[index]
-        side_stream = self._side_stream(hidden.device)
+        side_stream = self._side_stream(hidden.device) if hidden.shape[1] > 1 else None
         hidden, _ = decoder.run_layer(layer, hidden, angles, rotary, place, attend, side_stream=side_stream)
         return hidden
 

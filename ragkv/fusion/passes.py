@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ragkv.fusion.forward import Forward
 from ragkv.fusion.rows import Rows
-from ragkv.models.decoder import KV
 from ragkv.selectors import Ask, Look, Observation, Pass, Selector
 
 
@@ -84,21 +83,18 @@ class Passes:
             raise ValueError(f"selection layer {index}: this model's layers are 0 to {forward.layers[-1]}")
         rows = self._rows({number: [] for number in asks})
         hidden = forward.through(forward.layers[:index], forward.embed(rows), rows)
-        answers: dict[int, Observation] = {}
-
-        def watch(_: int, queries: Tensor, fused: KV, rows: Rows, scaling: float) -> None:
-            for number in asks:
-                prompt, span = forward.prompts[number], rows.spans[number]
-                keys, _ = forward.of_prompt(number, fused)
-                answers[number] = Observation(
-                    prompt,
-                    forward.reused[number].surprisal,
-                    queries=queries[:, :, span.start : span.stop],
-                    keys=keys[:, :, prompt.document_span.start :],
-                    scaling=scaling,
-                )
-
-        forward.layer(index, hidden, rows, watch=watch)
+        queries, fused, scaling = forward.observe(index, hidden, rows)
+        answers = {}
+        for number in asks:
+            prompt, span = forward.prompts[number], rows.spans[number]
+            keys, _ = forward.of_prompt(number, fused)
+            answers[number] = Observation(
+                prompt,
+                forward.reused[number].surprisal,
+                queries=queries[:, :, span.start : span.stop],
+                keys=keys[:, :, prompt.document_span.start :],
+                scaling=scaling,
+            )
         return answers
 
     def _rows(self, looking: Mapping[int, Sequence[Tensor]]) -> Rows:

@@ -177,10 +177,10 @@ def fused_prefills(
             caches = [build_cache(forward.cache(number)) for number in range(len(prompts))]
             if workspace is not None:
                 workspace.memory.check_unchanged()
-            if logits.device.type == "cuda":
-                torch.cuda.synchronize(logits.device)
             if not choices.valid():
                 return None
+            if logits.device.type == "cuda":
+                torch.cuda.synchronize(logits.device)
             timings = clock.seconds() | {"total": perf_counter() - start}
             selected = rows.to(torch.device("cpu")).by_prompt
             return [

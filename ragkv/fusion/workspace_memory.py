@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from transformers import PreTrainedModel
@@ -57,10 +58,11 @@ class WorkspaceMemory:
         self.workers: Mapping[torch.device, ReadWorkers] = (
             {gpu: ReadWorkers(others=len(gpus) - 1) for gpu in gpus} if sys.platform == "linux" else {}
         )
+        self._checking = [torch.cuda.Stream(gpu) for gpu in gpus]  # on which `check_unchanged` reads weights
         self._layouts: dict[str, Layout] = {}
 
     def check_model(self, model: PreTrainedModel) -> None:
-        """Refuse another model.
+        """Refuse another model. It is called before a prefill, and `check_unchanged` looks at the model as it is now.
 
         Raises
         ------
@@ -69,6 +71,8 @@ class WorkspaceMemory:
         """
         if model is not self.model:
             raise ValueError("the workspace was made for another model: make one for this model")
+        for stream in self._checking:
+            stream.wait_stream(torch.cuda.current_stream(stream.device))
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that are too long, together, to be prefilled at once.
@@ -90,14 +94,18 @@ class WorkspaceMemory:
         """Refuse a model that has changed since the workspace was made.
 
         A prefill asks once its kernels have been started: the host would otherwise only wait for the GPU, and the check
-        takes as long as a small prefill.
+        takes as long as a small prefill. Weights are read on a stream of its own, beside the prefill.
 
         Raises
         ------
         ValueError
             The model's weights, configuration or modules have changed.
         """
-        if fingerprint(self.model) != self._fingerprint:
+        with ExitStack() as streams:
+            for stream in self._checking:
+                streams.enter_context(torch.cuda.stream(stream))
+            now = fingerprint(self.model)
+        if now != self._fingerprint:
             raise ValueError("the model has changed since the workspace was made: make a new one")
 
     def layout(self, format: str) -> Layout:

@@ -78,7 +78,7 @@ def _attention(query, key, value, positions, scaling, chosen: Config, firsts: Te
     query = query.expand(batch, -1, -1, -1)
     parts = split(query, key, chosen)
     store_sums = sums or parts > 1
-    totals, peaks = torch.zeros((2, parts, batch, queries, heads) if store_sums else (2, 1), device=device)
+    totals, peaks = torch.empty((2, parts, batch, queries, heads) if store_sums else (2, 1), device=device)
     out = results = None
     if value is not None:
         out = torch.empty(batch, queries, heads, head_dim, dtype=query.dtype, device=device)
@@ -162,7 +162,10 @@ def _attend(
     part_keys = tl.cdiv(tl.cdiv(highest + 1 - begin, PARTS), KEYS) * KEYS
     start = begin + part * part_keys
     stop = tl.minimum(start + part_keys, highest + 1)
+    target = ((part * batch + item) * queries + query_index.to(tl.int64)) * heads + head
     if (start >= stop) & ((part > 0) | (highest >= 0)):  # a tile of padding alone is stored by its first part
+        if SUMS:
+            tl.store(totals + target, tl.zeros([ROWS], tl.float32), valid)
         return
     all_see = begin + (lowest + 1 - begin) // KEYS * KEYS  # keys before this need no mask
     if PACKED:
@@ -190,7 +193,6 @@ def _attend(
         all_see, stop, tokens, factor, HEAD_DIM, KEYS, True, VALUES, PACKED,
     )  # fmt: skip
 
-    target = ((part * batch + item) * queries + query_index) * heads + head
     if PARTS == 1:
         result = result / tl.where(total > 0, total, 1.0)[:, None]
     if SUMS:

@@ -41,8 +41,10 @@ def config(head_dim: int, dtype: torch.dtype, rows: int = 2**20) -> Config:
     """
     if dtype == torch.float32:
         return Config(64, 32, 4, 2)
+    if rows <= 16:
+        return Config(16, 32, 2, 3, 2)
     if rows <= 256:
-        return Config(16 if rows <= 16 else 64, 64, 4, 3, 2)
+        return Config(64, 64, 4, 3, 2)
     if head_dim <= 64:
         return Config(128, 128, 4, 2, 2)
     return Config(128, 128, 8, 3) if head_dim <= 128 else Config(128, 64, 8, 2)

@@ -64,22 +64,25 @@ def run_layer(
         Their positions.
     """
     attention = layer.self_attn
-    normed = _norm(layer, family_of(attention).norms.before_attention, hidden)
-
-    if side_stream is not None:
-        side_stream.wait_stream(torch.cuda.current_stream(hidden.device))
-    with torch.cuda.stream(side_stream):  # None: the current stream
-        fresh = keys_values(attention, normed)
-        keys, values = place(fresh)
+    normed = attention_input(layer, hidden)
 
     if choose is not None:
+        fresh = keys_values(attention, normed)
+        keys, values = place(fresh)
         kept = choose(normed, fresh)
         hidden, normed, positions = hidden[:, kept], normed[:, kept], positions[kept]
-    rotated = rotary(queries(attention, normed), positions)
-
-    if side_stream is not None:
-        torch.cuda.current_stream(hidden.device).wait_stream(side_stream)
-    attended = attend(rotated, keys, values, positions, attention.scaling)
+        query = queries(attention, normed)
+    elif side_stream is not None:
+        main_stream = torch.cuda.current_stream(hidden.device)
+        side_stream.wait_stream(main_stream)
+        with torch.cuda.stream(side_stream):
+            keys, values = place(keys_values(attention, normed))
+        query = queries(attention, normed)
+        main_stream.wait_stream(side_stream)
+    else:
+        query, keys, values = _states(attention, "qkv", normed)
+        keys, values = place((keys, values))
+    attended = attend(rotary(query, positions), keys, values, positions, attention.scaling)
     return finish(layer, hidden, attended), positions
 
 
@@ -100,31 +103,47 @@ def embed(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return hidden if scale is None else hidden * getattr(model.model, scale)
 
 
+def attention_input(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """A layer's normed input, which queries, keys and values are projected from."""
+    return _norm(layer, family_of(layer.self_attn).norms.before_attention, hidden)
+
+
 def queries(attention: nn.Module, hidden: Tensor) -> Tensor:
     """Queries before rotation: ``(batch, tokens, hidden)`` to ``(batch, heads, tokens, head_dim)``."""
-    return _heads(attention, _projected(attention, "q", hidden), "q_norm")
+    [query] = _states(attention, "q", hidden)
+    return query
 
 
 def keys_values(attention: nn.Module, hidden: Tensor) -> KV:
     """Keys before rotation and values: ``(batch, tokens, hidden)`` to ``(batch, kv_heads, tokens, head_dim)`` each."""
-    keys = _heads(attention, _projected(attention, "k", hidden), "k_norm")
-    values = _heads(attention, _projected(attention, "v", hidden))
+    keys, values = _states(attention, "kv", hidden)
     return keys, values
 
 
-def _projected(attention: nn.Module, name: Literal["q", "k", "v"], hidden: Tensor) -> Tensor:
-    """The projection to queries, keys or values, ``(batch, tokens, heads * head_dim)``."""
+def _states(attention: nn.Module, names: Literal["q", "kv", "qkv"], hidden: Tensor) -> list[Tensor]:
+    """Queries, keys and values, those that are named, before rotation: ``(batch, heads, tokens, head_dim)`` each."""
+    projected = _projected(attention, names, hidden)
+    norms = {"q": "q_norm", "k": "k_norm", "v": ""}
+    return [_heads(attention, states, norms[name]) for name, states in zip(names, projected, strict=True)]
+
+
+def _projected(attention: nn.Module, names: str, hidden: Tensor) -> list[Tensor]:
+    """The projections to queries, keys and values that are named, ``(batch, tokens, heads * head_dim)`` each."""
     if not family_of(attention).fused:
-        return getattr(attention, f"{name}_proj")(hidden)
+        return _maps(hidden, *(getattr(attention, f"{name}_proj") for name in names))
     query_width = attention.config.num_attention_heads * attention.head_dim
     key_width = attention.config.num_key_value_heads * attention.head_dim
-    start = {"q": 0, "k": query_width, "v": query_width + key_width}[name]
-    return _part(attention.qkv_proj, hidden, slice(start, start + (query_width if name == "q" else key_width)))
+    rows = {
+        "q": slice(0, query_width),
+        "k": slice(query_width, query_width + key_width),
+        "v": slice(query_width + key_width, query_width + 2 * key_width),
+    }
+    return [_part(attention.qkv_proj, hidden, rows[name]) for name in names]
 
 
 def _part(projection: nn.Module, hidden: Tensor, rows: slice) -> Tensor:
     """Some of a projection's outputs. Of other classes than PyTorch's own, such as adapters, all are computed."""
-    if type(projection) is nn.Linear and type(projection.weight) is nn.Parameter:
+    if _is_plain(projection):
         bias = None if projection.bias is None else projection.bias[rows]
         return linear(hidden, projection.weight[rows], bias)
     return projection(hidden)[..., rows]
@@ -152,16 +171,45 @@ def finish(layer: nn.Module, hidden: Tensor, attended: Tensor) -> Tensor:
         The output of attention, ``(batch, heads, tokens, head_dim)``.
     """
     norms = family_of(layer.self_attn).norms
-    output = layer.self_attn.o_proj(attended.transpose(1, 2).flatten(-2))
-    hidden = _add(layer, hidden, _norm(layer, norms.behind_attention, output))
-    output = _mlp(layer, _norm(layer, norms.before_mlp, hidden))
-    return _add(layer, hidden, _norm(layer, norms.behind_mlp, output))
+    attended = attended.transpose(1, 2).flatten(-2)
+    hidden = _add(layer, hidden, attended, layer.self_attn.o_proj, norms.behind_attention)
+    gated = _gated(layer, _norm(layer, norms.before_mlp, hidden))
+    return _add(layer, hidden, gated, layer.mlp.down_proj, norms.behind_mlp)
 
 
-def _add(layer: nn.Module, hidden: Tensor, output: Tensor) -> Tensor:
-    """A residual connection."""
+def _add(layer: nn.Module, hidden: Tensor, states: Tensor, projection: nn.Module, behind: str | None) -> Tensor:
+    """A residual connection: to the hidden states are added some states, projected and normed."""
     scale = family_of(layer.self_attn).residual_scale
+    if behind is None and scale is None:
+        [output] = _maps(states, projection, residual=hidden)
+        return output
+    output = _norm(layer, behind, projection(states))
     return hidden + (output if scale is None else output * getattr(layer, scale))
+
+
+def _maps(hidden: Tensor, *linears: nn.Module, residual: Tensor | None = None) -> list[Tensor]:
+    """Linear maps of the same states. `residual` is added to the result of a single one."""
+    if _one_token(hidden, *linears):
+        from ragkv.kernels import one_token
+
+        weights, biases = [linear.weight for linear in linears], [linear.bias for linear in linears]
+        return one_token.linear(hidden, weights, biases, residual)
+    results = [linear(hidden) for linear in linears]
+    return results if residual is None else [residual + result for result in results]
+
+
+def _one_token(hidden: Tensor, *linears: nn.Module) -> bool:
+    """Whether the kernels for a single token compute these maps of it."""
+    if hidden.shape[:-1].numel() != 1 or not _kernels_run(hidden) or not all(map(_is_plain, linears)):
+        return False
+    weights = [linear.weight for linear in linears]
+    biased = {linear.bias is not None for linear in linears}
+    return len(biased) == 1 and all(w.dtype == hidden.dtype and w.is_contiguous() for w in weights)
+
+
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether this is PyTorch's own linear map, rather than an adapter or quantised."""
+    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
 
 
 def _norm(layer: nn.Module, name: str | None, hidden: Tensor) -> Tensor:
@@ -181,16 +229,22 @@ def norm(norms: Norms, module: nn.Module, hidden: Tensor) -> Tensor:
     return module(hidden)
 
 
-def _mlp(layer: nn.Module, hidden: Tensor) -> Tensor:
+def _gated(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """The input of the MLP's last projection."""
     mlp = layer.mlp
     fused = family_of(layer.self_attn).fused
     activation = mlp.activation_fn if fused else mlp.act_fn
-    if _kernels_run(hidden) and isinstance(activation, nn.SiLU | SiLUActivation):
+    silu = isinstance(activation, nn.SiLU | SiLUActivation)
+    if silu and not fused and _one_token(hidden, mlp.gate_proj, mlp.up_proj) and mlp.gate_proj.bias is None:
+        from ragkv.kernels import one_token
+
+        return one_token.gated(hidden, mlp.gate_proj.weight, mlp.up_proj.weight)
+    gate, up = mlp.gate_up_proj(hidden).chunk(2, -1) if fused else (mlp.gate_proj(hidden), mlp.up_proj(hidden))
+    if silu and _kernels_run(hidden):
         from ragkv.kernels.elementwise import gated
 
-        gate, up = mlp.gate_up_proj(hidden).chunk(2, -1) if fused else (mlp.gate_proj(hidden), mlp.up_proj(hidden))
-        return mlp.down_proj(gated(gate, up))
-    return mlp(hidden)
+        return gated(gate, up)
+    return activation(gate) * up
 
 
 def _kernels_run(states: Tensor) -> bool:

@@ -20,6 +20,8 @@ from ragkv.store.quantize import CODECS
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)  # here, so that hundreds of tests are not collected first
 
+one_token = pytest.importorskip("ragkv.kernels.one_token", reason="Triton is not installed")
+
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
@@ -43,6 +45,52 @@ def test_backends_equal_the_reference_in_float32(backend, dtype, tokens, asked, 
     found = BACKENDS[backend](query, key, value, positions, 0.11)
     assert found.dtype == dtype
     assert relative_error(found.cpu(), expected) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("width", [64, 576, 4096, 14336])
+def test_maps_of_one_token_equal_products_in_float64(width, dtype):
+    torch.manual_seed(width)
+    state, residual = torch.randn(1, 1, width).to(dtype), torch.randn(1, 1, 300).to(dtype)
+    weights = [(torch.randn(count, width) / width**0.5).to(dtype) for count in (300, 70, 20)]
+    biases = [torch.randn(len(weight)).to(dtype) for weight in weights]
+    expected = [state.double() @ weight.double().T for weight in weights]
+    on_gpu = [weight.cuda() for weight in weights]
+
+    found = one_token.linear(state.cuda(), on_gpu, [bias.cuda() for bias in biases])
+    for result, product, bias in zip(found, expected, biases, strict=True):
+        assert relative_error(result.cpu().double(), product + bias.double()) <= BOUNDS[dtype]
+    [added] = one_token.linear(state.cuda(), on_gpu[:1], [None], residual.cuda())
+    assert relative_error(added.cpu().double(), expected[0] + residual.double()) <= BOUNDS[dtype]
+    gated = one_token.gated(state.cuda(), on_gpu[0], on_gpu[0].flip(0).contiguous())
+    silu = torch.nn.functional.silu(expected[0])
+    assert relative_error(gated.cpu().double(), silu * expected[0].flip(-1)) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_of_decoding_in_a_workspace_is_the_models_own(family, dtype, rng):
+    model, prompt = make_model(family).to("cuda", dtype), random_prompt(rng)
+    memory, workspace = InMemory.computed(model, prompt), Workspace(model, len(prompt.ids) + 4)
+    prefill = fused_prefill(model, prompt, memory, get_selector("a3", ratio=1.0), workspace=workspace)
+    token = int(prefill.logits.argmax())
+    state = torch.tensor([token, len(prompt.ids), len(prompt.ids)], device="cuda")
+    with torch.inference_mode():
+        found = workspace._logits(state)
+        expected = model(torch.tensor([[*prompt.ids, token]], device="cuda")).logits[:, -1]
+    assert relative_error(found, expected) <= (2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_weights_that_a_stream_writes_before_a_prefill_are_noticed(rng):
+    """The check reads weights on a stream of its own, which waits for what was started before the prefill."""
+    model, prompt = make_model("llama").cuda(), random_prompt(rng)
+    memory, workspace = InMemory.computed(model, prompt), Workspace(model, len(prompt.ids))
+    selector = get_selector("full_reuse")
+    fused_prefill(model, prompt, memory, selector, workspace=workspace)
+    weight = model.model.layers[-1].mlp.down_proj.weight.data
+    torch.cuda._sleep(200_000_000)  # about 0.1 s, so that the host is far ahead of the write
+    weight.mul_(2)
+    with pytest.raises(ValueError, match="the model has changed since the workspace was made"):
+        fused_prefill(model, prompt, memory, selector, workspace=workspace)
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0])

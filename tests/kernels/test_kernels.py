@@ -17,6 +17,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
+from ragkv.kernels import one_token
 from ragkv.kernels.attention import position_causal
 from ragkv.kernels.elementwise import gated, rms_norm, rotate
 from ragkv.kernels.placing import placing, write
@@ -315,6 +316,43 @@ def test_gates_equal_the_plain_ones(dtype):
     one_row = (torch.randn(1, 1, 2000) * 4).to(dtype).chunk(2, -1)
     for gate, up in (separate, halves, one_row):
         assert relative_error(gated(gate, up), torch.nn.functional.silu(gate) * up) <= BOUNDS[dtype]
+
+
+@settings(max_examples=15)
+@given(
+    width=st.sampled_from([1, 64, 576, 1024, 1500]),
+    outputs=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    dtype=st.sampled_from(list(BOUNDS)),
+    biased=st.booleans(),
+    added=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@example(width=1500, outputs=[3], dtype=torch.float16, biased=True, added=True, seed=0)
+@example(width=576, outputs=[9, 2, 2], dtype=torch.float32, biased=True, added=False, seed=1)
+def test_maps_of_one_token_equal_products_in_float64(width, outputs, dtype, biased, added, seed):
+    random = torch.Generator().manual_seed(seed)
+    state = torch.randn(1, 1, width, generator=random).to(dtype)
+    weights = [torch.randn(count, width, generator=random).to(dtype) for count in outputs]
+    biases = [torch.randn(count, generator=random).to(dtype) if biased else None for count in outputs]
+    residual = torch.randn(1, 1, outputs[0], generator=random).to(dtype) if added and len(outputs) == 1 else None
+    found = one_token.linear(state, weights, biases, residual)
+    assert len(found) == len(outputs)
+    for result, weight, bias in zip(found, weights, biases, strict=True):
+        expected = state.double() @ weight.double().T
+        expected = expected if bias is None else expected + bias.double()
+        expected = expected if residual is None else expected + residual.double()
+        assert relative_error(result.double(), expected) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("width", [1, 576, 1500])
+def test_gates_of_one_token_equal_products_in_float64(width, dtype):
+    random = torch.Generator().manual_seed(0)
+    state = torch.randn(1, 1, width, generator=random).to(dtype)
+    gate, up = (torch.randn(2, 7, width, generator=random) / width**0.5).to(dtype)
+    gates = state.double() @ gate.double().T
+    expected = gates * gates.sigmoid() * (state.double() @ up.double().T)
+    assert relative_error(one_token.gated(state, gate, up).double(), expected) <= BOUNDS[dtype]
 
 
 def test_unsupported_head_dimensions_and_dtypes_are_refused():
