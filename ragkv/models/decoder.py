@@ -51,7 +51,7 @@ def run_layer(
     positions
         ``(tokens,)``: the positions that the queries are rotated to.
     choose
-        Drops tokens once their keys and values are placed; by default all of them go on.
+        Drops tokens once their keys and values are computed, before they are placed; by default all of them go on.
     side_stream
         Computes and places keys and values beside the queries, as small matrix products leave a GPU half empty. Not
         together with `choose`.
@@ -70,10 +70,10 @@ def run_layer(
         side_stream.wait_stream(torch.cuda.current_stream(hidden.device))
     with torch.cuda.stream(side_stream):  # None: the current stream
         fresh = keys_values(attention, normed)
+        kept = None if choose is None else choose(normed, fresh)
         keys, values = place(fresh)
 
-    if choose is not None:
-        kept = choose(normed, fresh)
+    if kept is not None:
         hidden, normed, positions = hidden[:, kept], normed[:, kept], positions[kept]
     rotated = rotary(queries(attention, normed), positions)
 
