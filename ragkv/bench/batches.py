@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-from ragkv.bench.prefills import methods
+from ragkv.bench.prefills import Method
 from ragkv.bench.random_models import QUESTION, random_prompt
 from ragkv.bench.timing import measure
 from ragkv.costs.prefill import kv_bytes, operations, weight_bytes
@@ -26,10 +26,20 @@ from ragkv.selectors import Selector, get_selector
 MOST = 0.05  # share of tokens; with more of them, reading the weights matters little
 
 
+def batched(measured: Iterable[Method]) -> list[Method]:
+    """Those of the measured methods that choose few tokens before the first layer, in at most one pass of their own."""
+
+    def suits(selector: Selector) -> bool:
+        return 0 < selector.ratio <= MOST and not selector.observes and selector.passes <= 1
+
+    return [(name, options) for name, options in measured if suits(get_selector(name, **options))]
+
+
 def batch_rows(
     model: PreTrainedModel,
     tokens: int,
     sizes: Iterable[int],
+    measured: Iterable[Method],
     *,
     chunk_tokens: int,
     repeats: int,
@@ -37,15 +47,14 @@ def batch_rows(
 ) -> pd.DataFrame:
     """Fused prefills of several prompts at once, timed in turns with those of one prompt.
 
-    The selectors are those of `ragkv.bench.prefills` that choose few tokens before the first layer, in at most one pass
-    of their own.
-
     Parameters
     ----------
     tokens
         Of each prompt.
     sizes
         How many prompts are prefilled together. One at a time is always measured, too.
+    measured
+        From `ragkv.bench.prefills.methods`; only those that are `batched` are measured.
     machine
         With the speeds that `ragkv.bench.parts.ceilings` measured.
 
@@ -68,10 +77,8 @@ def batch_rows(
     workspaces = {count: Workspace(model, count * tokens) for count in counts}
 
     table = []
-    for name, options in methods(model.config.num_hidden_layers):
+    for name, options in batched(measured):
         selector = get_selector(name, **options)
-        if not 0 < selector.ratio <= MOST or selector.observes or selector.passes > 1:
-            continue
         runs: dict[str, Callable[[], object]] = {
             str(count): partial(_prefill, model, prompts[:count], store, selector, workspaces[count])
             for count in counts

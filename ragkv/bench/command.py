@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from ragkv.bench.batches import MOST, batched
 from ragkv.bench.checkpoint import CheckpointBench, measure_checkpoint
+from ragkv.bench.prefills import RATIOS, SELECTORS
 from ragkv.bench.random_models import FAMILY
 from ragkv.bench.shapes import ShapeBench, measure_shape
 from ragkv.bench.tiers import TIERS
@@ -25,15 +27,30 @@ def bench(
     lengths: Annotated[
         list[str] | None,
         typer.Option(
-            help="Tokens of the prompts, separated by commas; decoding and the store are measured at the first "
-            "(default: 8192,16384,32768).",
+            help="Tokens of the prompts, separated by commas (default: 8192,16384,32768); decoding and the store are "
+            "measured at the first.",
             rich_help_panel=SHAPE,
         ),
     ] = None,
     tiers: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Where keys and values come from, separated by commas (default: {','.join(TIERS)}).",
+            help=f"Where keys and values come from, separated by commas (default: {','.join(TIERS)}); "
+            '"" measures only full prefills.',
+            rich_help_panel=SHAPE,
+        ),
+    ] = None,
+    selectors: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Which selectors are measured, separated by commas (default: {','.join(SELECTORS)}).",
+            rich_help_panel=SHAPE,
+        ),
+    ] = None,
+    ratios: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Shares of tokens that they recompute, separated by commas (default: {','.join(map(str, RATIOS))}).",
             rich_help_panel=SHAPE,
         ),
     ] = None,
@@ -97,7 +114,9 @@ def bench(
     of_checkpoint = {"model": model, "device": device, "dtype": dtype, "tokens": tokens, "ratio": ratio}
     of_shape: dict[str, Any] = {
         "lengths": _numbers("--lengths", lengths, "tokens", "8192,16384"),
-        "tiers": _items(tiers),
+        "tiers": () if tiers == [""] else _items(tiers),
+        "selectors": _items(selectors),
+        "ratios": _shares("--ratios", ratios),
         "store": store,
         "format": format,
         "layers": layers,
@@ -112,13 +131,21 @@ def bench(
     _refuse(of_checkpoint, "only without --shape")
     _choose("--shape", [shape], list(FAMILY))
     _choose("--tiers", of_shape["tiers"] or [], list(TIERS))
+    _choose("--selectors", of_shape["selectors"] or [], list(SELECTORS))
     _choose("--format", [format] if format else [], list(FORMATS))
     if not torch.cuda.is_available():
         raise typer.BadParameter(
             "this needs a GPU, and PyTorch sees none here: leave it out to measure on the CPU", param_hint="--shape"
         )
+    options = ShapeBench(shape, **_given(of_shape | of_both))
+    if options.batches and not batched(options.methods(layers=1)):
+        raise typer.BadParameter(
+            "none of these selectors and ratios can be measured in batches: choose probe, a3 or epic, and a ratio of "
+            f"at most {MOST}",
+            param_hint="--batches",
+        )
     keep = partial(write_json, out) if out else lambda record: None
-    measure_shape(ShapeBench(shape, **_given(of_shape | of_both)), keep)
+    measure_shape(options, keep)
 
 
 def _items(values: list[str] | None) -> tuple[str, ...] | None:
@@ -137,6 +164,28 @@ def _numbers(option: str, values: list[str] | None, of: str, example: str) -> tu
                 f"{item!r} is not a number of {of}: separate them by commas, such as {example}", param_hint=option
             )
     return tuple(map(int, items))
+
+
+def _shares(option: str, values: list[str] | None) -> tuple[float, ...] | None:
+    """The same as shares of a whole."""
+    items = _items(values)
+    if items is None:
+        return None
+    for item in items:
+        if not _is_share(item):
+            raise typer.BadParameter(
+                f"{item!r} is not a ratio above 0 and up to 1: separate them by commas, such as 0.02,0.15",
+                param_hint=option,
+            )
+    return tuple(map(float, items))
+
+
+def _is_share(text: str) -> bool:
+    """Whether this is a number above 0 and up to 1."""
+    try:
+        return 0 < float(text) <= 1
+    except ValueError:
+        return False
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Used by ``python -m ragkv.bench --shape``. Times run from token ids on the host to the first new id on the host.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import pandas as pd
@@ -26,35 +26,42 @@ from ragkv.selectors import Selector, get_selector
 from ragkv.store import KVStore
 
 STAGES = ("open", "load", "select")
+SELECTORS = ("full_reuse", "probe", "a3", "cacheblend", "epic")
 RATIOS = (0.02, 0.05, 0.15, 0.3)  # at which fidelity was measured, too: outputs/reference/smollm2-gpu
+Method = tuple[str, dict]  # a selector's name and its options
 
 
-def methods(layers: int) -> list[tuple[str, dict]]:
-    """The selectors that are measured, with their options, for a model with so many layers.
+def methods(layers: int, selectors: Collection[str] = SELECTORS, ratios: Collection[float] = RATIOS) -> list[Method]:
+    """These selectors at these ratios, with the options they are measured with, for a model with so many layers.
 
     `a3` on stored keys chooses in the layer that was best for SmolLM2, at the same depth, and once in an early one.
     """
     stored = {"keys": "stored"}
-    at_ratios: list[tuple[str, dict]] = [
+    at_ratios: list[Method] = [
         ("probe", {"hops": 1}),
         ("a3", stored | {"layer": 22 * layers // 30}),
         ("a3", {}),
         ("cacheblend", {}),
         ("epic", {}),
     ]
-    return [
-        ("full_reuse", {}),
-        *[(name, {"ratio": ratio} | options) for name, options in at_ratios for ratio in RATIOS],
+    at_one_ratio: list[Method] = [
         ("a3", stored | {"ratio": 0.02, "layer": layers // 4}),
         ("probe", {"ratio": 0.02, "hops": 2}),
         ("probe", {"ratio": 0.02}),
         ("probe", {"ratio": 0.05}),
     ]
+    every = [
+        ("full_reuse", {}),
+        *[(name, {"ratio": ratio} | options) for name, options in at_ratios for ratio in ratios],
+        *[(name, options) for name, options in at_one_ratio if options["ratio"] in ratios],
+    ]
+    return [(name, options) for name, options in every if name in selectors]
 
 
 def prefill_rows(
     model: PreTrainedModel,
     tokens: int,
+    measured: Sequence[Method],
     tiers: Sequence[str],
     store: KVStore,
     *,
@@ -66,6 +73,8 @@ def prefill_rows(
 
     Parameters
     ----------
+    measured
+        The fused prefills' selectors, from `methods`.
     tiers
         Some of `ragkv.bench.tiers.TIERS`.
     store
@@ -115,8 +124,7 @@ def prefill_rows(
         }
         table.append(row | _compared(times["p50"], fastest, machine, shape, FULL, tokens))
 
-    chosen = methods(model.config.num_hidden_layers)
-    selectors = [get_selector(name, **options) for name, options in chosen]
+    selectors = [get_selector(name, **options) for name, options in measured]
     from_gpu: list[float | None] = [None] * len(selectors)  # medians, once they are known
     for place in tiers:
         segments, before = tier(place, memory, store, model)
@@ -128,7 +136,7 @@ def prefill_rows(
         if place != "cuda" and one_gpu and model.device.type == "cuda":
             loading = _loading(prompt, segments, workspace, before)
         for (name, options), selector, times, computing in zip(
-            chosen, selectors, timed.values(), from_gpu, strict=True
+            measured, selectors, timed.values(), from_gpu, strict=True
         ):
             row = {"tokens": tokens, "tier": place, "selector": name, "ratio": selector.ratio}
             row |= {

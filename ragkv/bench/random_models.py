@@ -11,6 +11,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from ragkv.costs.shape import SHAPES
@@ -20,6 +21,7 @@ FAMILY: dict[str, type[PretrainedConfig]] = {
     "llama-3-8b": LlamaConfig,
     "mistral-7b": MistralConfig,
     "qwen2.5-7b": Qwen2Config,
+    "qwen3-8b": Qwen3Config,
     "llama-3-70b": LlamaConfig,
 }
 PREFIX, QUESTION = 32, 64  # tokens

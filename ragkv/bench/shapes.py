@@ -13,15 +13,16 @@ from transformers import PreTrainedModel
 
 from ragkv.bench.batches import batch_rows
 from ragkv.bench.parts import attention_rows, ceilings, decode_row, precompute_row, store_rows
-from ragkv.bench.prefills import prefill_rows
+from ragkv.bench.prefills import RATIOS, SELECTORS, Method, methods, prefill_rows
 from ragkv.bench.random_models import random_model
 from ragkv.bench.tiers import FILES, TIERS
 from ragkv.costs.roofline import Machine
 from ragkv.results.provenance import provenance
 from ragkv.store import KVStore
 
-LONGEST_FROM = {"page cache": 32768, "disk": 16384}  # tokens: longer prompts are not read from these tiers
-LONGEST_OFTEN = 32768  # tokens: longer prompts are timed twice only
+LONGEST_FROM = {"page cache": 131072, "disk": 16384}  # tokens: longer prompts are not read from these tiers
+# Tokens: longer prompts are timed twice only, and neither their attention nor storing them is measured by itself.
+LONGEST_OFTEN = 32768
 Record = dict[str, object]
 
 
@@ -31,6 +32,10 @@ class ShapeBench:
 
     Attributes
     ----------
+    tiers
+        Where keys and values come from; without any, only full prefills are measured.
+    selectors, ratios
+        Which fused prefills are measured, in batches too: see `ragkv.bench.prefills.methods`.
     store
         The folder in which temporary stores are made, for the tiers of files; None is the system's.
     batches
@@ -40,12 +45,18 @@ class ShapeBench:
     shape: str
     lengths: tuple[int, ...] = (8192, 16384, 32768)
     tiers: tuple[str, ...] = TIERS
+    selectors: tuple[str, ...] = SELECTORS
+    ratios: tuple[float, ...] = RATIOS
     store: Path | None = None
     format: str = "model"
     layers: int | None = None
     chunk_tokens: int = 512
     repeats: int = 20
     batches: tuple[int, ...] = ()
+
+    def methods(self, layers: int) -> list[Method]:
+        """The fused prefills that are measured, for a model with so many layers."""
+        return methods(layers, self.selectors, self.ratios)
 
 
 def measure_shape(options: ShapeBench, keep: Callable[[Record], object]) -> None:
@@ -89,6 +100,7 @@ def _measure_prefills(
         table = prefill_rows(
             model,
             tokens,
+            options.methods(model.config.num_hidden_layers),
             tiers,
             store,
             chunk_tokens=options.chunk_tokens,
@@ -115,11 +127,18 @@ def _parts(
     parts["precompute"] = partial(precompute_row, model, chunk_tokens, repeats)
     if lengths := [tokens for tokens in options.lengths if tokens <= LONGEST_OFTEN]:
         parts["attention"] = lambda: pd.concat(attention_rows(model.config, tokens) for tokens in lengths)
-    if set(FILES) & set(options.tiers):
+    if set(FILES) & set(options.tiers) and first <= LONGEST_OFTEN:
         parts["store"] = partial(store_rows, model, first, store, chunk_tokens=chunk_tokens, repeats=3)
     if options.batches:  # last, as they need the most memory
         parts["batches"] = partial(
-            batch_rows, model, first, options.batches, chunk_tokens=chunk_tokens, repeats=repeats, machine=machine
+            batch_rows,
+            model,
+            first,
+            options.batches,
+            options.methods(model.config.num_hidden_layers),
+            chunk_tokens=chunk_tokens,
+            repeats=repeats,
+            machine=machine,
         )
     return parts
 

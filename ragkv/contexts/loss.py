@@ -54,7 +54,7 @@ def divergences(
         asked = torch.cat((asked, _answers(model, unanswered)), dim=1)
 
     with torch.no_grad():
-        whole = _at_places(rotary, keys_values(model, rotary, document, None, 0), 0)
+        whole = full_prefill(model, rotary, document)
         expected = _logits(model, rotary, whole, asked, recompute=False)[:, :-1]
     front = prefix if behind_prefix else prefix[:, :1]
     stored = _stored(model, rotary, context, front, chunks, recompute=recompute)
@@ -67,11 +67,18 @@ def divergences(
     return each[:, answer:].mean(), each[:, :answer].mean()
 
 
-def _at_places(rotary: list[Rotary], states: Sequence[KV], start: int) -> list[KV]:
-    """Keys rotated to their places in the prompt, from `start` on, and values."""
-    tokens = states[0][0].shape[2]
-    positions = torch.arange(start, start + tokens, device=states[0][0].device)
-    return [(rotate(keys, positions), values) for rotate, (keys, values) in zip(rotary, states, strict=True)]
+def full_prefill(model: PreTrainedModel, rotary: list[Rotary], ids: Tensor) -> list[KV]:
+    """Rotated keys, and values, of each layer for a batch of token ids, ``(batch, tokens)``."""
+    positions = torch.arange(ids.shape[1], device=ids.device)
+    placed: list[KV] = []
+
+    def place(index: int, fresh: KV) -> KV:
+        keys, values = fresh
+        placed.append((rotary[index](keys, positions), values))
+        return placed[-1]
+
+    _through(model, rotary, decoder.embed(model, ids), positions, place, recompute=False)
+    return placed
 
 
 def _stored(
@@ -91,9 +98,10 @@ def _stored(
 def _behind(whole: Sequence[KV], prefix: int, stored: Sequence[KV], rotary: list[Rotary]) -> list[KV]:
     """The prefix of a full prefill, and behind it the stored keys, rotated to their places, and values."""
     joined = []
-    placed = _at_places(rotary, stored, prefix)
-    for (whole_keys, whole_values), (keys, values) in zip(whole, placed, strict=True):
-        keys = torch.cat((whole_keys[:, :, :prefix], keys), dim=2)
+    first_keys, _ = stored[0]
+    positions = torch.arange(prefix, prefix + first_keys.shape[2], device=first_keys.device)
+    for rotate, (whole_keys, whole_values), (keys, values) in zip(rotary, whole, stored, strict=True):
+        keys = torch.cat((whole_keys[:, :, :prefix], rotate(keys, positions)), dim=2)
         values = torch.cat((whole_values[:, :, :prefix], values), dim=2)
         joined.append((keys, values))
     return joined
@@ -103,7 +111,7 @@ def keys_values(
     model: PreTrainedModel,
     rotary: list[Rotary],
     ids: Tensor,
-    context: Tensor | None,
+    context: Tensor,
     skip: int,
     *,
     recompute: bool = False,
@@ -115,18 +123,16 @@ def keys_values(
     ids
         ``(batch, tokens)``.
     context
-        ``(layers, 2, kv_heads, context tokens, head_dim)``, or None for none.
+        ``(layers, 2, kv_heads, context tokens, head_dim)``.
     skip
         How many tokens at the beginning are left out of the result.
     """
-    ahead = 0 if context is None else context.shape[3]
+    ahead = context.shape[3]
     positions = torch.arange(ahead, ahead + ids.shape[1], device=ids.device)
 
     def place(index: int, fresh: KV) -> KV:
         keys, values = fresh
         rotated = rotary[index](keys, positions)
-        if context is None:
-            return rotated, values
         front = (states.to(keys.dtype).expand(len(keys), -1, -1, -1) for states in context[index])
         front_keys, front_values = front
         return torch.cat((front_keys, rotated), dim=2), torch.cat((front_values, values), dim=2)

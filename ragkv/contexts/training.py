@@ -21,7 +21,7 @@ from ragkv.contexts.checkpoint import Progress, Training, resume, save_checkpoin
 from ragkv.contexts.exercises import Exercise, Exercises
 from ragkv.contexts.held_out import HeldOut
 from ragkv.contexts.learned import LearnedContext
-from ragkv.contexts.loss import divergences, keys_values
+from ragkv.contexts.loss import divergences, full_prefill
 from ragkv.contexts.owner import owner
 from ragkv.models.checks import check_model
 from ragkv.models.limits import position_count
@@ -192,11 +192,8 @@ def _look(watched: HeldOut, training: Training) -> None:
 def _first_values(model: PreTrainedModel, rotary: list[Rotary], ids: Sequence[int]) -> Tensor:
     """Training begins with the keys and values of real text."""
     text = torch.tensor([ids], device=model.model.embed_tokens.weight.device)
-    positions = torch.arange(len(ids), device=text.device)
-    layers = []
-    for rotate, (keys, values) in zip(rotary, keys_values(model, rotary, text, None, 0), strict=True):
-        layers.append(torch.stack((rotate(keys, positions)[0], values[0])))
-    return torch.stack(layers).float()
+    layers = full_prefill(model, rotary, text)
+    return torch.stack([torch.stack((keys[0], values[0])) for keys, values in layers]).float()
 
 
 def _schedule(settings: Settings, progress: Progress) -> float:

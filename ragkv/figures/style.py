@@ -1,24 +1,28 @@
 """What all figures have in common: sizes, fonts, and the colour and marker of each method."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
 
+import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.style import context
 from matplotlib.text import Text
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator
 
 P = ParamSpec("P")
 Look = dict[str, Any]  # keyword arguments of matplotlib
 
 WIDTH = 7.0  # inches: the width of a page's text
-CHARACTERS = 92  # of a legend, in this width
+POINTS = 72.0  # of an inch
+MOST_COLUMNS = 5  # of a legend
 # The colour and marker of every built-in method, in all figures. Eight colours are Okabe and Ito's, the others Paul
 # Tol's: both for the colour-blind.
 METHODS = {
@@ -59,6 +63,11 @@ STYLE: Any = {
     "grid.alpha": 0.25,
     "legend.fontsize": 7.5,
     "legend.frameon": False,
+    "legend.handlelength": 3.0,  # in units of the font's size, as all that follow; long enough to tell dashes apart
+    "legend.handletextpad": 0.8,
+    "legend.columnspacing": 1.5,
+    "legend.borderpad": 0.4,
+    "legend.borderaxespad": 0.5,
     "lines.linewidth": 1.3,
     "lines.markersize": 4.5,
     "hatch.linewidth": 0.6,
@@ -162,11 +171,31 @@ def percent(share: float) -> str:
 def legend_below(figure: Figure, handles: Iterable[Line2D]) -> None:
     """One legend for all panels, below them, in as many columns as fit; the figure grows by its height."""
     lines = list(handles)
-    longest = max((len(str(line.get_label())) for line in lines), default=0)
-    columns = max(1, min(5, CHARACTERS // (longest + 7)))  # a line and its marker take the width of 7 characters
+    columns = _columns_that_fit([str(line.get_label()) for line in lines], figure.get_figwidth())
     rows = -(-len(lines) // columns)
     figure.set_figheight(figure.get_figheight() + 0.16 * rows)
     figure.legend(handles=lines, loc="outside lower center", ncols=columns)
+
+
+def _columns_that_fit(labels: Sequence[str], width: float) -> int:
+    """The largest number of columns of a legend with these labels that fit into a width in inches."""
+    em = STYLE["legend.fontsize"] / POINTS
+    line = STYLE["legend.handlelength"] + STYLE["legend.handletextpad"]
+    margins = 2 * (STYLE["legend.borderpad"] + STYLE["legend.borderaxespad"])
+    widths = [_text_width(label) for label in labels]
+    for columns in range(min(MOST_COLUMNS, len(labels)), 1, -1):
+        texts = sum(column.max() for column in np.array_split(widths, columns))  # as matplotlib divides them
+        spaces = columns * line + (columns - 1) * STYLE["legend.columnspacing"] + margins
+        if texts + em * spaces <= width:
+            return columns
+    return 1
+
+
+def _text_width(text: str) -> float:
+    """The width of a legend's label in inches."""
+    font = FontProperties(family=STYLE["font.family"], size=STYLE["legend.fontsize"])
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    return width / POINTS
 
 
 def shades_of(count: int) -> list[str]:

@@ -84,6 +84,11 @@ class Forward:
         """Begin to place the stored keys and values of these layers, see `Placement.start`."""
         self._stored.start(layers, prefix_only=prefix_only)
 
+    def stored(self, number: int, index: int) -> KV:
+        """A prompt's stored keys, rotated, and values of a layer, before its fresh ones are written over them."""
+        self._stored.finish(index)
+        return self.of_prompt(number, self._tokens_of(index))
+
     def rows(self, spans: Sequence[range]) -> Rows:
         """The tokens at these positions of each prompt."""
         positions = [torch.arange(span.start, span.stop, device=self.device) for span in spans]

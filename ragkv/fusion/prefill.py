@@ -207,8 +207,9 @@ def _run_layers(forward: Forward, selector: Selector, choices: Choices, watch: W
         rows = forward.rows([range(len(prompt.ids)) for prompt in prompts])
         return forward.through(layers, forward.embed(rows), rows, watch), rows
 
-    # Stored keys and values are on their way while the layers below are computed.
-    first_fused = selector.layers[0] + selector.observes  # below it, all tokens behind the prefix are computed
+    # Stored keys and values are on their way while the layers below `first_fused` are computed for all tokens behind
+    # the prefix. Of an observed layer, the stored ones are needed only if they are compared with the fresh ones.
+    first_fused = selector.layers[0] + (selector.observes and not selector.compares)
     forward.place_stored(layers[first_fused:])
     forward.place_stored(layers[:first_fused], prefix_only=True)
 

@@ -48,7 +48,7 @@ class Selection:
         return hidden[:, kept.to(hidden.device)], rows, index
 
     def _observe(self, index: int, attention: nn.Module, normed: Tensor, fresh: KV, rows: Rows) -> tuple[Tensor, Rows]:
-        """The rows that go on, chosen by what the layer computed. Stored keys are loaded only if they are asked for."""
+        """The rows that go on, chosen by what the layer computed."""
         keys, values = fresh
         with self._forward.clock("select"):
             questions = self._questions(index, attention, normed, rows)
@@ -64,7 +64,7 @@ class Selection:
                     values=values[:, :, span.start : span.stop],
                     choice=self._selector.layers.index(index),
                     left=candidates - len(prompt.prefix),
-                    reused=partial(self._stored_document, number, index, normed.device),
+                    reused=partial(self._stored_document, number, index) if self._selector.compares else None,
                     scaling=attention.scaling,
                 )
             return self._kept(seen, rows)
@@ -94,8 +94,8 @@ class Selection:
                 kept.append(self._choices.rows(self._selector, prompt, chosen.get(number), rows.by_prompt[number]))
         return rows.keep(kept)
 
-    def _stored_document(self, number: int, index: int, device: torch.device) -> KV:
-        """The stored keys of a prompt's document, rotated to their positions, and values."""
+    def _stored_document(self, number: int, index: int) -> KV:
+        """The stored keys, rotated, and values of a prompt's document, until the layer's fresh ones overwrite them."""
         document = self._forward.prompts[number].document_span
-        keys, values = self._forward.reused[number].document(index, device)
-        return self._forward.rotary[index](keys, slice(document.start, document.stop)), values
+        keys, values = self._forward.stored(number, index)
+        return keys[:, :, document.start : document.stop], values[:, :, document.start : document.stop]

@@ -35,10 +35,6 @@ class ReusedKV:
         """All reused segments, or only the prefix."""
         return self._prefix if prefix_only else self._prefix + self._chunks + self._question
 
-    def document(self, index: int, to: device) -> KV:
-        """One layer of the chunks: keys before rotation and values, ``(1, kv_heads, document, head_dim)`` each."""
-        return side_by_side([segment.layer(index) for segment in self._chunks], to)
-
     def surprisal(self) -> Tensor:
         """Surprisal of the document's tokens, ``(document,)``."""
         return torch.cat([segment.surprisal() for segment in self._chunks])

@@ -51,7 +51,7 @@ def run_layer(
     positions
         ``(tokens,)``: the positions that the queries are rotated to.
     choose
-        Drops tokens once their keys and values are placed; by default all of them go on.
+        Drops tokens once their keys and values are computed, before they are placed; by default all of them go on.
     side_stream
         Computes and places keys and values beside the queries, as small matrix products leave a GPU half empty. Not
         together with `choose`.
@@ -68,8 +68,8 @@ def run_layer(
 
     if choose is not None:
         fresh = keys_values(attention, normed)
-        keys, values = place(fresh)
         kept = choose(normed, fresh)
+        keys, values = place(fresh)
         hidden, normed, positions = hidden[:, kept], normed[:, kept], positions[kept]
         query = queries(attention, normed)
     elif side_stream is not None:

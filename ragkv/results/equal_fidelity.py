@@ -16,10 +16,11 @@ from ragkv.results.files import read_json
 from ragkv.selectors import Selector, get_selector, selector_options
 
 LEVELS = (0.9, 0.95, 0.99)  # of the gap
-Key = tuple[type[Selector], float, int, str]
+Methods = dict[str, tuple[str, dict[str, Any]]]  # a selector and its options, by the method's name
+Key = tuple[type[Selector], float, int, str, tuple[int, ...]]
 
 
-def recorded_fidelity(folder: Path, model: str, benchmark: str) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+def recorded_fidelity(folder: Path, model: str, benchmark: str) -> tuple[pd.DataFrame, Methods]:
     """What a recorded profile says of a benchmark's fidelity, over all its tasks.
 
     Parameters
@@ -34,12 +35,13 @@ def recorded_fidelity(folder: Path, model: str, benchmark: str) -> tuple[pd.Data
     table
         ``method, ratio, recomputed, kl, recovered_kl``.
     methods
-        The profile's methods, as its results keep them.
+        The profile's methods, with their options for this model. Those that a bench does not time are left out: those
+        with an eviction, and those whose chunks are stored in a smaller format.
 
     Raises
     ------
     ValueError
-        The record has no fidelity of this benchmark.
+        The record has no fidelity of this benchmark, or does not say which options a method was calibrated to.
     """
     overview = pd.read_csv(folder / "overview-fidelity.csv")
     measured = f"{model}, {benchmark}"
@@ -50,11 +52,36 @@ def recorded_fidelity(folder: Path, model: str, benchmark: str) -> tuple[pd.Data
         )
     table = overview.rename(columns=columns)[["method", "ratio", "recomputed", "kl", "recovered_kl"]]
     result = min((folder / model / benchmark).glob("*.json"))
-    return table, read_json(result, "make record")["parameters"]["methods"]
+    parameters = read_json(result, "make record")["parameters"]
+    return table, methods_of(parameters["methods"], parameters["model"])
+
+
+def methods_of(recorded: Sequence[Mapping[str, Any]], model: str) -> Methods:
+    """The methods of a profile that a bench can time, see `recorded_fidelity`.
+
+    Parameters
+    ----------
+    recorded
+        All of its methods, as a task's result keeps them in its parameters.
+    model
+        The model's name in the profile.
+    """
+    methods: Methods = {}
+    for method in recorded:
+        name = method["label"] or method["selector"]
+        if method["eviction"] is not None or method["offline"]["format"] != "model":
+            continue
+        if method["calibrated"]:
+            raise ValueError(
+                f"the record does not hold the options that {name!r} was calibrated to, so its time is not known: give "
+                "them as the method's `options` in the profile, without `calibrated`, and record it anew"
+            )
+        methods[name] = method["selector"], method["options"] | method["options_by_model"].get(model, {})
+    return methods
 
 
 def speed_and_fidelity(
-    fidelity: pd.DataFrame, methods: Sequence[Mapping[str, Any]], bench: pd.DataFrame, tokens: int, tier: str
+    fidelity: pd.DataFrame, methods: Methods, bench: pd.DataFrame, tokens: int, tier: str
 ) -> pd.DataFrame:
     """The time to first token of every method and ratio whose fidelity was measured.
 
@@ -63,12 +90,12 @@ def speed_and_fidelity(
     fidelity
         ``method, ratio, recovered_kl``, see `ragkv.results.fidelity.fidelity_by_method`.
     methods
-        The methods of the profile that `fidelity` is from, as a task's result keeps them in its parameters.
+        The methods of the profile that `fidelity` is from, see `methods_of`.
     bench
         Rows of a record of ``ragkv bench --shape``, see `ragkv.costs.records.own_rows`.
     tokens, tier
-        Which of its prompts, and where keys and values come from. Full prefills load nothing. Of prefills that differ
-        only in the layer at which they choose, the slowest counts.
+        Which of its prompts, and where keys and values come from. Full prefills load nothing. Of prefills on stored
+        keys that differ only in the layer at which they choose, the slowest counts.
 
     Returns
     -------
@@ -82,9 +109,8 @@ def speed_and_fidelity(
         _key(selector): place
         for place, (selector, _) in zip(slowest_last.index, prefills_of(slowest_last), strict=True)
     }
-    by_name = {method["label"] or method["selector"]: method for method in methods}
     places = [
-        times.get(_key(_selector(by_name[method], ratio)))
+        times.get(_key(_selector(*methods[method], ratio))) if method in methods else None
         for method, ratio in zip(fidelity["method"], fidelity["ratio"], strict=True)
     ]
     found = fidelity.assign(place=places).dropna(subset="place")
@@ -116,11 +142,15 @@ def fastest(table: pd.DataFrame, levels: Sequence[float] = LEVELS) -> pd.DataFra
     return pd.concat(rows, ignore_index=True)[columns]
 
 
-def _selector(method: Mapping[str, Any], ratio: float) -> Selector:
-    known = selector_options(method["selector"])
-    return get_selector(method["selector"], **method["options"] | ({"ratio": ratio} if "ratio" in known else {}))
+def _selector(name: str, options: dict[str, Any], ratio: float) -> Selector:
+    return get_selector(name, **options | ({"ratio": ratio} if "ratio" in selector_options(name) else {}))
 
 
 def _key(selector: Selector) -> Key:
-    """What a prefill's time depends on, but for the layer of a choice: models differ in how many they have."""
-    return type(selector), selector.ratio, selector.passes, getattr(selector, "keys", "")
+    """What a prefill's time depends on.
+
+    The layers at which a selector chooses count only if all tokens are computed up to there: on stored keys a deeper
+    layer takes hardly longer, and models differ in how many they have.
+    """
+    layers = selector.layers if selector.observes else ()
+    return type(selector), selector.ratio, selector.passes, getattr(selector, "keys", ""), layers

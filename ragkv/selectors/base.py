@@ -32,7 +32,8 @@ class Observation:
         ``(candidates,)``: the document tokens that were computed up to this layer; None if all of them were.
     reused
         Returns the stored keys (rotated to their positions) and values of the selection layer,
-        ``(1, kv_heads, document, head_dim)`` each.
+        ``(1, kv_heads, document, head_dim)`` each, which are overwritten after the choice. Only for selectors that
+        compare them with the fresh ones (`Selector.compares`).
     scaling
         The factor by which the model multiplies query-key products.
     """

@@ -1,6 +1,5 @@
 """Pinned memory: a GPU copies from and to it by itself, while the host goes on."""
 
-from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -32,8 +31,6 @@ class CudaPinning:
         error = pinned.pin(memory.data_ptr(), memory.nbytes)
         if error is None:
             return
-        with suppress(RuntimeError):  # CUDA reports the error again after the next kernel: let it be this one
-            torch.ones(1, device="cuda")
         raise MemoryError(
             f"{memory.nbytes / 2**30:.2f} GiB of shared memory could not be pinned ({error}): "
             "serve with fewer buffers (--buffers) or shorter prompts (--tokens)"

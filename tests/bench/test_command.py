@@ -8,6 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from ragkv.bench import command
+from ragkv.bench.prefills import RATIOS, SELECTORS
 from ragkv.bench.shapes import ShapeBench
 from ragkv.bench.tiers import TIERS
 
@@ -40,6 +41,20 @@ def measured(monkeypatch):
         (("--shape", "llama-3-8b", "--lengths", "0"), "'0' is not a number of tokens"),
         (("--shape", "llama-3-8b", "--batches", "1,many"), "--batches: 'many' is not a number of prompts"),
         (("--batches", "4"), "--batches: use this only together with --shape"),
+        (("--selectors", "a3"), "--selectors: use this only together with --shape"),
+        (("--shape", "llama-3-8b", "--selectors", "a3,random"), "'random' is not one of full_reuse, probe, a3"),
+        (("--shape", "llama-3-8b", "--ratios", "0.02,15"), "--ratios: '15' is not a ratio above 0 and up to 1"),
+        (("--shape", "llama-3-8b", "--ratios", "0"), "--ratios: '0' is not a ratio above 0 and up to 1"),
+        (("--shape", "llama-3-8b", "--ratios", "few"), "--ratios: 'few' is not a ratio above 0 and up to 1"),
+        (
+            ("--shape", "llama-3-8b", "--batches", "4", "--ratios", "0.15,0.3"),
+            "--batches: none of these selectors and ratios can be measured in batches: choose probe, a3 or epic, and a "
+            "ratio of at most 0.05",
+        ),
+        (
+            ("--shape", "llama-3-8b", "--batches", "4", "--selectors", "cacheblend,full_reuse"),
+            "--batches: none of these selectors and ratios can be measured in batches",
+        ),
     ],
 )
 def test_options_without_effect_or_meaning_are_refused(measured, words, message):
@@ -58,12 +73,31 @@ def test_a_shape_needs_a_gpu(monkeypatch):
 
 def test_lists_are_separated_by_commas_or_repeated(measured):
     start = ("--shape", "qwen2.5-7b")
-    together = ("--lengths", "512,1024", "--tiers", "cuda,page cache", "--batches", "1,4")
-    repeated = ("--lengths", "512", "--lengths", "1024", "--tiers", "cuda", "--tiers", "page cache")
+    values = {
+        "--lengths": ("512", "1024"),
+        "--tiers": ("cuda", "page cache"),
+        "--selectors": ("probe", "a3"),
+        "--ratios": ("0.02", "0.1"),
+        "--batches": ("1", "4"),
+    }
+    together = [word for option, items in values.items() for word in (option, ",".join(items))]
+    repeated = [word for option, items in values.items() for item in items for word in (option, item)]
     assert run(*start, *together).exit_code == 0
-    assert run(*start, *repeated, "--batches", "1", "--batches", "4").exit_code == 0
-    expected = ShapeBench("qwen2.5-7b", lengths=(512, 1024), tiers=("cuda", "page cache"), batches=(1, 4))
+    assert run(*start, *repeated).exit_code == 0
+    expected = ShapeBench(
+        "qwen2.5-7b",
+        lengths=(512, 1024),
+        tiers=("cuda", "page cache"),
+        selectors=("probe", "a3"),
+        ratios=(0.02, 0.1),
+        batches=(1, 4),
+    )
     assert measured == [expected] * 2
+
+
+def test_an_empty_list_of_tiers_measures_no_fused_prefills(measured):
+    assert run("--shape", "llama-3-8b", "--tiers", "", "--batches", "4").exit_code == 0
+    assert measured == [ShapeBench("llama-3-8b", tiers=(), batches=(4,))]
 
 
 def test_what_is_not_given_has_a_default(measured):
@@ -71,6 +105,7 @@ def test_what_is_not_given_has_a_default(measured):
     run("--shape", "llama-3-8b", "--chunk-tokens", "64", "--repeats", "3", "--store", "x", "--format", "fp8")
     first, second = measured
     assert (first.lengths, first.tiers, first.format) == ((8192, 16384, 32768), TIERS, "model")
+    assert (first.selectors, first.ratios) == (SELECTORS, RATIOS)
     assert (first.store, first.layers, first.chunk_tokens, first.repeats, first.batches) == (None, None, 512, 20, ())
     assert second == ShapeBench("llama-3-8b", store=Path("x"), format="fp8", chunk_tokens=64, repeats=3)
 

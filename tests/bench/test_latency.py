@@ -5,11 +5,13 @@ import torch
 from helpers import memory_store, random_prompt
 
 from ragkv import fused_prefill, precompute
-from ragkv.bench.prefills import RATIOS, methods, prefill_rows
-from ragkv.bench.random_models import random_model
+from ragkv.bench import random_models
+from ragkv.bench.prefills import RATIOS, SELECTORS, methods, prefill_rows
+from ragkv.bench.random_models import FAMILY, random_model
 from ragkv.bench.random_models import random_prompt as prompt_of
-from ragkv.costs.records import prefills_of
+from ragkv.costs.records import prefills_of, shape_of
 from ragkv.costs.roofline import Machine
+from ragkv.costs.shape import SHAPES, Shape
 from ragkv.loading.memory import InMemory
 from ragkv.loading.segments import SegmentInMemory
 from ragkv.models.checks import check_prompt
@@ -43,8 +45,8 @@ def test_random_prompts_have_the_given_length(llama, tokens):
 def test_rows_compare_with_the_faster_full_prefill_and_with_the_limit(llama, tmp_path):
     machine = Machine("made up", tflops=1.0, memory_gbs=1.0)
     tiers = ["page cache", "disk"]
-    rows = prefill_rows(llama, 200, tiers, KVStore(tmp_path), chunk_tokens=64, repeats=3, machine=machine)
     measured = methods(llama.config.num_hidden_layers)
+    rows = prefill_rows(llama, 200, measured, tiers, KVStore(tmp_path), chunk_tokens=64, repeats=3, machine=machine)
     assert rows["selector"].tolist()[:2] == ["full_prefill", "transformers"]
     assert rows["tier"].tolist() == ["", ""] + [tier for tier in tiers for _ in measured]
     fused = rows.iloc[2:]
@@ -65,6 +67,39 @@ def test_rows_compare_with_the_faster_full_prefill_and_with_the_limit(llama, tmp
     assert (faster / rows["p50"]).tolist() == pytest.approx(rows["speed-up"].tolist())
     assert (rows["p20"] <= rows["p50"]).all()
     assert (rows["p50"] <= rows["p80"]).all()
+
+
+def test_methods_are_limited_to_selectors_and_ratios():
+    every = methods(32)
+    assert {name for name, _ in every} == set(SELECTORS)
+    assert methods(32, ["full_reuse"]) == [("full_reuse", {})]
+    at_two_percent = [(name, options) for name, options in every if options.get("ratio") in (None, 0.02)]
+    few = ("epic", "probe", "full_reuse")
+    assert methods(32, few, [0.02]) == [method for method in at_two_percent if method[0] in few]
+    other = methods(32, ratios=[0.1])  # without what is measured at one ratio only
+    assert [options["ratio"] for _, options in other[1:]] == [0.1] * 5
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_random_model_of_a_shape_runs_like_transformers(name, monkeypatch):
+    full_name = next(known for known in SHAPES if name in known.lower())
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    monkeypatch.setitem(random_models.SHAPES, full_name, small | {"num_hidden_layers": 2, "vocab_size": 300})
+    model = random_model(name, 200, device="cpu", layers=3).float()
+    assert type(model.config) is FAMILY[name]
+    assert model.config.num_hidden_layers == 3
+    prompt = prompt_of(300, 200, 64)
+    everything = fused_prefill(model, prompt, InMemory.computed(model, prompt), get_selector("a3", ratio=1.0))
+    expected = model(torch.tensor([prompt.ids])).logits[0, -1]
+    torch.testing.assert_close(everything.logits[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_shape_of_qwen3_is_that_of_its_published_configuration():
+    shape = Shape.of("Qwen/Qwen3-8B")
+    assert shape == Shape(
+        layers=36, hidden=4096, intermediate=12288, heads=32, kv_heads=8, head_dim=128, vocabulary=151936
+    )
+    assert shape_of({"parameters": {"shape": "qwen3-8b", "layers": "None"}}) == shape
 
 
 def test_an_unknown_shape_names_those_that_exist():

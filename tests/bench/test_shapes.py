@@ -27,7 +27,14 @@ def on_the_cpu(monkeypatch, llama):
 def test_a_record_is_kept_after_every_step_and_has_all_of_them(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "LONGEST_FROM", {"page cache": 150})
     options = ShapeBench(
-        "llama-3-8b", (200, 150), ("page cache", "disk"), tmp_path, layers=3, chunk_tokens=64, repeats=2, batches=(3,)
+        "llama-3-8b",
+        (200, 150),
+        ("page cache", "disk"),
+        store=tmp_path,
+        layers=3,
+        chunk_tokens=64,
+        repeats=2,
+        batches=(3,),
     )
     kept = []
     measure_shape(options, lambda record: kept.append(deepcopy(record)))
@@ -66,11 +73,41 @@ def test_a_record_is_kept_after_every_step_and_has_all_of_them(llama, tmp_path, 
 
 
 @pytest.mark.usefixtures("on_the_cpu")
+def test_selectors_and_ratios_limit_prefills_and_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "LONGEST_OFTEN", 120)
+    options = ShapeBench(
+        "llama-3-8b",
+        (150,),
+        ("disk",),
+        selectors=("full_reuse", "epic", "a3"),
+        ratios=(0.05, 0.15),
+        store=tmp_path,
+        chunk_tokens=64,
+        repeats=2,
+        batches=(2,),
+    )
+    kept = []
+    measure_shape(options, kept.append)
+    record = json.loads(json.dumps(kept[-1]))
+    rows = pd.DataFrame(record["rows"])
+    fused = rows[rows["tier"] == "disk"]
+    expected = [("full_reuse", 0.0)] + [(name, ratio) for name in ("a3", "a3", "epic") for ratio in (0.05, 0.15)]
+    assert sorted(zip(fused["selector"], fused["ratio"], strict=True)) == sorted(expected)
+    batches = pd.DataFrame(record["batches"])
+    assert batches[["selector", "ratio", "prompts"]].values.tolist() == [
+        [name, 0.05, count] for name in ("a3", "epic") for count in (1, 2)
+    ]
+    assert "store" not in record  # the prompt is too long for that
+    assert record["parameters"]["selectors"] == "('full_reuse', 'epic', 'a3')"
+    assert record["parameters"]["ratios"] == "(0.05, 0.15)"
+
+
+@pytest.mark.usefixtures("on_the_cpu")
 def test_without_tiers_of_files_the_store_is_not_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "LONGEST_OFTEN", 100)
     kept = []
-    measure_shape(ShapeBench("llama-3-8b", (120,), (), tmp_path, chunk_tokens=64, repeats=2), kept.append)
-    assert {"decoding", "precompute"} <= set(kept[-1])
-    assert not {"attention", "store", "batches"} & set(
-        kept[-1]
-    )  # and no length is short enough to measure attention at
+    options = ShapeBench("llama-3-8b", (120,), (), store=tmp_path, chunk_tokens=64, repeats=2, batches=(2,))
+    measure_shape(options, kept.append)
+    assert [row["selector"] for row in kept[-1]["rows"]] == ["full_prefill", "transformers"]
+    assert {"decoding", "precompute", "batches"} <= set(kept[-1])
+    assert not {"attention", "store"} & set(kept[-1])  # and no length is short enough to measure attention at

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from ragkv import fused_prefill, precompute
 from ragkv.contexts import LearnedContext
-from ragkv.contexts.loss import keys_values
+from ragkv.contexts.loss import full_prefill, keys_values
 from ragkv.contexts.owner import owner, owner_of_folder
 from ragkv.models.rotary import Rotary
 from ragkv.models.segment_pass import compute_segment
@@ -18,15 +18,8 @@ from ragkv.store import Layout
 
 def of_tokens(model, ids):
     """The context that real tokens would be: their rotated keys, and values."""
-    rotary = Rotary.of(model, len(ids))
-    positions = torch.arange(len(ids))
-    layers = keys_values(model, rotary, torch.tensor([ids]), None, 0)
-    return LearnedContext(
-        torch.stack(
-            [torch.stack((rotary[i](keys, positions)[0], values[0])) for i, (keys, values) in enumerate(layers)]
-        ),
-        owner(model),
-    )
+    layers = full_prefill(model, Rotary.of(model, len(ids)), torch.tensor([ids]))
+    return LearnedContext(torch.stack([torch.cat((keys, values)) for keys, values in layers]), owner(model))
 
 
 def test_behind_the_keys_and_values_of_tokens_a_segment_is_what_it_is_behind_the_tokens(model, rng):

@@ -9,14 +9,16 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from ragkv import figures
 from ragkv.figures.latency import BARS
-from ragkv.figures.style import METHODS, OTHERS, label, look, looks
+from ragkv.figures.style import METHODS, OTHERS, STYLE, label, legend_below, look, looks
 from ragkv.results.comparison import summarise
 from ragkv.results.fidelity import fidelity_by_method
 from ragkv.results.frontier import costs
@@ -24,6 +26,7 @@ from ragkv.results.frontier import costs
 CEILINGS = {"tflops": 500.0, "memory_gbs": 2000.0, "pinned_gbs": 50.0}
 SOURCE = {"results": "p/m/b/t.parquet", "commit": "0123abc"}
 PLACES = {"chunks": [0, 20, 40], "evidence": [21, 22, 45]}
+CONTEXT_NAMES = ("the prefix", "similar chunks", "a learned context and BOS")
 SELECTED = {"a3": [3, 21, 22], "epic": [0, 20, 40, 41]}
 
 
@@ -88,6 +91,30 @@ def saved(tmp_path_factory):
     """Each figure's file, drawn when it is first asked for."""
     folder = tmp_path_factory.mktemp("figures")
     return cache(lambda name: figures.save(DRAWN[name](), folder / name / "f.png", SOURCE))
+
+
+LABELS = [*METHODS, *(f"{method} behind {context}" for method in METHODS for context in CONTEXT_NAMES)]
+MARGIN = 0.15  # inches that a legend may leave free beside it
+
+
+@settings(max_examples=40)
+@given(st.lists(st.sampled_from(LABELS), min_size=1, max_size=25), st.floats(4, 10))
+def test_a_legend_has_as_many_columns_as_fit(labels, width):
+    """At most five, as wide as matplotlib draws them."""
+
+    def width_in(columns: int) -> float:
+        figure = Figure(figsize=(width, 3), dpi=600)  # where letters are not made narrower to fit into pixels
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+        figure.draw_without_rendering()
+        return legend.get_window_extent().width / figure.dpi
+
+    handles = [Line2D([], [], label=label) for label in labels]
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=(width, 3))
+        legend_below(figure, handles)
+        chosen = figure.legends[0]._ncols
+        assert chosen == 1 or width_in(chosen) <= width
+        assert chosen == min(5, len(labels)) or width_in(chosen + 1) > width - MARGIN
 
 
 @pytest.mark.parametrize("name", DRAWN)

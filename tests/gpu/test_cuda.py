@@ -12,6 +12,7 @@ from ragkv.experiment.items import make_item
 from ragkv.experiment.profile import Profile
 from ragkv.fusion.workspace import Workspace
 from ragkv.loading.memory import InMemory
+from ragkv.loading.pinned import pin, unpin
 from ragkv.models.pass_shape import PassShape
 from ragkv.models.segment_pass import compute_segment, compute_segments
 from ragkv.selectors import get_selector
@@ -50,6 +51,16 @@ def test_a_store_written_on_a_gpu_serves_a_cpu(family):
     precompute(make_model(family).to("cuda"), [prompt], store)
     found = fused_prefill(make_model(family), prompt, store, get_selector("full_reuse"))
     assert relative_error(found.logits, fuse(make_model(family), prompt, "full_reuse").logits) <= 1e-4
+
+
+def test_memory_that_cannot_be_pinned_leaves_no_error_to_the_next_kernel():
+    memory = torch.ones(2**20, dtype=torch.uint8)
+    assert pin(memory.data_ptr(), memory.nbytes) is None
+    try:
+        assert pin(memory.data_ptr(), memory.nbytes) is not None  # it is pinned already
+        assert int(memory.cuda().sum(dtype=torch.int64)) == memory.nbytes
+    finally:
+        unpin(memory.data_ptr())
 
 
 def test_decoding_is_transformers_own(family):

@@ -226,13 +226,16 @@ def test_an_abandoned_reader_does_not_disturb_the_next(model, rng, tmp_path, wor
 
 
 def test_memory_that_cannot_be_pinned_is_an_error_from_which_workers_recover(monkeypatch):
-    workers = ReadWorkers()
+    """Kernels too: CUDA would report the error once more when the next one is started."""
+    workers, taken = ReadWorkers(), []
     with monkeypatch.context() as patched:
         patched.setattr(torch.cuda, "is_available", lambda: True)
         cuda = SimpleNamespace(cudaHostRegister=lambda *_: 2, cudaError=SimpleNamespace(success=0))
         patched.setattr(torch.cuda, "cudart", lambda: cuda)
+        patched.setattr("ragkv.loading.pinned._let_a_kernel_fail", lambda: taken.append("the error"))
         with pytest.raises(MemoryError, match=r"0\.50 GiB of this machine's memory could not be pinned"):
             workers.buffer(1 + (1 << 28))
+    assert taken == ["the error"]
     assert not workers._workers
     assert len(workers.buffer(1)) >= 1
 
