@@ -130,8 +130,10 @@ def test_bytes_moved_are_those_counted_by_hand(name, options, monkeypatch):
     prompt, store = random_prompt(Random(0), chunks=(50, 60), question=9), memory_store()
     precompute(model, [prompt], store)
     passes, asked, head = [], [], model.lm_head
-    last, queries, logits = model.model.layers[-1].self_attn, decoder.queries, decoder.logits
-    monkeypatch.setattr(decoder, "queries", lambda a, h: (passes.append(1) if a is last else None, queries(a, h))[1])
+    last, finish, logits = model.model.layers[-1], decoder.finish, decoder.logits
+    monkeypatch.setattr(
+        decoder, "finish", lambda at, *rest: (passes.append(1) if at is last else None, finish(at, *rest))[1]
+    )
     monkeypatch.setattr(decoder, "logits", lambda m, h: (asked.append(1), logits(m, h))[1])
     prefill = fused_prefill(model, prompt, store, selector := get_selector(name, **options))
     layers = sum(module.weight.nbytes for module in model.model.modules() if isinstance(module, torch.nn.Linear))

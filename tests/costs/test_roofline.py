@@ -22,10 +22,10 @@ from ragkv.store.quantize import FORMATS, number_size
 
 REFERENCE = ROOT / "outputs/reference"
 RECORDS = {path.stem: json.loads(path.read_text()) for path in sorted(REFERENCE.glob("bench-*-*.json"))}
-QUIET = [  # nothing else ran on the machine, and there are several lengths to predict from each other
+QUIET = [  # nothing else ran on the machine, and there are several other lengths to predict each one from
     name
     for name, found in RECORDS.items()
-    if "meanwhile" not in found and len({row["tokens"] for row in found["rows"]}) > 1
+    if "meanwhile" not in found and len({row["tokens"] for row in found["rows"]}) > 2
 ]
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 METHODS = [("full_reuse", {}), ("probe", {"ratio": 0.05, "hops": 3}), ("probe", {"ratio": 0.02, "hops": 1})]
@@ -55,10 +55,10 @@ def record(times=(1.2, 2.0, 5.0), lengths=(4096, 8192), tiers=None):
 def test_recorded_rows_are_predicted_from_other_lengths(name):
     """Half of the rows are within a tenth of the measured time, nearly all within a quarter, from files a third.
 
-    Not of those methods from files that wait for stored keys or values before they choose, see docs/capacity.md.
+    Not of `a3` on stored keys from files, which waits for stored layers before it chooses, see docs/capacity.md.
     """
     found = check(RECORDS[name])
-    waiting = (found["selector"] == "cacheblend") | found.reindex(columns=["keys"])["keys"].notna()
+    waiting = found.reindex(columns=["keys"])["keys"].notna()
     found = found[~(waiting & found["tier"].isin(FILES))]
     from_files = found["tier"].isin(FILES)
     assert (~from_files).sum() >= 10

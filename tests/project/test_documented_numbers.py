@@ -172,6 +172,23 @@ def prefills(run, header, rows):
                 yield label, speed_up, row["speed-up"]
 
 
+def batches(run, header, rows):
+    if run != "bench-h200-llama-3-8b.json" or header[0] != "batches of":
+        return
+    table = pd.DataFrame(json.loads((RECORDED / run).read_text())["batches"])
+    for label, *cells in rows:
+        selector, share = re.match(r"`(\w+)`.*?(\d+) %$", label).groups()
+        layer = re.search(r"stored keys of layer (\d+)", label)
+        kept = table[(table["selector"] == selector) & ((table["ratio"] - float(share) / 100).abs() < 1e-9)]
+        kept = kept[kept["layer"] == int(layer[1])] if layer else kept[kept["keys"].isna()]
+        for count, cell in zip(header[1:], cells, strict=True):
+            row = kept[kept["prompts"] == int(count)].squeeze()
+            per_second, speed_up = re.fullmatch(r"(\d+)(?: \(([\d.]+)\))?", cell).groups()
+            yield label, per_second, row["prompts_per_second"]
+            if speed_up:
+                yield label, speed_up, row["speed-up"]
+
+
 def equal_fidelity(run, header, rows):
     """Speed-ups, of the fastest method by a search through both records."""
     if run != "bench-h200-llama-3-8b.json" or header[0] != "gap recovered, at least":
@@ -297,6 +314,7 @@ CHECKS = [
     (trainings, 12),
     (trained_anew, 36),
     (trained_longer, 45),
+    (batches, 35),
     (equal_fidelity, 30),
     (stored_keys, 10),
     (prefills, 70),
