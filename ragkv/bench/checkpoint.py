@@ -1,7 +1,7 @@
 """Speed of a checkpoint on this machine, as ratios of times taken in one run; embedded models run on any CPU.
 
-Fused prefill by selector against full prefill, precompute against a plain forward pass and in passes that chunks share
-against one by one, chunking against tokenisation.
+Fused prefill by selector against full prefill, precompute against a plain forward pass, with and without a learned
+context, and in passes that chunks share against one by one, chunking against tokenisation.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ragkv.bench.random_models import random_prompt
 from ragkv.bench.timing import measure
 from ragkv.benchmarks import haystack
+from ragkv.contexts import LearnedContext
+from ragkv.contexts.owner import owner
 from ragkv.fusion.prefill import fused_prefill
 from ragkv.fusion.workspace import Workspace
 from ragkv.models.load import load_model
@@ -33,6 +35,7 @@ from ragkv.store.precompute import most_tokens, precompute
 
 SELECTORS = ("full_reuse", "epic", "cacheblend", "a3")
 DOCUMENT = 10_000  # tokens of the document that is cut into chunks
+LEARNED = 16  # tokens of the learned context that a chunk is also computed behind
 ON_CPU = 1024  # tokens of a shared pass that is measured on a CPU, where precompute does not use them
 small_prompt = partial(random_prompt, prefix=2, question=8, bos=None)
 
@@ -103,12 +106,24 @@ def prefill_times(model: PreTrainedModel, tokens: int, ratio: float, chunk_token
 
 
 def precompute_times(model: PreTrainedModel, chunk_tokens: int, repeats: int) -> pd.DataFrame:
-    """A plain forward pass over one chunk, and precompute's pass over it."""
+    """A plain forward pass over one chunk, and precompute's pass over it, without and with a learned context."""
     prompt = small_prompt(model.config.vocab_size, chunk_tokens + 10, chunk_tokens)
-    segment = prompt.segments(None)[1]
-    ids = torch.tensor([segment.ids], device=model.device)
-    plain = torch.inference_mode()(lambda: model(ids).logits)
-    return measure({"plain forward": plain, "precompute": lambda: compute_segment(model, segment)}, repeats)
+    alone = prompt.segments(None)[1]
+    behind = prompt.behind(random_context(model, LEARNED)).segments(None)[1]
+    ids = torch.tensor([alone.ids], device=model.device)
+    runs: dict[str, Callable[[], object]] = {
+        "plain forward": torch.inference_mode()(lambda: model(ids).logits),
+        "precompute": partial(compute_segment, model, alone),
+        f"precompute behind {LEARNED} learned tokens": partial(compute_segment, model, behind),
+    }
+    return measure(runs, repeats)
+
+
+def random_context(model: PreTrainedModel, tokens: int) -> LearnedContext:
+    """A context of random numbers, which takes as long as one that was trained."""
+    config, head_dim = model.config, model.model.layers[0].self_attn.head_dim
+    shape = (config.num_hidden_layers, 2, config.num_key_value_heads, tokens, head_dim)
+    return LearnedContext(torch.randn(shape, generator=torch.Generator().manual_seed(0)), owner(model))
 
 
 def storing_times(model: PreTrainedModel, chunk_tokens: int, repeats: int) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from ragkv.fusion.prefill import fused_prefill
 from ragkv.loading.segments import Segments
 from ragkv.models.load import embedded_models
 from ragkv.prompt import Prompt
+from ragkv.rag.chunk_context import ChunkContext
 from ragkv.results.fidelity import kl_divergence
 from ragkv.results.files import DamagedError, read_json, write_json
 from ragkv.results.provenance import provenance
@@ -41,7 +42,8 @@ def calibrate(
     Parameters
     ----------
     prompts
-        Other prompts than those that results are reported on; precomputed in `store`.
+        Other prompts than those that results are reported on; precomputed in `store`, behind what the probe is to be
+        used with (`Prompt.behind`).
     ratio
         The probe's ratio.
 
@@ -129,11 +131,13 @@ def calibration_file(root: Path, folder: str) -> Path:
     return root / "params" / "calibration" / f"{folder}.json"
 
 
-def write_calibration(path: Path, model: PreTrainedModel, table: pd.DataFrame) -> None:
-    """Keep the best options for this model, together with all that they were compared with."""
+def write_calibration(path: Path, model: PreTrainedModel, table: pd.DataFrame, chunk_context: ChunkContext) -> None:
+    """Keep the best options for this model, what they were compared with, and what chunks were computed behind."""
     compared = table.to_dict("records")
     best = {name: value for name, value in compared[0].items() if name != "divergence"}
-    write_json(path, {"options": best, "compared": compared, "provenance": provenance(model)})
+    learned = chunk_context.context
+    behind = {"context": None if learned is None else learned.identity, "prefix": chunk_context.behind_prefix}
+    write_json(path, {"options": best, "compared": compared, "behind": behind, "provenance": provenance(model)})
 
 
 def read_calibration(path: Path, weights: str) -> dict:

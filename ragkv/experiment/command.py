@@ -16,6 +16,8 @@ from ragkv.experiment.calibration import (
 )
 from ragkv.experiment.inputs import find_model
 from ragkv.models.load import embedded_models, load_model, load_tokenizer
+from ragkv.rag.arguments import BehindPrefixOption, ContextOption
+from ragkv.rag.chunk_context import ChunkContext
 from ragkv.results.outputs import model_folders
 from ragkv.store import KVStore
 from ragkv.store.precompute import precompute
@@ -28,6 +30,8 @@ def calibrate_command(
         int | None, typer.Option(min=1, help="Tokens of a prompt (default: 1024 for embedded models, 4096 for others).")
     ] = None,
     ratio: Annotated[float, typer.Option(min=0, max=1, help="The probe's ratio.")] = 0.02,
+    context: ContextOption = None,
+    behind_prefix: BehindPrefixOption = False,
     device: Annotated[str, typer.Option(help="auto is the GPU if there is one.")] = "auto",
     root: Annotated[Path, typer.Option(help="The folder that holds params/.")] = Path("."),
     out: Annotated[
@@ -42,10 +46,12 @@ def calibrate_command(
     tokens = length or (1024 if model in embedded_models() else 4096)
     made = calibration_prompts(model, load_tokenizer(source), prompts, tokens)
     loaded, _ = load_model(source, device=device)
+    chunk_context = ChunkContext.find(loaded, context, behind_prefix)
+    made = [chunk_context(prompt) for prompt in made]
     store = KVStore("memory://calibration")
     precompute(loaded, made, store)
     table = calibrate(loaded, made, store, ratio=ratio, progress=True)
-    write_calibration(path, loaded, table)
+    write_calibration(path, loaded, table, chunk_context)
     typer.echo(f"{model}: {best_options(table)}; saved to {path}, for methods with `calibrated: true`")
 
 

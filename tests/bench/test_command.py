@@ -116,7 +116,7 @@ def test_a_record_has_its_tables_and_says_what_was_measured(tmp_path):
     assert done.exit_code == 0, done.output
     record = json.loads(out.read_text())
     assert list(record["prefill"]) == ["transformers", "full_prefill", "full_reuse", "epic", "cacheblend", "a3"]
-    assert list(record["precompute"]) == ["plain forward", "precompute"]
+    assert list(record["precompute"]) == ["plain forward", "precompute", "precompute behind 16 learned tokens"]
     assert list(record["storing"]) == ["one by one", "32 in a pass"]
     assert record["chunking"]["tokenisation"]["speed-up"] == 1
     for row in record["prefill"].values():

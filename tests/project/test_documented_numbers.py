@@ -391,6 +391,62 @@ def test_page_on_contexts_says_what_a_single_chunk_loses():
     assert behind_bos + behind_prefix in text
 
 
+def test_page_on_contexts_says_what_did_not_help():
+    recorded = json.loads((RECORDED / "contexts.json").read_text())
+    text = " ".join((ROOT / "docs/contexts.md").read_text().split())
+    tried, shares, layers, calibrated = (
+        {name: f"{value:.4f}" for name, value in recorded[part]["kl"].items()}
+        for part in ("tried", "share by chunk", "from a layer on", "calibrated")
+    )
+    probe = {ratio: tried[f"probe at {ratio} %"] for ratio in (2, 15)}
+    root = tried["probe at 15 %, attention times the root of sensitivity"]
+    assert f"the probe's KL at 15 % fell from {probe[15]} to {root}, and stayed the same at 2 %" in text
+    assert f"A second hop of the probe: from {probe[15]} to {tried['probe at 15 %, two hops']} at 15 %" in text
+    low, high = (tried[f"reuse, keys times {factor}"] for factor in ("0.95", "1.05"))
+    assert f"plain reuse went from {tried['reuse']} to {low} and {high}" in text
+
+    ape = {
+        behind: {setting: f"{value:.4f}" for setting, value in settings.items()}
+        for behind, settings in recorded["ape"]["kl"].items()
+    }
+    bos, prefix, both = (ape[behind] for behind in ("BOS", "prefix", "learned+prefix"))
+    assert (
+        f"With 0.9 for both, plain reuse went from {bos['1 and 1']} to {bos['0.9 and 0.9']} behind BOS, "
+        f"from {prefix['1 and 1']} to {prefix['0.9 and 0.9']} behind the prefix, "
+        f"and from {both['1 and 1']} to {both['0.9 and 0.9']} behind the context and the prefix. "
+        f"With a scale of 0.95 alone, it fell to {prefix['1 and 0.95']} behind the prefix, "
+        f"but rose to {both['1 and 0.95']} behind both. No setting helped there"
+    ) in text
+    assert not any(low < high < 0 for _, low, high in recorded["ape"]["differences"]["learned+prefix"].values())
+
+    product, alone = (
+        [shares[f"at {ratio} %, by {weight}"] for ratio in (2, 15)]
+        for weight in ("sensitivity times attention", "sensitivity")
+    )
+    assert f"attention: from {probe[2]} to {product[0]} at 2 %, and from {probe[15]} to {product[1]} at 15 %" in text
+    assert f"By sensitivity alone, {alone[0]} and {alone[1]}" in text
+    sixth, fifteenth = ([layers[f"at {ratio} %, from layer {layer}"] for ratio in (2, 15)] for layer in (6, 15))
+    assert f"From {probe[2]} to {sixth[0]} at 2 %, and from {probe[15]} to {sixth[1]} at 15 %. From layer 15" in text
+    assert f"with twice as many tokens, {fifteenth[0]} and {fifteenth[1]}" in text
+
+    found, default, one_hop = (
+        [calibrated[f"{options}, at {ratio} %"] for ratio in (2, 15)]
+        for options in ("calibrated behind the context and the prefix", "default options", "one hop")
+    )
+    assert f"on 4 prompts of tracking: {found[0]} at 2 %, and {found[1]} at 15 %" in text
+    assert f"The default options have {default[0]} and {default[1]}, one hop has {one_hop[0]} and {one_hop[1]}" in text
+
+
+def test_page_on_contexts_says_what_precompute_takes():
+    times = json.loads((RECORDED / "contexts.json").read_text())["precompute"]["times"]
+    text = " ".join((ROOT / "docs/contexts.md").read_text().split())
+    speeds = {chunk: row["precompute"] / row["precompute behind 16 learned tokens"] for chunk, row in times.items()}
+    assert (
+        f"ran at {speeds['128']:.2f} of the usual speed for chunks of 128 tokens, and at {speeds['512']:.2f} for chunks "
+        "of 512"
+    ) in text
+
+
 def test_serving_page_says_what_kills_did():
     found = json.loads((RECORDED / "serving.json").read_text())["kills"]
     text = " ".join((ROOT / "docs/serving.md").read_text().split())

@@ -10,6 +10,7 @@ from ragkv import fused_prefill, precompute
 from ragkv.experiment.calibration import calibrate, read_calibration, write_calibration
 from ragkv.models import decoder
 from ragkv.models.fingerprint import fingerprint
+from ragkv.rag.chunk_context import ChunkContext
 from ragkv.selectors import Selector, get_selector
 
 
@@ -137,7 +138,7 @@ def test_a_calibration_is_for_one_model_only(llama, rng, tmp_path):
     table = calibrate(llama, prompts, store, ratio=0.2)
     with pytest.raises(ValueError, match=r"there is no calibration .*llama\.json: run"):
         read_calibration(path, fingerprint(llama))
-    write_calibration(path, llama, table)
+    write_calibration(path, llama, table, ChunkContext())
     assert (
         get_selector("probe", **read_calibration(path, fingerprint(llama))).first_layer == table["first_layer"].iloc[0]
     )
