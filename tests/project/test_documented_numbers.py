@@ -172,6 +172,19 @@ def prefills(run, header, rows):
                 yield label, speed_up, row["speed-up"]
 
 
+def tracking(run, header, rows):
+    if run != "contexts-h200.json" or header[0] != "tracking":
+        return
+    lengths = json.loads((RECORDED / run).read_text())["tracking"]["by length"]
+    for label, *cells in rows:
+        for length, cell in zip(header[1:], cells, strict=True):
+            recorded = lengths[re.sub(r"\D", "", length)][label.replace("`", "")]
+            kl, *shares = re.fullmatch(r"([\d.]+), (-?\d+) % \((-?\d+) to (-?\d+)\)", cell).groups()
+            yield label, kl, recorded["kl"][0]
+            for share, value in zip(shares, recorded["recovered"], strict=True):
+                yield label, share, 100 * value
+
+
 def batches(run, header, rows):
     if run != "bench-h200-llama-3-8b.json" or header[0] != "batches of":
         return
@@ -315,6 +328,7 @@ CHECKS = [
     (trained_anew, 36),
     (trained_longer, 45),
     (batches, 35),
+    (tracking, 100),
     (equal_fidelity, 30),
     (stored_keys, 10),
     (prefills, 70),
@@ -442,8 +456,8 @@ def test_page_on_contexts_says_what_precompute_takes():
     text = " ".join((ROOT / "docs/contexts.md").read_text().split())
     speeds = {chunk: row["precompute"] / row["precompute behind 16 learned tokens"] for chunk, row in times.items()}
     assert (
-        f"ran at {speeds['128']:.2f} of the usual speed for chunks of 128 tokens, and at {speeds['512']:.2f} for chunks "
-        "of 512"
+        f"ran at {speeds['128']:.2f} of the usual speed for chunks of 128 tokens, and at {speeds['512']:.2f} for "
+        "chunks of 512"
     ) in text
 
 
