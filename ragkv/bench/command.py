@@ -1,8 +1,9 @@
 """``python -m ragkv.bench``: measure speed on this machine."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
@@ -16,6 +17,7 @@ from ragkv.bench.tiers import TIERS
 from ragkv.results.files import write_json
 from ragkv.store.quantize import FORMATS
 
+Number = TypeVar("Number", int, float)
 CHECKPOINT = "Without --shape: a checkpoint on any device"
 SHAPE = "With --shape: random weights on a GPU, latency only"
 
@@ -113,14 +115,14 @@ def bench(
     of_both = {"chunk_tokens": chunk_tokens, "repeats": repeats}
     of_checkpoint = {"model": model, "device": device, "dtype": dtype, "tokens": tokens, "ratio": ratio}
     of_shape: dict[str, Any] = {
-        "lengths": _numbers("--lengths", lengths, "tokens", "8192,16384"),
+        "lengths": _each("--lengths", lengths, _count, "a number of tokens", "8192,16384"),
         "tiers": () if tiers == [""] else _items(tiers),
         "selectors": _items(selectors),
-        "ratios": _shares("--ratios", ratios),
+        "ratios": _each("--ratios", ratios, _share, "a ratio above 0 and up to 1", "0.02,0.15"),
         "store": store,
         "format": format,
         "layers": layers,
-        "batches": _numbers("--batches", batches, "prompts", "1,4,16"),
+        "batches": _each("--batches", batches, _count, "a number of prompts", "1,4,16"),
     }
     if shape is None:
         _refuse(of_shape, "only together with --shape")
@@ -153,39 +155,36 @@ def _items(values: list[str] | None) -> tuple[str, ...] | None:
     return tuple(item.strip() for value in values for item in value.split(",")) if values else None
 
 
-def _numbers(option: str, values: list[str] | None, of: str, example: str) -> tuple[int, ...] | None:
-    """The same as positive numbers of something."""
+def _each(
+    option: str, values: list[str] | None, parse: Callable[[str], Number | None], what: str, example: str
+) -> tuple[Number, ...] | None:
+    """The same, each of them parsed; an error for one that `parse` returns None for."""
     items = _items(values)
     if items is None:
         return None
+    parsed = []
     for item in items:
-        if not item.isdecimal() or int(item) == 0:
+        value = parse(item)
+        if value is None:
             raise typer.BadParameter(
-                f"{item!r} is not a number of {of}: separate them by commas, such as {example}", param_hint=option
+                f"{item!r} is not {what}: separate them by commas, such as {example}", param_hint=option
             )
-    return tuple(map(int, items))
+        parsed.append(value)
+    return tuple(parsed)
 
 
-def _shares(option: str, values: list[str] | None) -> tuple[float, ...] | None:
-    """The same as shares of a whole."""
-    items = _items(values)
-    if items is None:
-        return None
-    for item in items:
-        if not _is_share(item):
-            raise typer.BadParameter(
-                f"{item!r} is not a ratio above 0 and up to 1: separate them by commas, such as 0.02,0.15",
-                param_hint=option,
-            )
-    return tuple(map(float, items))
+def _count(text: str) -> int | None:
+    """A positive number of things."""
+    return int(text) or None if text.isdecimal() else None
 
 
-def _is_share(text: str) -> bool:
-    """Whether this is a number above 0 and up to 1."""
+def _share(text: str) -> float | None:
+    """A number above 0 and up to 1."""
     try:
-        return 0 < float(text) <= 1
+        share = float(text)
     except ValueError:
-        return False
+        return None
+    return share if 0 < share <= 1 else None
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -127,9 +127,7 @@ class Forward:
         going_on = rows
 
         def place(fresh: KV) -> KV:
-            self._stored.finish(index)
-            write(self._memory.layer(index), fresh, rotary, rows.positions, rows.slots)
-            return self._tokens_of(index)
+            return self._place(index, fresh, rows)
 
         def choose_rows(normed: Tensor, fresh: KV) -> Tensor:
             nonlocal going_on
@@ -165,11 +163,9 @@ class Forward:
         attention = layer.self_attn
         rows = rows.to(decoder.device(layer))
         normed = decoder.attention_input(layer, hidden.to(rows.positions.device))
-        self._stored.finish(index)
-        fresh = decoder.keys_values(attention, normed)
-        write(self._memory.layer(index), fresh, self.rotary[index], rows.positions, rows.slots)
+        fused = self._place(index, decoder.keys_values(attention, normed), rows)
         queries = self.rotary[index](decoder.queries(attention, normed), rows.positions)
-        return queries, self._tokens_of(index), attention.scaling
+        return queries, fused, attention.scaling
 
     def weights(self, rows: Rows, power: float) -> Tensor:
         """Attention weights of a pass over these rows through all layers.
@@ -212,6 +208,12 @@ class Forward:
         extent = self.extents[number]
         keys, values = states
         return keys[:, :, extent.start : extent.stop], values[:, :, extent.start : extent.stop]
+
+    def _place(self, index: int, fresh: KV, rows: Rows) -> KV:
+        """Write fresh keys, rotated, and values over a layer's stored ones; returns those of all slots."""
+        self._stored.finish(index)
+        write(self._memory.layer(index), fresh, self.rotary[index], rows.positions, rows.slots)
+        return self._tokens_of(index)
 
     def _tokens_of(self, index: int) -> KV:
         """A layer's keys and values of the prompts' tokens, without slots to spare."""

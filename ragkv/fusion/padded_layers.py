@@ -106,13 +106,17 @@ class PaddedLayers:
             return attended
 
         layer = self._memory.model.model.layers[index]
-        side_stream = self._side_stream(hidden.device) if hidden.shape[1] > 1 else None
+        side_stream = self._side_stream(hidden)
         hidden, _ = decoder.run_layer(layer, hidden, angles, rotary, place, attend, side_stream=side_stream)
         return hidden
 
-    def _side_stream(self, device: torch.device) -> torch.cuda.Stream | None:
-        """A second stream while a graph is captured: the graph then runs the work on both side by side."""
-        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+    def _side_stream(self, hidden: Tensor) -> torch.cuda.Stream | None:
+        """A second stream while a graph is captured: the graph then runs the work on both side by side.
+
+        None for a single token, whose queries, keys and values are computed by one kernel.
+        """
+        device = hidden.device
+        if device.type != "cuda" or hidden.shape[1] == 1 or not torch.cuda.is_current_stream_capturing():
             return None
         if device not in self._side_streams:
             self._side_streams[device] = torch.cuda.Stream(device)
