@@ -1,13 +1,14 @@
 """Where reused keys and values come from: the GPU, pinned host memory, a store's files in the page cache or on disk."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from transformers import PreTrainedModel
 
 from ragkv.bench.timing import nothing
 from ragkv.loading.memory import InMemory
+from ragkv.loading.prefetch import PrefetchingStore
 from ragkv.loading.segments import Segments
 from ragkv.store import KVStore, Layout
 
@@ -23,7 +24,7 @@ def tier(name: str, memory: InMemory, store: KVStore, model: PreTrainedModel) ->
     memory
         The segments.
     store
-        On a local disk; holds the same segments, for the tiers of files.
+        On a local disk; holds the same segments, for tiers that `need_files`.
 
     Raises
     ------
@@ -32,14 +33,24 @@ def tier(name: str, memory: InMemory, store: KVStore, model: PreTrainedModel) ->
     """
     if name not in TIERS:
         raise ValueError(f"unknown tier {name!r}: choose among {', '.join(TIERS)}")
+    layout = Layout.of(model, store.format)
+    if name == "pinned" and store.format != "model":
+        ahead = PrefetchingStore(store, layout)  # into pinned memory, as they are stored
+        ahead.prefetch(memory.segments)
+        ahead.wait()
+        return ahead, nothing
     if name not in FILES:
         return memory.to(name), nothing
-    layout = Layout.of(model, store.format)
     paths = [store.path(layout.key(segment)) for segment in memory.segments]
     if name == "disk":
         return store, partial(_drop_from_page_cache, paths)
     _read_into_page_cache(paths)
     return store, nothing
+
+
+def need_files(tiers: Collection[str], format: str) -> bool:
+    """Whether some of these tiers take segments in this format from files."""
+    return any(name in FILES or (name == "pinned" and format != "model") for name in tiers)
 
 
 def _read_into_page_cache(paths: list[str]) -> None:

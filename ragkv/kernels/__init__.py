@@ -25,6 +25,22 @@ def kernels_run(device: torch.device) -> bool:
     return True
 
 
+@cache
+def _starts_early(device: torch.device) -> bool:
+    """Whether a GPU can start a kernel before the one in front of it has ended: NVIDIA's can, from Hopper on."""
+    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def early_start(states: Tensor, tokens: int) -> dict[str, bool]:
+    """Launch options of a kernel that calls `ragkv.kernels.early.wait_for_previous`; `tokens` is what it works on.
+
+    In decoding, kernels take so little time that starting them matters. So where a single token is computed, each one
+    starts while the one before it runs, and then waits for its results (programmatic dependent launch).
+    """
+    early = tokens == 1 and _starts_early(states.device)
+    return {"EARLY": True, "launch_pdl": True} if early else {}
+
+
 def on_its_gpu(launch: Callable[Params, Result]) -> Callable[Params, Result]:
     """Make a function launch its kernels on the GPU of its first argument, whichever GPU is the current one.
 

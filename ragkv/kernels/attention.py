@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ragkv.kernels import on_its_gpu
+from ragkv.kernels import early_start, on_its_gpu
+from ragkv.kernels.early import wait_for_previous
 from ragkv.kernels.tiles import Config, split, tile, width
 
 LN_2 = log(2)
@@ -91,12 +92,13 @@ def _attention(query, key, value, positions, scaling, chosen: Config, firsts: Te
         batch, heads, queries, tokens, scaling / LN_2,
         GROUP=group, HEAD_DIM=head_dim, WIDTH=width(head_dim), ROWS=chosen.rows, KEYS=chosen.keys, PARTS=parts,
         VALUES=out is not None, SUMS=store_sums, PACKED=firsts is not None,
-        num_warps=chosen.warps, num_stages=chosen.stages,
+        num_warps=chosen.warps, num_stages=chosen.stages, **early_start(key, queries),
     )  # fmt: skip
     if out is not None and parts > 1:
         _join[(batch * queries * heads,)](
             results, totals, peaks, out,
             HEAD_DIM=head_dim, WIDTH=width(head_dim), PARTS=parts, PARTS_2=triton.next_power_of_2(parts),
+            **early_start(key, queries),
         )  # fmt: skip
     return out.transpose(1, 2) if out is not None else None, totals, peaks
 
@@ -134,9 +136,10 @@ def _attend(
     query, key, value, positions, firsts, out, totals, peaks, query_strides, key_strides, value_strides,
     batch, heads, queries, tokens, factor,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    PARTS: tl.constexpr, VALUES: tl.constexpr, SUMS: tl.constexpr, PACKED: tl.constexpr,
+    PARTS: tl.constexpr, VALUES: tl.constexpr, SUMS: tl.constexpr, PACKED: tl.constexpr, EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """One tile of queries over one part of the keys. Tiles with high positions take longest, so they come first."""
+    wait_for_previous(EARLY)
     kv_heads = heads // GROUP
     kv_head = tl.program_id(0) % kv_heads
     rest = tl.program_id(0) // kv_heads
@@ -208,9 +211,11 @@ def _attend(
 
 @triton.jit
 def _join(
-    results, totals, peaks, out, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, PARTS_2: tl.constexpr
-):
+    results, totals, peaks, out, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
+    PARTS_2: tl.constexpr, EARLY: tl.constexpr = False,
+):  # fmt: skip
     """One head's result for one query, joined from the parts whose keys the query sees: their totals are not 0."""
+    wait_for_previous(EARLY)
     row = tl.program_id(0).to(tl.int64)
     rows = tl.num_programs(0).to(tl.int64)
     part = tl.arange(0, PARTS_2)

@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ragkv.kernels import on_its_gpu
+from ragkv.kernels import early_start, on_its_gpu
+from ragkv.kernels.early import wait_for_previous
 
 ROTATE_ROWS = 16  # tokens per program
 GATE_BLOCK = 4096  # numbers per program
@@ -29,7 +30,7 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tenso
     if tokens:
         _rotate[(triton.cdiv(tokens, ROTATE_ROWS), heads, batch)](
             states, cos, sin, positions, rotated, states.stride()[:3], rotated.stride()[:3], tokens,
-            ROWS=ROTATE_ROWS, **channels(cos, head_dim),
+            ROWS=ROTATE_ROWS, **channels(cos, head_dim), **early_start(states, tokens),
         )  # fmt: skip
     return rotated
 
@@ -44,7 +45,7 @@ def channels(cos: Tensor, head_dim: int) -> dict[str, int]:
 
 @on_its_gpu
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float, *, rounds_once: bool = False, offset: float = 0.0) -> Tensor:
-    """Root mean square norm over the last dimension, ``(..., width)``.
+    """Root mean square norm over the last dimension, ``(batch, tokens, ..., width)``.
 
     Parameters
     ----------
@@ -57,9 +58,11 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float, *, rounds_once: bool = 
     normed = torch.empty_like(hidden)
     width = hidden.shape[-1]
     if hidden.numel():
+        power = triton.next_power_of_2(width)
         _rms_norm[(hidden.numel() // width,)](
             hidden, weight, normed, width, eps,
-            WIDTH=triton.next_power_of_2(width), ROUNDS_ONCE=rounds_once, OFFSET=offset, num_warps=8,
+            WIDTH=power, ROUNDS_ONCE=rounds_once, OFFSET=offset, num_warps=max(1, min(8, power // 512)),
+            **early_start(hidden, hidden.shape[:2].numel()),
         )  # fmt: skip
     return normed
 
@@ -93,8 +96,10 @@ def rotate_halves(left, right, cos, sin, angle, valid, HALF: tl.constexpr):
 def _rotate(
     states, cos, sin, positions, rotated, strides, rotated_strides, tokens,
     HALF: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, REST_WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """A block of tokens of one head."""
+    wait_for_previous(EARLY)
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     head = tl.program_id(1).to(tl.int64)
     item = tl.program_id(2).to(tl.int64)
@@ -121,8 +126,12 @@ def _rotate(
 
 
 @triton.jit
-def _rms_norm(hidden, weight, normed, width, eps, WIDTH: tl.constexpr, ROUNDS_ONCE: tl.constexpr, OFFSET: tl.constexpr):
+def _rms_norm(
+    hidden, weight, normed, width, eps, WIDTH: tl.constexpr, ROUNDS_ONCE: tl.constexpr, OFFSET: tl.constexpr,
+    EARLY: tl.constexpr = False,
+):  # fmt: skip
     """One row."""
+    wait_for_previous(EARLY)
     row = tl.program_id(0).to(tl.int64) * width
     dims = tl.arange(0, WIDTH)
     states = tl.load(hidden + row + dims, dims < width, 0.0).to(tl.float32)

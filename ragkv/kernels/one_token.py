@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ragkv.kernels import on_its_gpu
+from ragkv.kernels import early_start, on_its_gpu
+from ragkv.kernels.early import wait_for_previous
 
 BLOCK = 1024  # weights that a program reads at a time, the fastest of those tried on an H200
 
@@ -46,7 +47,7 @@ def linear(
         states, first, second, third,
         *((first_bias, second_bias, third_bias) if biased else (states, states, states)),
         states if residual is None else residual, out, outputs[0], sum(outputs[:2]), states.shape[-1],
-        BIASED=biased, RESIDUAL=residual is not None, BLOCK=BLOCK,
+        BIASED=biased, RESIDUAL=residual is not None, BLOCK=BLOCK, **early_start(states, 1),
     )  # fmt: skip
     return list(out.split(outputs, dim=-1))
 
@@ -64,7 +65,7 @@ def gated(states: Tensor, gate: Tensor, up: Tensor) -> Tensor:
     """
     outputs = len(gate)
     out = torch.empty(1, 1, outputs, dtype=states.dtype, device=states.device)
-    _gated[(outputs,)](states, gate, up, out, states.shape[-1], BLOCK=BLOCK, num_warps=8)
+    _gated[(outputs,)](states, gate, up, out, states.shape[-1], BLOCK=BLOCK, num_warps=8, **early_start(states, 1))
     return out
 
 
@@ -83,9 +84,10 @@ def _product(states, weight, width, BLOCK: tl.constexpr):
 @triton.jit
 def _linear(
     states, first, second, third, first_bias, second_bias, third_bias, residual, out, second_start, third_start, width,
-    BIASED: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
+    BIASED: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """One output of one of the maps."""
+    wait_for_previous(EARLY)
     output = tl.program_id(0)
     weight = first
     bias = first_bias
@@ -108,8 +110,9 @@ def _linear(
 
 
 @triton.jit
-def _gated(states, gate, up, out, width, BLOCK: tl.constexpr):
+def _gated(states, gate, up, out, width, BLOCK: tl.constexpr, EARLY: tl.constexpr = False):
     """One output."""
+    wait_for_previous(EARLY)
     output = tl.program_id(0)
     row = output.to(tl.int64) * width
     gates = tl.zeros([BLOCK], tl.float32)

@@ -9,11 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ragkv.kernels import on_its_gpu
+from ragkv.kernels import early_start, on_its_gpu
 from ragkv.kernels.blocks import blocks_of, to_gpu
+from ragkv.kernels.early import wait_for_previous
 from ragkv.kernels.elementwise import channels, rotate_halves
 
 WRITE_ROWS = 16  # tokens per program of `write`
+ALIGNMENT = 16  # bytes that are read or written at once if they begin at a multiple of it
 PLACE_ROWS = 32  # tokens per program of `placing`, the fastest of those tried on an H100
 
 
@@ -46,7 +48,7 @@ def write(
         _write[(triton.cdiv(count, WRITE_ROWS), kv_heads)](
             keys, values, cos, sin, positions, slots, cached_keys, cached_values,
             keys.stride()[1:], values.stride()[1:], cached_keys.stride()[1:], count,
-            ROWS=WRITE_ROWS, **channels(cos, head_dim),
+            ROWS=WRITE_ROWS, **channels(cos, head_dim), **early_start(keys, count),
         )  # fmt: skip
 
 
@@ -90,6 +92,8 @@ def placing(
     sources = bases + np.arange(len(like))[:, None] * layer_bytes
     targets = np.array([[states.data_ptr() for states in cache] for cache in caches])
 
+    row_bytes = head_dim * like.itemsize
+    aligned = not any((addresses % ALIGNMENT).any() for addresses in (sources, targets)) and row_bytes % ALIGNMENT == 0
     first_tokens = (np.array(positions), np.array(slots))
     tables = (sources.ravel(), targets.ravel(), lengths, *first_tokens, block_segments, block_tokens)
     gpu_tables = to_gpu(tables, like.device)
@@ -103,7 +107,7 @@ def placing(
                 _place[(kv_heads * blocks * len(alike),)](
                     *gpu_tables, cos, sin, like, len(segments), cache_slots * head_dim, kv_heads, blocks,
                     source_layer + alike[0] - layers.start, alike[0],
-                    ROWS=PLACE_ROWS, **channels(cos, head_dim),
+                    ROWS=PLACE_ROWS, ALIGNED=aligned, **channels(cos, head_dim),
                 )  # fmt: skip
 
     return place
@@ -113,8 +117,10 @@ def placing(
 def _write(
     keys, values, cos, sin, positions, slots, cached_keys, cached_values, key_strides, value_strides, cache_strides,
     count, HALF: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, REST_WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """A block of tokens of one KV head."""
+    wait_for_previous(EARLY)
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     head = tl.program_id(1).to(tl.int64)
     dims = tl.arange(0, WIDTH)
@@ -151,6 +157,7 @@ def _place(
     sources, targets, lengths, positions, slots, block_segments, block_tokens, cos, sin, like, segments, head_step,
     kv_heads, blocks, source_layer, layer,
     HALF: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, REST_WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """A block of one segment's tokens, for one KV head of one layer.
 
@@ -169,6 +176,10 @@ def _place(
     source = tl.load(sources + source_layer * segments + segment).to(tl.pointer_type(dtype))
     cached_keys = tl.load(targets + 2 * layer).to(tl.pointer_type(dtype))
     cached_values = tl.load(targets + 2 * layer + 1).to(tl.pointer_type(dtype))
+    if ALIGNED:
+        source = tl.multiple_of(source, 16)
+        cached_keys = tl.multiple_of(cached_keys, 16)
+        cached_values = tl.multiple_of(cached_values, 16)
 
     token = tl.load(block_tokens + block) + tl.arange(0, ROWS)
     valid = (token < length)[:, None] & (dims < HALF)[None, :]

@@ -83,8 +83,6 @@ def _sum_over_queries(
     block = tl.program_id(0) // kv_heads
     key_index = block * KEYS + tl.arange(0, KEYS)
     dims = tl.arange(0, WIDTH)
-    key_at = kv_head * key_strides[0] + key_index.to(tl.int64) * key_strides[1]
-    keys = tl.load(key + key_at[:, None] + dims, (key_index < tokens)[:, None] & (dims < HEAD_DIM), 0.0)
 
     before = 0  # queries before the block's first key
     behind = 0  # queries of later prompts
@@ -96,7 +94,15 @@ def _sum_over_queries(
             first_key = tl.load(firsts + query_index, query_index < queries, 0)
             behind += tl.sum((first_key >= (block + 1) * KEYS).to(tl.int32))
 
-    tiles = tl.maximum(tl.cdiv(queries - before - behind, ROWS), 1)
+    if before + behind >= queries:  # as for all slots behind the prompt
+        for index in tl.range(0, GROUP):
+            head_out = out + (kv_head * GROUP + index) * tokens
+            tl.store(head_out + key_index, tl.zeros([KEYS], tl.float32), key_index < tokens)
+        return
+
+    key_at = kv_head * key_strides[0] + key_index.to(tl.int64) * key_strides[1]
+    keys = tl.load(key + key_at[:, None] + dims, (key_index < tokens)[:, None] & (dims < HEAD_DIM), 0.0)
+    tiles = tl.cdiv(queries - before - behind, ROWS)
     total = tl.zeros([KEYS], tl.float32)
     for step in tl.range(0, GROUP * tiles):  # the tiles of the first head, then those of the next one, ...
         head = kv_head * GROUP + step // tiles

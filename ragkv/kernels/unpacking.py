@@ -12,6 +12,7 @@ from ragkv.kernels import on_its_gpu
 from ragkv.kernels.blocks import blocks_of, to_gpu
 
 ROWS = 32  # tokens per program
+ALIGNMENT = 16  # bytes that are read at once if they begin at a multiple of it
 
 
 @on_its_gpu
@@ -21,7 +22,8 @@ def unpacking(codes: Sequence[Tensor], numbers: Sequence[Tensor], format: str, p
     Parameters
     ----------
     codes
-        Of each segment, ``(bytes,)``, layer after layer: codes, scales of keys, scales of values. Slices of one tensor.
+        Of each segment, ``(layers, bytes)``: codes, scales of keys, scales of values. Slices of one tensor, with each
+        layer in one piece.
     numbers
         Where each segment's keys and values go, ``(layers, 2, kv_heads, tokens, head_dim)``. Slices of one tensor.
     format
@@ -38,7 +40,10 @@ def unpacking(codes: Sequence[Tensor], numbers: Sequence[Tensor], format: str, p
     lengths = np.array([states.shape[3] for states in numbers])
     block_segments, block_tokens = blocks_of(lengths, ROWS)
     blocks = len(block_segments)
-    tables = (lengths, _offsets(codes), _offsets(numbers), block_segments, block_tokens)
+    layer_steps = np.array([layers.stride(0) for layers in codes])
+    code_offsets, number_offsets = _offsets(codes), _offsets(numbers)
+    aligned = not any((offsets % ALIGNMENT).any() for offsets in (code_offsets, layer_steps))
+    tables = (lengths, code_offsets, layer_steps, number_offsets // head_dim, block_segments, block_tokens)
     gpu_tables = to_gpu(tables, codes[0].device)
 
     def unpack(layers: int) -> None:
@@ -46,7 +51,7 @@ def unpacking(codes: Sequence[Tensor], numbers: Sequence[Tensor], format: str, p
             _unpack[(kv_heads * blocks * layers,)](
                 codes[0], numbers[0], *gpu_tables, kv_heads, blocks,
                 HEAD_DIM=head_dim, WIDTH=triton.next_power_of_2(head_dim), ROWS=ROWS,
-                PACKED=packed, FORMAT=format,
+                PACKED=packed, FORMAT=format, ALIGNED=aligned,
             )  # fmt: skip
 
     return unpack
@@ -59,8 +64,9 @@ def _offsets(slices: Sequence[Tensor]) -> np.ndarray:
 
 @triton.jit
 def _unpack(
-    codes, numbers, lengths, code_offsets, number_offsets, block_segments, block_tokens, kv_heads, blocks,
+    codes, numbers, lengths, code_offsets, layer_steps, number_rows, block_segments, block_tokens, kv_heads, blocks,
     HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, PACKED: tl.constexpr, FORMAT: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """A block of one segment's tokens, for one KV head of one layer."""
     head = (tl.program_id(0) % kv_heads).to(tl.int64)
@@ -75,8 +81,10 @@ def _unpack(
     valid = (token < length)[:, None] & (dims < HEAD_DIM)[None, :]
 
     half = kv_heads * length * (HEAD_DIM // PACKED)  # the codes of the keys, and as many of the values
-    layer_bytes = 2 * half + kv_heads * (HEAD_DIM + length)
-    source = codes + tl.load(code_offsets + segment) + layer * layer_bytes
+    start = tl.load(code_offsets + segment) + layer * tl.load(layer_steps + segment)
+    if ALIGNED:
+        start = tl.multiple_of(start, 16)
+    source = codes + start
     key_scales = source + 2 * half
     value_scales = key_scales + kv_heads * HEAD_DIM
     key_scale = _power_of_two(tl.load(key_scales + head * HEAD_DIM + dims, dims < HEAD_DIM, 0))
@@ -86,12 +94,11 @@ def _unpack(
     key = _decode(tl.load(source + code, valid, 0), dims, FORMAT) * key_scale[None, :]
     value = _decode(tl.load(source + half + code, valid, 0), dims, FORMAT) * value_scale[:, None]
 
-    states = kv_heads * length * HEAD_DIM  # numbers of the keys, and as many of the values
-    target = numbers + tl.load(number_offsets + segment) + layer * (2 * states)
-    number = row[:, None] * HEAD_DIM + dims[None, :]
+    rows = kv_heads * length  # of the keys, and as many of the values
+    key_row = tl.load(number_rows + segment) + layer * (2 * rows) + row
     dtype = numbers.dtype.element_ty
-    tl.store(target + number, key.to(dtype), valid)
-    tl.store(target + states + number, value.to(dtype), valid)
+    tl.store(numbers + key_row[:, None] * HEAD_DIM + dims[None, :], key.to(dtype), valid)
+    tl.store(numbers + (key_row + rows)[:, None] * HEAD_DIM + dims[None, :], value.to(dtype), valid)
 
 
 @triton.jit

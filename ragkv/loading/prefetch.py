@@ -9,20 +9,24 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ragkv.loading.segments import SegmentInMemory, SegmentKV
+from ragkv.loading.segments import PackedInMemory, SegmentInMemory, SegmentKV
 from ragkv.prompt import Segment
 from ragkv.store import KVStore, Layout
+from ragkv.store.quantize import CODECS, packed_sizes
 from ragkv.store.segment_file import as_bytes
+from ragkv.store.stored_segment import PackedSegment
 
-Reads = dict[Segment, Future[SegmentInMemory]]
+Held = SegmentInMemory | PackedInMemory
+Reads = dict[Segment, Future[Held]]
 
 
 class PrefetchingStore:
     """A store whose segments can be prefetched into memory by a background thread.
 
     The segments of one call of `prefetch` lie side by side in one buffer, so that a prefill can copy them to a GPU
-    together. Those of the last two calls stay in memory. Segments that were not prefetched are read from the store when
-    they are opened. A forked child starts anew, as it has none of its parent's threads.
+    together. Those of the last two calls stay in memory, in the format in which they are stored. Segments that were not
+    prefetched are read from the store when they are opened. A forked child starts anew, as it has none of its parent's
+    threads.
     """
 
     def __init__(self, store: KVStore, layout: Layout):
@@ -48,7 +52,7 @@ class PrefetchingStore:
         _, previous = self._prefetched
         if wanted == list(previous):
             return
-        sizes = [math.prod(self._layer_shape(segment)) for segment in wanted]  # numbers in one layer
+        sizes = [self._layer_bytes(segment) for segment in wanted]
         *starts, width = accumulate(sizes, initial=0)
         buffer = self._thread.submit(self._allocate, width)
         current: Reads = {}
@@ -80,27 +84,45 @@ class PrefetchingStore:
     def _layer_shape(self, segment: Segment) -> tuple[int, ...]:
         return 2, self._layout.kv_heads, len(segment.ids), self._layout.head_dim
 
-    def _allocate(self, width: int) -> Tensor:
-        """A buffer for all layers side by side, ``(layers, width)``; pinned where there is a GPU."""
-        pinned = torch.cuda.is_available()
-        return torch.empty(self._layout.layers, width, dtype=self._layout.dtype, pin_memory=pinned)
+    def _layer_bytes(self, segment: Segment) -> int:
+        """Bytes of a stored layer."""
+        shape = self._layer_shape(segment)
+        if self._layout.format in CODECS:
+            return sum(packed_sizes(shape, self._layout.format))
+        return math.prod(shape) * self._layout.dtype.itemsize
 
-    def _read(
-        self, segment: Segment, buffer: Future[Tensor], start: int, earlier: Future[SegmentInMemory] | None
-    ) -> SegmentInMemory:
-        """Read a segment into its part of the buffer, from `start` on in each layer; or copy it if it was read earlier.
+    def _allocate(self, width: int) -> Tensor:
+        """A buffer for all layers side by side, ``(layers, bytes)``; pinned where there is a GPU."""
+        return torch.empty(self._layout.layers, width, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+
+    def _read(self, segment: Segment, buffer: Future[Tensor], start: int, earlier: Future[Held] | None) -> Held:
+        """Read a segment into its part of the buffer, from byte `start` of each layer on, or copy an earlier read.
 
         Both have been done by this thread before.
         """
         whole = buffer.result()
-        shape = self._layer_shape(segment)
-        layers = whole[:, start : start + math.prod(shape)].unflatten(1, shape)
+        rows = whole[:, start : start + self._layer_bytes(segment)]
         if earlier is not None and earlier.exception() is None:
             known = earlier.result()
-            layers.copy_(known.layers)
-            return SegmentInMemory(layers, known.scores)
+            rows.copy_(_rows(known))
+            return self._held(rows, segment, known.surprisal())
         stored = self._store.open(self._layout, segment)
-        memory, item, width = as_bytes(whole), whole.itemsize, whole.shape[1]
-        first_bytes = [(row * width + start) * item for row in range(len(whole))]
-        stored.read_layers(0, [memory[first : first + stored.layer_bytes] for first in first_bytes])
-        return SegmentInMemory(layers, stored.surprisal())
+        source = PackedSegment(stored) if self._layout.format in CODECS else stored
+        memory, width = as_bytes(whole), whole.shape[1]
+        first_bytes = [row * width + start for row in range(len(whole))]
+        source.read_layers(0, [memory[first : first + source.layer_bytes] for first in first_bytes])
+        return self._held(rows, segment, stored.surprisal())
+
+    def _held(self, rows: Tensor, segment: Segment, scores: Tensor) -> Held:
+        """A segment whose layers are these bytes, ``(layers, bytes)``."""
+        shape, dtype, format = self._layer_shape(segment), self._layout.dtype, self._layout.format
+        if format in CODECS:
+            return PackedInMemory(SegmentInMemory(rows, scores), shape, dtype, format)
+        return SegmentInMemory(rows.view(dtype).unflatten(1, shape), scores)
+
+
+def _rows(segment: Held) -> Tensor:
+    """A segment's bytes in the buffer that it was read into, ``(layers, bytes)``."""
+    if isinstance(segment, PackedInMemory):
+        return segment.packed.layers
+    return segment.layers.flatten(1).view(torch.uint8)

@@ -1,5 +1,6 @@
 """What a prefill needs to know of a prompt's segments, wherever their keys and values are."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from ragkv.prompt import Segment
 from ragkv.store import Layout
-from ragkv.store.segment_file import ByteRange
+from ragkv.store.quantize import unpack_layer
+from ragkv.store.segment_file import ByteRange, as_bytes
 
 
 class LayerSource(Protocol):
@@ -105,6 +107,43 @@ class SegmentInMemory:
         """Copy to a device, or to pinned host memory (``"pinned"``), from which copies to a GPU run asynchronously."""
         layers = self.layers.pin_memory() if where == "pinned" else self.layers.to(where)
         return SegmentInMemory(layers, self.scores)
+
+
+@dataclass(frozen=True)
+class PackedInMemory:
+    """A quantised segment in memory as it is stored: its layers are unpacked when they are used, if possible on a GPU.
+
+    Attributes
+    ----------
+    packed
+        Its ``layers`` are bytes, ``(layers, bytes)``: see `ragkv.store.quantize.packed_sizes`.
+    shape, dtype
+        Of an unpacked layer.
+    format
+        See `ragkv.store.quantize`.
+    """
+
+    packed: SegmentInMemory
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    format: str
+
+    @property
+    def layer_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def layer(self, index: int) -> Tensor:
+        return unpack_layer(self.packed.layers[index], self.shape, self.format, self.dtype)
+
+    def read_layers(self, first: int, buffers: Sequence[memoryview]) -> None:
+        for index, buffer in enumerate(buffers, first):
+            buffer[:] = as_bytes(self.layer(index))
+
+    def delegate(self, index: int, buffer: memoryview) -> None:
+        self.read_layers(index, [buffer])
+
+    def surprisal(self) -> Tensor:
+        return self.packed.scores
 
 
 def adjacent(segments: Iterable[SegmentInMemory]) -> list[list[SegmentInMemory]]:

@@ -1,6 +1,5 @@
 """Stored layers on their way to a GPU, on a stream of their own, while the GPU computes the layers before them."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeGuard
@@ -11,7 +10,7 @@ from torch import Tensor, device
 from ragkv.kernels import kernels_run
 from ragkv.loading.copy_stream import CopyStream, gpu_stream
 from ragkv.loading.readers import LayerReader, ThreadReader, WorkerReader
-from ragkv.loading.segments import LayerSource, SegmentInMemory, SegmentKV, adjacent, as_one
+from ragkv.loading.segments import LayerSource, PackedInMemory, SegmentInMemory, SegmentKV, adjacent, as_one
 from ragkv.loading.workers import ReadWorkers
 from ragkv.store.quantize import CODECS
 from ragkv.store.stored_segment import PackedSegment, StoredSegment
@@ -23,8 +22,8 @@ class Transfer:
     """Copies stored layers to a GPU in groups, some of them ahead of the layer that is computed.
 
     Copies from pinned memory and from other GPUs run while the GPU computes. Other segments are read into pinned memory
-    first, by threads or worker processes. What is stored in eight or four bits is unpacked on the GPU. Segments that
-    are adjacent in memory, as a `PrefetchingStore` reads them, are copied together.
+    first, by threads or worker processes. What is stored in eight or four bits is copied as it is and unpacked on the
+    GPU. Segments that are adjacent in memory, as a `PrefetchingStore` reads them, are copied together.
 
     All groups are staged in the same buffers, one after the other. A group is placed on the stream that copies it, so
     the next one overwrites the buffers only after that.
@@ -68,25 +67,26 @@ class Transfer:
         self._longest = max(map(len, groups))
         self._reader: LayerReader | None = None
 
-        in_memory = [segment for segment in segments if _copies_directly(segment)]
+        format = _packed_as(segments) if kernels_run(to) else None
+        self._copied: Sequence[LayerSource] = segments if format is None else [_packed(s) for s in segments]
+        in_memory = [segment for segment in self._copied if _copies_directly(segment)]
         self._direct = len(in_memory) == len(segments)
         together = adjacent(in_memory) if self._direct else []
-        self._sources = [as_one(run) for run in together]
-        runs: Sequence[Sequence[SegmentKV]] = together or [[segment] for segment in segments]
+        self._sources = [as_one(run).view(torch.uint8) for run in together]  # for each run, (layers, bytes)
+        runs: Sequence[Sequence[LayerSource]] = together or [[segment] for segment in self._copied]
 
-        sizes = [sum(segment.layer_bytes for segment in run) for run in runs]
-        self._buffer, parts = self._allocate(sizes)  # what the reader's bytes are copied into
-        self._targets: list[Tensor] = []  # for each run, (layers, numbers)
-        self.staged: list[Tensor] = []
-        for run, part in zip(runs, parts, strict=True):
-            target = part.view(run[0].dtype).view(self._longest, -1)
-            self._targets.append(target)
-            self.staged += _by_segment(target, run)
-        self._read: Sequence[LayerSource] = segments
+        sizes = [[segment.layer_bytes for segment in run] for run in runs]
+        self._buffer, parts = self._allocate([sum(run) for run in sizes])
+        self._targets = [part.view(self._longest, -1) for part in parts]  # for each run, (layers, bytes)
+        arrived = [
+            layers for target, run in zip(self._targets, sizes, strict=True) for layers in target.split(run, dim=1)
+        ]  # for each segment, (layers, bytes)
         self._unpack: Callable[[int], None] | None = None
-        format = _packed_as(segments)
-        if format is not None and kernels_run(to):
-            self._unpack_on_gpu(format)
+        if format is None:
+            pairs = zip(arrived, segments, strict=True)
+            self.staged = [layers.view(segment.dtype).unflatten(1, segment.shape) for layers, segment in pairs]
+        else:
+            self.staged = self._unpacked(arrived, format)
 
     def start(self, place: Callable[[range], object]) -> None:
         """Begin to read. Copies begin with the first call of `layer`, so that what comes before it is not held up.
@@ -100,9 +100,9 @@ class Transfer:
         stored = [segment for segment in self._segments if isinstance(segment, StoredSegment)]
         as_stored = self._unpack is not None or not any(segment.format in CODECS for segment in stored)
         if self._workers and as_stored and any(segment.local for segment in stored):
-            self._reader = WorkerReader(self._read, self._parts, self._workers)
+            self._reader = WorkerReader(self._copied, self._parts, self._workers)
         elif not self._direct:
-            self._reader = ThreadReader(self._read, self._parts)
+            self._reader = ThreadReader(self._copied, self._parts)
         self._stream.wait_for_computation()  # the memory that groups are placed in may still be in use
 
     def layer(self, index: int) -> None:
@@ -126,8 +126,8 @@ class Transfer:
                 self._copy(group)
             else:
                 self._reader.copy_next(self._buffer)
-                if self._unpack:
-                    self._unpack(len(group))
+            if self._unpack:
+                self._unpack(len(group))
             self._place(group)
             event = self._stream.record()
         self._in_flight |= dict.fromkeys(group, event)
@@ -141,13 +141,16 @@ class Transfer:
                 for offset, index in enumerate(group):
                     target[offset].copy_(source[index], non_blocking=True)
 
-    def _unpack_on_gpu(self, format: str) -> None:
-        """Copy codes and scales as they are stored, and unpack them into the staging buffers."""
+    def _unpacked(self, arrived: Sequence[Tensor], format: str) -> list[Tensor]:
+        """Staging buffers that each group is unpacked into when it has arrived, ``(layers, bytes)`` of each segment."""
         from ragkv.kernels.unpacking import unpacking
 
-        self._read = [PackedSegment(segment) for segment in self._segments if isinstance(segment, StoredSegment)]
-        self._buffer, codes = self._allocate([segment.layer_bytes for segment in self._read])
-        self._unpack = unpacking(codes, self.staged, format, CODECS[format].packed)
+        _, parts = self._allocate([segment.layer_bytes for segment in self._segments])
+        shapes = [(self._longest, *segment.shape) for segment in self._segments]
+        dtype = self._segments[0].dtype
+        staged = [part.view(dtype).view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        self._unpack = unpacking(arrived, staged, format, CODECS[format].packed)
+        return staged
 
     def _allocate(self, layer_bytes: Sequence[int]) -> tuple[Tensor, Sequence[Tensor]]:
         """A buffer for the longest group, ``(bytes,)``, and its parts, one for each of these sizes of a layer."""
@@ -157,18 +160,20 @@ class Transfer:
         return buffer, buffer.split(sizes)
 
 
-def _by_segment(layers: Tensor, run: Sequence[SegmentKV]) -> list[Tensor]:
-    """The part of each segment in the layers of a run, ``(layers, numbers)``, in the segment's shape."""
-    columns = layers.split([math.prod(segment.shape) for segment in run], dim=1)
-    return [part.unflatten(1, segment.shape) for part, segment in zip(columns, run, strict=True)]
+def _packed(segment: SegmentKV) -> LayerSource:
+    """A quantised segment's codes and scales, as they are stored."""
+    if isinstance(segment, PackedInMemory):
+        return segment.packed
+    assert isinstance(segment, StoredSegment)
+    return PackedSegment(segment)
 
 
-def _copies_directly(segment: SegmentKV) -> TypeGuard[SegmentInMemory]:
+def _copies_directly(segment: LayerSource) -> TypeGuard[SegmentInMemory]:
     """Whether a segment's copy to a GPU needs nothing more of the host."""
     return isinstance(segment, SegmentInMemory) and (segment.layers.is_cuda or segment.layers.is_pinned())
 
 
 def _packed_as(segments: Sequence[SegmentKV]) -> str | None:
     """The smaller format that all segments are stored in, if it is one and the same."""
-    formats = {segment.format if isinstance(segment, StoredSegment) else "model" for segment in segments}
+    formats = {s.format if isinstance(s, StoredSegment | PackedInMemory) else "model" for s in segments}
     return formats.pop() if len(formats) == 1 and formats <= CODECS.keys() else None

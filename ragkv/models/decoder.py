@@ -152,11 +152,12 @@ def _part(projection: nn.Module, hidden: Tensor, rows: slice) -> Tensor:
 def _heads(attention: nn.Module, projected: Tensor, head_norm: str = "") -> Tensor:
     """``(batch, tokens, heads * head_dim)`` to ``(batch, heads, tokens, head_dim)``, normed if the family does that."""
     normed_over = family_of(attention).head_norms if head_norm else None
+    norms = family_of(attention).norms
     if normed_over == "width":
-        projected = getattr(attention, head_norm)(projected)
+        projected = norm(norms, getattr(attention, head_norm), projected)
     states = projected.unflatten(-1, (-1, attention.head_dim))  # (batch, tokens, heads, head_dim)
     if normed_over == "head":
-        states = getattr(attention, head_norm)(states)
+        states = norm(norms, getattr(attention, head_norm), states)
     return states.transpose(1, 2)
 
 
@@ -220,7 +221,7 @@ def _norm(layer: nn.Module, name: str | None, hidden: Tensor) -> Tensor:
 
 
 def norm(norms: Norms, module: nn.Module, hidden: Tensor) -> Tensor:
-    """RMS norm of ``(batch, tokens, hidden)``, computed as a family does it."""
+    """RMS norm over the last dimension of ``(batch, tokens, ..., width)``, computed as a family does it."""
     if _kernels_run(hidden):
         from ragkv.kernels.elementwise import rms_norm
 

@@ -5,7 +5,7 @@ and channel, and values one per head and token, as in KIVI (arXiv 2402.02750). S
 byte and divide without rounding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,6 +110,30 @@ def quantize(layers: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
     scaled_values = torch.ldexp(values, -value_scales[..., None])
     codes = codec.encode(torch.stack((scaled_keys, scaled_values), 1))
     return codes, key_scales.to(torch.int8), value_scales.to(torch.int8)
+
+
+def packed_sizes(shape: Sequence[int], name: str) -> tuple[int, int, int]:
+    """Bytes of a quantised layer of shape ``(2, kv_heads, tokens, head_dim)``: codes, scales of keys, of values."""
+    _, kv_heads, tokens, head_dim = shape
+    codes = 2 * kv_heads * tokens * (head_dim // CODECS[name].packed)
+    return codes, kv_heads * head_dim, kv_heads * tokens
+
+
+def unpack_layer(packed: Tensor, shape: Sequence[int], name: str, dtype: torch.dtype) -> Tensor:
+    """One layer's keys and values in `shape`, ``(2, kv_heads, tokens, head_dim)``, from its bytes.
+
+    Parameters
+    ----------
+    packed
+        ``(bytes,)`` in uint8: codes, scales of keys and scales of values, one behind the other, as in `packed_sizes`.
+    """
+    codec = CODECS[name]
+    _, kv_heads, tokens, head_dim = shape
+    codes, key_scales, value_scales = packed.split(packed_sizes(shape, name))
+    codes = codes.view(codec.codes).view(2, kv_heads, tokens, head_dim // codec.packed)
+    key_scales = key_scales.view(torch.int8).view(kv_heads, head_dim)
+    value_scales = value_scales.view(torch.int8).view(kv_heads, tokens)
+    return dequantize(codes, key_scales, value_scales, name, dtype)
 
 
 def dequantize(codes: Tensor, key_scales: Tensor, value_scales: Tensor, name: str, dtype: torch.dtype) -> Tensor:

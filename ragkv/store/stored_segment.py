@@ -11,7 +11,7 @@ from ragkv.prompt import Segment
 from ragkv.store.checksums import Checksums
 from ragkv.store.errors import StoreError
 from ragkv.store.layout import Layout, layer_name
-from ragkv.store.quantize import CODECS, dequantize
+from ragkv.store.quantize import CODECS, dequantize, packed_sizes
 from ragkv.store.segment_file import BY_NAME, ByteRange, Source, as_bytes, byte_range, read_header, read_into
 
 
@@ -172,12 +172,9 @@ class PackedSegment:
     """
 
     def __init__(self, stored: StoredSegment):
-        _, kv_heads, tokens, head_dim = stored.shape
         self._stored = stored
-        self._codes = 2 * kv_heads * tokens * (head_dim // CODECS[stored.format].packed)
-        self._key_scales = kv_heads * head_dim  # per layer; a scale is one byte
-        self._value_scales = kv_heads * tokens
-        self.layer_bytes = self._codes + self._key_scales + self._value_scales
+        self._codes, self._key_scales, self._value_scales = sizes = packed_sizes(stored.shape, stored.format)
+        self.layer_bytes = sum(sizes)
 
     def read_layers(self, first: int, buffers: Sequence[memoryview]) -> None:
         """Read consecutive layers into buffers of `layer_bytes` each."""

@@ -25,7 +25,7 @@ RECORDS = {path.stem: json.loads(path.read_text()) for path in sorted(REFERENCE.
 QUIET = [  # nothing else ran on the machine, and there are several other lengths to predict each one from
     name
     for name, found in RECORDS.items()
-    if "meanwhile" not in found and len({row["tokens"] for row in found["rows"]}) > 2
+    if "meanwhile" not in found and len({row["tokens"] for row in found["rows"] if row["tier"] == "cuda"}) > 2
 ]
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 METHODS = [("full_reuse", {}), ("probe", {"ratio": 0.05, "hops": 3}), ("probe", {"ratio": 0.02, "hops": 1})]

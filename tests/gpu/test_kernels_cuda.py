@@ -130,7 +130,7 @@ def test_copies_ahead_give_the_same_bits(rng, tmp_path, name, lent):
 @pytest.mark.parametrize("name", ["full_reuse", "probe", "a3"])
 @pytest.mark.parametrize("lent", [False, True], ids=["own memory", "in a workspace"])
 def test_files_unpacked_on_the_gpu_give_the_same_bits(rng, tmp_path, name, lent, format):
-    """As the same files read ahead, which are unpacked on the host."""
+    """So do those in pinned memory: as if they were unpacked on the host."""
     model, prompt = make_model("llama").cuda().bfloat16(), random_prompt(rng, chunks=(60, 70, 80))
     store, layout = KVStore(tmp_path, format=format), Layout.of(model, format)
     precompute(model, [prompt], store)
@@ -138,8 +138,16 @@ def test_files_unpacked_on_the_gpu_give_the_same_bits(rng, tmp_path, name, lent,
     ahead.prefetch(prompt.segments(1))
     selector = get_selector(name) if name == "full_reuse" else get_selector(name, ratio=0.2)
     workspace = Workspace(model, 300) if lent else None
-    first, second = (fused_prefill(model, prompt, s, selector, workspace=workspace).logits for s in (store, ahead))
-    assert torch.equal(first, second)
+    opened = {segment: store.open(layout, segment) for segment in prompt.segments(1)}
+    on_host = InMemory(
+        {
+            segment: SegmentInMemory(torch.stack([stored.layer(i) for i in range(layout.layers)]), stored.surprisal())
+            for segment, stored in opened.items()
+        }
+    )
+    stores = on_host, store, ahead
+    first, *others = (fused_prefill(model, prompt, s, selector, workspace=workspace).logits for s in stores)
+    assert all(torch.equal(first, logits) for logits in others)
 
 
 @pytest.mark.parametrize("name", ["full_reuse", "a3"])

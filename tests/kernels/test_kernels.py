@@ -237,7 +237,7 @@ def test_segments_are_placed_in_their_prompts():
 
 
 @settings(max_examples=25)
-@example(lengths=[33, 1], kv_heads=1, head_dim=80, dtype=torch.bfloat16, format="fp8", count=2, seed=0)
+@example(lengths=[33, 1], kv_heads=1, head_dim=80, dtype=torch.bfloat16, format="fp8", count=2, adjacent=True, seed=0)
 @given(
     lengths=st.lists(st.integers(1, 70), min_size=1, max_size=3),
     kv_heads=st.integers(1, 2),
@@ -245,22 +245,27 @@ def test_segments_are_placed_in_their_prompts():
     dtype=st.sampled_from([*BOUNDS, torch.bfloat16]),
     format=st.sampled_from(sorted(CODECS)),
     count=st.integers(1, 2),
+    adjacent=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_unpacking_gives_the_bits_of_dequantize(lengths, kv_heads, head_dim, dtype, format, count, seed):
+def test_unpacking_gives_the_bits_of_dequantize(lengths, kv_heads, head_dim, dtype, format, count, adjacent, seed):
     random, layers = torch.Generator().manual_seed(seed), 2
     codes, expected = [], []
     for length in lengths:
         exact = torch.randn(layers, 2, kv_heads, length, head_dim, generator=random)
         packed, *scales = quantize(exact * 10 ** (torch.rand(exact.shape, generator=random) * 8 - 6), format)
-        by_layer = [part[i].flatten().view(torch.uint8) for i in range(layers) for part in (packed, *scales)]
-        codes.append(torch.cat(by_layer))
+        codes.append(torch.cat([part.flatten(1).view(torch.uint8) for part in (packed, *scales)], 1))
         some = [dequantize(packed[i], *(s[i] for s in scales), format, dtype) for i in range(count)]
         expected.append(torch.stack(some))
     sizes = [layers * 2 * kv_heads * length * head_dim for length in lengths]
     slices = torch.zeros(sum(sizes), dtype=dtype).split(sizes)
     numbers = [part.view(layers, 2, kv_heads, n, head_dim) for part, n in zip(slices, lengths, strict=True)]
-    unpacking(torch.cat(codes).split([len(part) for part in codes]), numbers, format, CODECS[format].packed)(count)
+    if adjacent:  # each layer of all segments in one row
+        arrived = torch.cat(codes, 1).split([part.shape[1] for part in codes], 1)
+    else:
+        flat = torch.cat([part.flatten() for part in codes]).split([part.numel() for part in codes])
+        arrived = [part.view(layers, -1) for part in flat]
+    unpacking(arrived, numbers, format, CODECS[format].packed)(count)
     for found, wanted in zip(numbers, expected, strict=True):
         assert torch.equal(found[:count], wanted)
         assert not found[count:].any()  # layers that were not unpacked

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ragkv import KVStore, StoreError
 from ragkv.loading.prefetch import PrefetchingStore
-from ragkv.loading.segments import adjacent
+from ragkv.loading.segments import PackedInMemory, adjacent
 from ragkv.prompt import Segment
 from ragkv.store import Layout
 from ragkv.store.quantize import CODECS, FORMATS
@@ -64,6 +64,24 @@ def test_every_call_gives_its_segments_side_by_side_and_reads_only_what_the_last
         assert_same(ahead, KVStore(store.url), layout, wanted)
         opened.clear()
         last = set(wanted)
+
+
+@pytest.mark.parametrize("format", CODECS)
+def test_quantised_segments_stay_packed_side_by_side(rng, format):
+    """In as many bytes as the files hold of each layer, and as they were read also if an earlier call had them."""
+    store, layout, segments = filled(rng, format)
+    ahead = PrefetchingStore(store, layout)
+    for wanted in (segments[:3], segments[2:]):
+        ahead.prefetch(wanted)
+        found = [ahead.open(layout, segment) for segment in wanted]
+        assert all(isinstance(segment, PackedInMemory) for segment in found)
+        assert len(adjacent(segment.packed for segment in found)) == 1
+        for segment, held in zip(wanted, found, strict=True):
+            stored = store.open(layout, segment)
+            layers = [stored.read(f"layer.{index:03d}") for index in range(LAYERS)]
+            expected = sum(part.nbytes for part in (*layers, *stored.scales))
+            assert held.packed.layers.nbytes == expected
+        assert_same(ahead, store, layout, wanted)
 
 
 def test_the_same_call_again_changes_nothing(rng):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragkv import KVStore, StoreError
+from ragkv.loading.prefetch import PrefetchingStore
 from ragkv.loading.segments import SegmentInMemory, SegmentKV
 from ragkv.prompt import Segment
 from ragkv.store import Cache, Layout
@@ -64,11 +65,19 @@ def blocks(sizes: list[int]) -> list[tuple[int, int]]:
     return pairs
 
 
-@pytest.fixture(params=["memory", *((place, format) for place in PLACES for format in FORMATS)], ids=str)
+AHEAD = [("ahead", format) for format in FORMATS]
+
+
+@pytest.fixture(params=["memory", *AHEAD, *((place, format) for place in PLACES for format in FORMATS)], ids=str)
 def segment(request, tmp_path) -> SegmentKV:
     if request.param == "memory":
         return SegmentInMemory(*random_layers(torch.bfloat16))
     place, format = request.param
+    if place == "ahead":
+        store, layout = stored("folder", tmp_path, format, torch.bfloat16)
+        ahead = PrefetchingStore(store, layout)
+        ahead.prefetch([SEGMENT])
+        return ahead.open(layout, SEGMENT)
     store, layout = stored(place, tmp_path, format, torch.bfloat16)
     return store.open(layout, SEGMENT)
 

@@ -317,6 +317,20 @@ def faults(run, header, rows):
             yield label, count, recorded[kind][name]
 
 
+def formats(run, header, rows):
+    """`method` at a ratio, by format: the KL, and how much larger it is than in the model's dtype."""
+    if header[0] != "KL from full prefill":
+        return
+    recorded = json.loads((RECORDED / run).read_text())["rows"]
+    for label, *cells in rows:
+        method, ratio = re.fullmatch(r"`([^`]+)`(?: at (\d+) %)?", label).groups()
+        for format, cell in zip(header[1:], cells, strict=True):
+            wanted = (method, float(ratio or 0) / 100, format.strip("`"))
+            (row,) = (row for row in recorded if (row["method"], row["ratio"], row["format"]) == wanted)
+            expected = [row["kl"][0], *row.get("more than model", [])[1:]]
+            yield from ((label, *pair) for pair in zip(re.findall(r"[-+]?[\d.]+", cell), expected, strict=True))
+
+
 CHECKS = [
     (faults, 24),
     (scores, 90),
@@ -337,6 +351,7 @@ CHECKS = [
     (serving, 15),
     (checking, 6),
     (segments, 16),
+    (formats, 50),
 ]
 
 
