@@ -66,7 +66,7 @@ def calibrate(
 
     rounds: list[dict] = [
         {"first_layer": range(model.config.num_hidden_layers), "following": (0, 1)},
-        {"hops": (2, 3, 4), "threshold": (0.0, 0.05, 0.15)},
+        {"hops": (1, 2, 3, 4), "threshold": (0.0, 0.05, 0.15)},
     ]
     rows: list[dict] = []
     best: dict = DEFAULT

@@ -466,6 +466,12 @@ def test_page_on_contexts_says_what_did_not_help():
     assert f"The default options have {default[0]} and {default[1]}, one hop has {one_hop[0]} and {one_hop[1]}" in text
 
 
+def test_page_on_contexts_says_what_tokens_behind_the_chunk_do():
+    alone, both = json.loads((RECORDED / "contexts.json").read_text())["behind the chunk"]["rows"]
+    text = " ".join((ROOT / "docs/contexts.md").read_text().split())
+    assert f"a KL of {both['kl']} after 330 seconds, and {alone['kl']} with the context alone" in text
+
+
 def test_page_on_contexts_says_what_precompute_takes():
     times = json.loads((RECORDED / "contexts.json").read_text())["precompute"]["times"]
     text = " ".join((ROOT / "docs/contexts.md").read_text().split())
