@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import triton.language as tl
 from torch import Tensor
+
+ALIGNMENT = tl.constexpr(16)  # bytes that a thread reads or writes at once, if they begin at a multiple of it
 
 
 def blocks_of(lengths: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -19,6 +22,11 @@ def blocks_of(lengths: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     segments: np.ndarray = np.repeat(np.arange(len(lengths)), blocks)
     first_blocks = blocks.cumsum() - blocks  # of each segment
     return segments, (np.arange(len(segments)) - first_blocks[segments]) * rows
+
+
+def aligned(*bytes: np.ndarray | int) -> bool:
+    """Whether all these addresses or distances, in bytes, are multiples of `ALIGNMENT`."""
+    return not any(np.any(np.asarray(some) % ALIGNMENT.value) for some in bytes)
 
 
 def to_gpu(tables: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:

@@ -10,12 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ragkv.kernels import early_start, on_its_gpu
-from ragkv.kernels.blocks import blocks_of, to_gpu
+from ragkv.kernels.blocks import ALIGNMENT, aligned, blocks_of, to_gpu
 from ragkv.kernels.early import wait_for_previous
 from ragkv.kernels.elementwise import channels, rotate_halves
 
 WRITE_ROWS = 16  # tokens per program of `write`
-ALIGNMENT = 16  # bytes that are read or written at once if they begin at a multiple of it
 PLACE_ROWS = 32  # tokens per program of `placing`, the fastest of those tried on an H100
 
 
@@ -92,8 +91,7 @@ def placing(
     sources = bases + np.arange(len(like))[:, None] * layer_bytes
     targets = np.array([[states.data_ptr() for states in cache] for cache in caches])
 
-    row_bytes = head_dim * like.itemsize
-    aligned = not any((addresses % ALIGNMENT).any() for addresses in (sources, targets)) and row_bytes % ALIGNMENT == 0
+    all_aligned = aligned(sources, targets, head_dim * like.itemsize)
     first_tokens = (np.array(positions), np.array(slots))
     tables = (sources.ravel(), targets.ravel(), lengths, *first_tokens, block_segments, block_tokens)
     gpu_tables = to_gpu(tables, like.device)
@@ -107,7 +105,7 @@ def placing(
                 _place[(kv_heads * blocks * len(alike),)](
                     *gpu_tables, cos, sin, like, len(segments), cache_slots * head_dim, kv_heads, blocks,
                     source_layer + alike[0] - layers.start, alike[0],
-                    ROWS=PLACE_ROWS, ALIGNED=aligned, **channels(cos, head_dim),
+                    ROWS=PLACE_ROWS, ALIGNED=all_aligned, **channels(cos, head_dim),
                 )  # fmt: skip
 
     return place
@@ -177,9 +175,9 @@ def _place(
     cached_keys = tl.load(targets + 2 * layer).to(tl.pointer_type(dtype))
     cached_values = tl.load(targets + 2 * layer + 1).to(tl.pointer_type(dtype))
     if ALIGNED:
-        source = tl.multiple_of(source, 16)
-        cached_keys = tl.multiple_of(cached_keys, 16)
-        cached_values = tl.multiple_of(cached_values, 16)
+        source = tl.multiple_of(source, ALIGNMENT)
+        cached_keys = tl.multiple_of(cached_keys, ALIGNMENT)
+        cached_values = tl.multiple_of(cached_values, ALIGNMENT)
 
     token = tl.load(block_tokens + block) + tl.arange(0, ROWS)
     valid = (token < length)[:, None] & (dims < HALF)[None, :]

@@ -9,10 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ragkv.kernels import on_its_gpu
-from ragkv.kernels.blocks import blocks_of, to_gpu
+from ragkv.kernels.blocks import ALIGNMENT, aligned, blocks_of, to_gpu
 
 ROWS = 32  # tokens per program
-ALIGNMENT = 16  # bytes that are read at once if they begin at a multiple of it
 
 
 @on_its_gpu
@@ -42,7 +41,6 @@ def unpacking(codes: Sequence[Tensor], numbers: Sequence[Tensor], format: str, p
     blocks = len(block_segments)
     layer_steps = np.array([layers.stride(0) for layers in codes])
     code_offsets, number_offsets = _offsets(codes), _offsets(numbers)
-    aligned = not any((offsets % ALIGNMENT).any() for offsets in (code_offsets, layer_steps))
     tables = (lengths, code_offsets, layer_steps, number_offsets // head_dim, block_segments, block_tokens)
     gpu_tables = to_gpu(tables, codes[0].device)
 
@@ -51,7 +49,7 @@ def unpacking(codes: Sequence[Tensor], numbers: Sequence[Tensor], format: str, p
             _unpack[(kv_heads * blocks * layers,)](
                 codes[0], numbers[0], *gpu_tables, kv_heads, blocks,
                 HEAD_DIM=head_dim, WIDTH=triton.next_power_of_2(head_dim), ROWS=ROWS,
-                PACKED=packed, FORMAT=format, ALIGNED=aligned,
+                PACKED=packed, FORMAT=format, ALIGNED=aligned(code_offsets, layer_steps),
             )  # fmt: skip
 
     return unpack
@@ -83,7 +81,7 @@ def _unpack(
     half = kv_heads * length * (HEAD_DIM // PACKED)  # the codes of the keys, and as many of the values
     start = tl.load(code_offsets + segment) + layer * tl.load(layer_steps + segment)
     if ALIGNED:
-        start = tl.multiple_of(start, 16)
+        start = tl.multiple_of(start, ALIGNMENT)
     source = codes + start
     key_scales = source + 2 * half
     value_scales = key_scales + kv_heads * HEAD_DIM
