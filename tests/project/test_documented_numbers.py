@@ -331,6 +331,19 @@ def formats(run, header, rows):
             yield from ((label, *pair) for pair in zip(re.findall(r"[-+]?[\d.]+", cell), expected, strict=True))
 
 
+def two_hops(run, header, rows):
+    """`method` at a ratio; the KL and the gap recovered, with their intervals."""
+    if header[0] != "two-hop questions":
+        return
+    recorded = json.loads((RECORDED / run).read_text())["multi-hop"]["rows"]
+    for (label, kl, gap), row in zip(rows, recorded, strict=True):
+        method, ratio = re.fullmatch(r"`([^`]+)`(?: at (\d+) %)?", label).groups()
+        assert (method, float(ratio or 0) / 100) == (row["method"], row["ratio"])
+        yield from ((label, *pair) for pair in zip(re.findall(r"[\d.]+", kl), row["kl"], strict=True))
+        recovered = [100 * value for value in row["recovered"]]
+        yield from ((label, *pair) for pair in zip(re.findall(r"\d+", gap), recovered, strict=True))
+
+
 CHECKS = [
     (faults, 24),
     (scores, 90),
@@ -352,6 +365,7 @@ CHECKS = [
     (checking, 6),
     (segments, 16),
     (formats, 50),
+    (two_hops, 36),
 ]
 
 
