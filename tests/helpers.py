@@ -1,6 +1,7 @@
 """What tests share: tiny random models of every family, random prompts, empty stores, and references."""
 
 import os
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -191,3 +192,22 @@ def read_all(store: KVStore, layout: Layout, segment: Segment = SEGMENT) -> list
     """Everything that is stored of a segment: its surprisal, and the keys and values of every layer."""
     stored = store.open(layout, segment)
     return [stored.surprisal(), *(stored.layer(i) for i in range(layout.layers))]
+
+
+class Immediately:
+    """A copying stream of a device that does everything at once."""
+
+    def active(self):
+        return nullcontext()
+
+    def wait_for_computation(self):
+        pass
+
+    def record(self):
+        return None
+
+    def computation_waits(self, event):
+        pass
+
+    def uses(self, memory):
+        pass

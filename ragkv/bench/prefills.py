@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ragkv.bench.parts import bring
 from ragkv.bench.random_models import random_prompt
-from ragkv.bench.tiers import need_files, tier
+from ragkv.bench.tiers import needs_files, tier
 from ragkv.bench.timing import measure, nothing
 from ragkv.costs.prefill import BF16_BYTES, bytes_moved, operations
 from ragkv.costs.roofline import FULL, Machine
@@ -78,7 +78,7 @@ def prefill_rows(
     tiers
         Some of `ragkv.bench.tiers.TIERS`.
     store
-        On a local disk, for tiers that `need_files`.
+        On a local disk, for tiers of which `needs_files` is true.
     machine
         With the speeds that `ragkv.bench.parts.ceilings` measured.
 
@@ -102,7 +102,7 @@ def prefill_rows(
     shape = Shape.of_config(model.config)
     prompt = random_prompt(model.config.vocab_size, tokens, chunk_tokens)
     workspace, memory = Workspace(model, tokens + 64), InMemory.computed(model, prompt)
-    if need_files(tiers, store.format):
+    if any(needs_files(name, store.format) for name in tiers):
         memory.into(store, model)
     one_gpu = len(set(workspace.memory.devices)) == 1
 

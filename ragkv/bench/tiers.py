@@ -1,7 +1,7 @@
 """Where reused keys and values come from: the GPU, pinned host memory, a store's files in the page cache or on disk."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 
 from transformers import PreTrainedModel
@@ -24,7 +24,7 @@ def tier(name: str, memory: InMemory, store: KVStore, model: PreTrainedModel) ->
     memory
         The segments.
     store
-        On a local disk; holds the same segments, for tiers that `need_files`.
+        On a local disk; holds the same segments, for tiers of which `needs_files` is true.
 
     Raises
     ------
@@ -33,14 +33,14 @@ def tier(name: str, memory: InMemory, store: KVStore, model: PreTrainedModel) ->
     """
     if name not in TIERS:
         raise ValueError(f"unknown tier {name!r}: choose among {', '.join(TIERS)}")
+    if not needs_files(name, store.format):
+        return memory.to(name), nothing
     layout = Layout.of(model, store.format)
-    if name == "pinned" and store.format != "model":
-        ahead = PrefetchingStore(store, layout)  # into pinned memory, as they are stored
+    if name == "pinned":
+        ahead = PrefetchingStore(store, layout)  # as they are stored
         ahead.prefetch(memory.segments)
         ahead.wait()
         return ahead, nothing
-    if name not in FILES:
-        return memory.to(name), nothing
     paths = [store.path(layout.key(segment)) for segment in memory.segments]
     if name == "disk":
         return store, partial(_drop_from_page_cache, paths)
@@ -48,9 +48,9 @@ def tier(name: str, memory: InMemory, store: KVStore, model: PreTrainedModel) ->
     return store, nothing
 
 
-def need_files(tiers: Collection[str], format: str) -> bool:
-    """Whether some of these tiers take segments in this format from files."""
-    return any(name in FILES or (name == "pinned" and format != "model") for name in tiers)
+def needs_files(name: str, format: str) -> bool:
+    """Whether a tier takes segments in this format from files; quantised ones are pinned as they are stored."""
+    return name in FILES or (name == "pinned" and format != "model")
 
 
 def _read_into_page_cache(paths: list[str]) -> None:

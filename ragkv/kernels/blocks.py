@@ -24,9 +24,9 @@ def blocks_of(lengths: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return segments, (np.arange(len(segments)) - first_blocks[segments]) * rows
 
 
-def aligned(*bytes: np.ndarray | int) -> bool:
-    """Whether all these addresses or distances, in bytes, are multiples of `ALIGNMENT`."""
-    return not any(np.any(np.asarray(some) % ALIGNMENT.value) for some in bytes)
+def aligned(*places: np.ndarray | int) -> bool:
+    """Whether all these addresses and distances, in bytes, are multiples of `ALIGNMENT`."""
+    return not any(np.any(np.asarray(some) % ALIGNMENT.value) for some in places)
 
 
 def to_gpu(tables: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:

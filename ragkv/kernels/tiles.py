@@ -47,7 +47,7 @@ def config(head_dim: int, dtype: torch.dtype, rows: int = 2**20) -> Config:
         return Config(64, 64, 4, 3, 2)
     if head_dim <= 64:
         return Config(128, 128, 4, 2, 2)
-    if head_dim <= 128 and 1024 < rows <= 4096:
+    if head_dim <= 128 and 1024 < rows <= 4096:  # too few tiles of 128 rows to fill an H200
         return Config(64, 64, 4, 3, 2)
     return Config(128, 128, 8, 3) if head_dim <= 128 else Config(128, 64, 8, 2)
 

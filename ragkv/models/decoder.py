@@ -151,13 +151,13 @@ def _part(projection: nn.Module, hidden: Tensor, rows: slice) -> Tensor:
 
 def _heads(attention: nn.Module, projected: Tensor, head_norm: str = "") -> Tensor:
     """``(batch, tokens, heads * head_dim)`` to ``(batch, heads, tokens, head_dim)``, normed if the family does that."""
-    normed_over = family_of(attention).head_norms if head_norm else None
-    norms = family_of(attention).norms
+    family = family_of(attention)
+    normed_over = family.head_norms if head_norm else None
     if normed_over == "width":
-        projected = norm(norms, getattr(attention, head_norm), projected)
+        projected = norm(family.norms, getattr(attention, head_norm), projected)
     states = projected.unflatten(-1, (-1, attention.head_dim))  # (batch, tokens, heads, head_dim)
     if normed_over == "head":
-        states = norm(norms, getattr(attention, head_norm), states)
+        states = norm(family.norms, getattr(attention, head_norm), states)
     return states.transpose(1, 2)
 
 

@@ -1,12 +1,11 @@
 """However stored keys and values come into the memory of the layers, the prefill is the same."""
 
 from collections import Counter, defaultdict
-from contextlib import nullcontext
 from functools import cached_property, partial
 
 import pytest
 import torch
-from helpers import assert_caches_agree, make_model, memory_store, random_prompt, relative_error
+from helpers import Immediately, assert_caches_agree, make_model, memory_store, random_prompt, relative_error
 
 from ragkv import fused_prefill, precompute
 from ragkv.eviction import get_eviction
@@ -17,25 +16,6 @@ from ragkv.selectors import get_selector
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has streams and kernels")
-
-
-class Immediately:
-    """A copying stream of a device that does everything at once."""
-
-    def active(self):
-        return nullcontext()
-
-    def wait_for_computation(self):
-        pass
-
-    def record(self):
-        return None
-
-    def computation_waits(self, event):
-        pass
-
-    def uses(self, memory):
-        pass
 
 
 @pytest.fixture(params=["kernel", "plain"])

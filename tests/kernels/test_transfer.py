@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from helpers import memory_store, random_ids
+from helpers import Immediately, memory_store, random_ids
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from ragkv import KVStore
 from ragkv.loading import transfer
-from ragkv.loading.copy_stream import CopyStream
 from ragkv.loading.layer_groups import layer_groups
 from ragkv.loading.prefetch import PrefetchingStore
 from ragkv.loading.segments import SegmentInMemory
@@ -19,25 +18,6 @@ from ragkv.store.quantize import CODECS
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the compiled kernels")
 CPU = torch.device("cpu")
 LAYERS = 7
-
-
-class OneStream(CopyStream):
-    """Everything runs at once."""
-
-    def active(self):
-        return torch.no_grad()
-
-    def wait_for_computation(self):
-        pass
-
-    def record(self):
-        return None
-
-    def computation_waits(self, event):
-        pass
-
-    def uses(self, memory):
-        pass
 
 
 @pytest.mark.parametrize("head_dim", [8, 16])  # layers of 16 times as many bytes, and others
@@ -57,7 +37,7 @@ def test_packed_segments_are_staged_as_they_are_unpacked_on_the_host(rng, monkey
     monkeypatch.setattr(transfer, "_copies_directly", lambda segment: isinstance(segment, SegmentInMemory))
     opened = [ahead.open(layout, segment) for segment in segments]
     groups = layer_groups(range(LAYERS), [CPU] * LAYERS)
-    copying = transfer.Transfer(opened, groups, CPU, stream=OneStream())
+    copying = transfer.Transfer(opened, groups, CPU, stream=Immediately())
     staged = {}
     copying.start(lambda group: staged.update({group: [part[: len(group)].clone() for part in copying.staged]}))
     for index in range(LAYERS):

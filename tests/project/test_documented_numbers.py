@@ -480,6 +480,28 @@ def test_page_on_contexts_says_what_did_not_help():
     assert f"The default options have {default[0]} and {default[1]}, one hop has {one_hop[0]} and {one_hop[1]}" in text
 
 
+def test_readme_says_what_eight_bits_gain():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    rows = pd.DataFrame(json.loads((RECORDED / "bench-h200-llama-3-8b-fp8.json").read_text())["rows"])
+    rows = rows[(rows["selector"] == "a3") & (rows["layer"] == 8)].sort_values("tokens")
+    pinned, cached = (rows[rows["tier"] == tier]["speed-up"] for tier in ("pinned", "page cache"))
+    first, last = ("{:.1f}, {:.1f} and {:.1f} times".format(*speeds) for speeds in (pinned, cached))
+    assert f"{first} as fast as a full prefill from pinned memory, and {last} from files in the page cache" in text
+
+
+def test_scaling_page_says_what_decoding_takes():
+    text = " ".join((ROOT / "docs/scaling.md").read_text().split())
+    shapes = ("llama-3-8b", "mistral-7b", "qwen2.5-7b", "qwen3-8b")
+    llama, mistral, *qwen = (
+        f"{json.loads((RECORDED / f'bench-h200-{shape}.json').read_text())['decoding']['ratio']:.2f} times"
+        for shape in shapes
+    )
+    assert f"{llama} as long as reading the weights: each of its kernels starts" in text
+    assert f"{llama} as long per token as reading the weights" in " ".join((ROOT / "README.md").read_text().split())
+    assert f"{mistral} as long as reading the weights with the shape of Mistral-7B, {qwen[0]} with that" in text
+    assert f"and {qwen[1]} with that of Qwen3-8B" in text
+
+
 def test_page_on_contexts_says_what_tokens_behind_the_chunk_do():
     alone, both = json.loads((RECORDED / "contexts.json").read_text())["behind the chunk"]["rows"]
     text = " ".join((ROOT / "docs/contexts.md").read_text().split())
